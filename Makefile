@@ -1,0 +1,29 @@
+# Everything runs in a virtual environment of the project's own, with the exact versions of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-all lint bench clean
+
+demo: $(STAMP)  ## train the stand-in, resume it in a new process, compare the bits
+	$(VENV)/bin/clip-hba demo
+
+test: $(STAMP)  ## the quick tests, under 10 minutes on 2 cores
+	$(VENV)/bin/python -m pytest -m "not system"
+
+test-all: $(STAMP)  ## the system tests too
+	$(VENV)/bin/python -m pytest
+
+lint: $(STAMP)  ## ruff, mypy and the floors of the house, through pre-commit
+	$(VENV)/bin/pre-commit run --all-files --show-diff-on-failure
+
+bench: $(STAMP)  ## step time beside the full forward
+	$(VENV)/bin/python benchmarks/step_time.py
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

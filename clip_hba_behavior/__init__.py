@@ -1,0 +1,57 @@
+"""Fine-tune CLIP on human behaviour with DoRA, and continue every run bit for bit.
+
+This is the whole public surface. The names are imported when they are first used, so that
+`clip-hba --help` does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clip_hba_behavior.config import Config, make_config
+    from clip_hba_behavior.reproducibility.checkpoint import read_checkpoint, save_dora_parameters
+    from clip_hba_behavior.reproducibility.compare import compare
+    from clip_hba_behavior.reproducibility.errors import BadInputError, NotReproducibleError
+    from clip_hba_behavior.reproducibility.rng import load_and_restore_rng_state
+    from clip_hba_behavior.reproducibility.state import TrainingState
+    from clip_hba_behavior.run import resume, run_behavioral_training, start, train_model
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Config": "config",
+    "make_config": "config",
+    "read_checkpoint": "reproducibility.checkpoint",
+    "save_dora_parameters": "reproducibility.checkpoint",
+    "compare": "reproducibility.compare",
+    "BadInputError": "reproducibility.errors",
+    "NotReproducibleError": "reproducibility.errors",
+    "load_and_restore_rng_state": "reproducibility.rng",
+    "TrainingState": "reproducibility.state",
+    "resume": "run",
+    "run_behavioral_training": "run",
+    "start": "run",
+    "train_model": "run",
+}
+
+__all__ = [
+    "BadInputError",
+    "Config",
+    "NotReproducibleError",
+    "TrainingState",
+    "compare",
+    "load_and_restore_rng_state",
+    "make_config",
+    "read_checkpoint",
+    "resume",
+    "run_behavioral_training",
+    "save_dora_parameters",
+    "start",
+    "train_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

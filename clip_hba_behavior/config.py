@@ -1,0 +1,261 @@
+"""The configuration: every key typed, documented and checked; unknown keys are refused."""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from clip_hba_behavior.reproducibility.digest import digest
+from clip_hba_behavior.reproducibility.errors import BadInputError
+
+STANDIN = "standin"
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+DATA_KEYS = ("csv_file", "img_dir", "inference_csv_file", "RDM48_triplet_dir", "prompts_file")
+
+# Keys that may differ between a run and its continuation, because they do not shape its trajectory.
+# Paths count by the digests of what lies there, which are recorded and compared on their own.
+_FREE_KEYS = {
+    *DATA_KEYS,
+    "backbone",
+    "tokenizer",
+    "trust_backbone_file",
+    "epochs",
+    "early_stopping_patience",
+    "num_workers",
+    "device",
+    "cache_dir",
+    "run_dir",
+    "training_run",
+    "baseline_dora_directory",
+}
+# Keys of earlier configurations that have no place here, and what became of them.
+_RETIRED_KEYS = {
+    "criterion": "the loss is always the mean squared error",
+    "logger": "the log goes to training_log.txt in the run directory",
+    "checkpoint_path": "the best epoch is named in best.json in the run directory",
+    "dora_parameters_path": "checkpoints go to dora_params/ in the run directory: set run_dir",
+    "training_res_path": "results go to training_res.csv in the run directory: set run_dir",
+}
+
+
+class Config(BaseModel):
+    """One run's configuration. Without any key it trains on the stand-in."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    csv_file: str | None = Field(
+        None,
+        description="Annotation CSV: an index column, image_name, columns 0-65. Without it, the stand-in.",
+    )
+    img_dir: str | None = Field(None, description="Directory of the images, flat or in one folder a concept.")
+    inference_csv_file: str | None = Field(
+        None, description="CSV of the 48 held-out images, rows in the order of the human RDM."
+    )
+    RDM48_triplet_dir: str | None = Field(None, description="The file RDM48_triplet.mat with the human 48x48 RDM.")
+    prompts_file: str | None = Field(None, description="Text file with 66 prompts, one a line.")
+
+    backbone: str = Field(
+        STANDIN,
+        description="A ViT CLIP: directory or hub name in Hugging Face format, OpenAI's name (ViT-L/14) "
+        "or .pt file; `standin` is the small one that comes with the package.",
+    )
+    tokenizer: str | None = Field(
+        None, description="Directory or hub name of the tokenizer, where the backbone is a .pt file."
+    )
+    trust_backbone_file: bool = Field(
+        False, description="Open a TorchScript .pt that OpenAI did not publish. It can run code."
+    )
+    vision_layers: Positive = Field(2, description="How many of the last visual blocks get a DoRA layer.")
+    transformer_layers: Positive = Field(1, description="How many of the last text blocks get a DoRA layer.")
+    rank: Positive = Field(32, description="Rank of the DoRA factors.")
+    dora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Probability with which an entry of the low-rank update is dropped in training."
+    )
+
+    epochs: NotNegative = Field(500, description="Train up to this epoch.")
+    batch_size: Positive = Field(64, description="Images a training step.")
+    train_portion: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.8, description="Share of the images that train; the rest test."
+    )
+    lr: Annotated[float, Field(gt=0)] = Field(3e-4, description="Learning rate (with a schedule: its peak).")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="AdamW's weight decay.")
+    lr_schedule: Literal["constant", "cosine", "warmup_cosine"] = Field(
+        "constant", description="How the learning rate depends on the epoch."
+    )
+    lr_min: Annotated[float, Field(ge=0)] = Field(0.0, description="Where a schedule's descent ends.")
+    lr_warmup_epochs: Positive = Field(5, description="Epochs of warmup_cosine's rise.")
+    lr_schedule_epochs: Positive | None = Field(
+        None,
+        description="The descent's last epoch. Default: `epochs` at the start; extending a run keeps it.",
+    )
+    early_stopping_patience: Positive = Field(
+        20, description="Stop after this many epochs without a better test loss."
+    )
+    random_seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        1, description="Seeds split, initial parameters, batch orders and augmentation."
+    )
+    augmentation: list[Literal["random_resized_crop", "horizontal_flip", "color_jitter"]] = Field(
+        [], description="What training images undergo; none by default."
+    )
+    perturb_type: Literal["none"] = Field("none", description="Perturbation of a fork; only `none` so far.")
+    training_run: Positive = Field(
+        1,
+        description="Start with this epoch, from the state after the epoch before it in baseline_dora_directory.",
+    )
+    baseline_dora_directory: str | None = Field(
+        None, description="Directory of the baseline's checkpoints, needed where training_run is above 1."
+    )
+
+    device: str = Field("auto", description="auto (a GPU if there is one), cpu, cuda or cuda:N.")
+    num_workers: NotNegative = Field(0, description="Processes that read augmented images; changes no bit.")
+    num_threads: Positive | None = Field(
+        None, description="CPU threads of one operation; changes bits. Default: the cores at the start."
+    )
+    deterministic: bool = Field(True, description="Use only operations that repeat their bits.")
+    tf32: bool = Field(False, description="Let a GPU round the inputs of float32 products to TF32.")
+    sdpa_backend: Literal["math", "flash", "efficient"] = Field("math", description="Attention kernel.")
+    eval_batch_size: Positive = Field(64, description="Images a forward pass in evaluation; changes bits.")
+    chunk_size: Positive = Field(32, description="Images a pass through the frozen part; changes bits.")
+    cache_dir: str | None = Field(
+        None,
+        description="Where frozen features are kept. Default: clip_hba_behavior in the user's cache directory.",
+    )
+    run_dir: str | None = Field(None, description="The run's directory. Default: runs/seed<random_seed>.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _understand_old_keys(cls, given: Any) -> Any:
+        """Take the integer `cuda` key of earlier configurations: -1, 0, 1 a GPU, 2 the CPU."""
+        if not isinstance(given, dict):
+            return given
+        given = dict(given)
+        if "cuda" in given:
+            cuda = given.pop("cuda")
+            names = {-1: "cuda", 0: "cuda:0", 1: "cuda:1", 2: "cpu"}
+            if type(cuda) is not int or cuda not in names:
+                raise ValueError(
+                    f"cuda: found {cuda!r}, expected -1, 0 or 1 (a GPU) or 2 (the CPU); or use device"
+                )
+            if "device" in given:
+                raise ValueError("cuda and device are both given; keep device")
+            given["device"] = names[cuda]
+        if given.get("augmentation") in (None, "none") and "augmentation" in given:
+            given["augmentation"] = []
+        return {key: os.fspath(value) if isinstance(value, Path) else value for key, value in given.items()}
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_known(cls, device: str) -> str:
+        kind, _, index = device.partition(":")
+        if device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdecimal()):
+            raise ValueError("expected auto, cpu, cuda or cuda:N")
+        return device
+
+    @model_validator(mode="after")
+    def _keys_go_together(self) -> "Config":
+        given = [key for key in DATA_KEYS if getattr(self, key) is not None]
+        if given and len(given) < len(DATA_KEYS):
+            absent = [key for key in DATA_KEYS if key not in given]
+            raise ValueError(
+                f"{', '.join(given)} given, but not {', '.join(absent)}; give all five, or none for the stand-in"
+            )
+        if self.training_run > 1 and self.baseline_dora_directory is None:
+            raise ValueError(f"training_run is {self.training_run}, so baseline_dora_directory is needed")
+        if len(set(self.augmentation)) < len(self.augmentation):
+            raise ValueError(f"augmentation: {self.augmentation} names one twice")
+        return self
+
+    def trajectory_digest(self) -> str:
+        """Return the digest over the keys that shape the trajectory, paths and limits left out."""
+        return digest({key: value for key, value in self.model_dump().items() if key not in _FREE_KEYS})
+
+    def to_yaml(self) -> str:
+        """Return the configuration as YAML, every key with its value."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def is_free(key: str) -> bool:
+    """Whether a key may be changed when a run is resumed."""
+    return key in _FREE_KEYS
+
+
+def make_config(given: Mapping[str, Any]) -> Config:
+    """Check a mapping and make a configuration of it.
+
+    Raises:
+        BadInputError: names every wrong key with its value and what is allowed.
+    """
+    retired = [f"{key}: {why}; remove the key" for key, why in _RETIRED_KEYS.items() if key in given]
+    if retired:
+        raise BadInputError("the configuration has keys of an earlier version\n  " + "\n  ".join(retired))
+    try:
+        return Config.model_validate(dict(given))
+    except ValidationError as error:
+        lines = [_explain(detail, given) for detail in error.errors()]
+        raise BadInputError("the configuration is wrong\n  " + "\n  ".join(lines)) from None
+
+
+def _explain(detail: Any, given: Mapping[str, Any]) -> str:
+    location = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(location, Config.model_fields, n=1)
+        return f"{location}: no such key" + (
+            f"; did you mean {near[0]}?" if near else "; see docs/configuration.md"
+        )
+    message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "expected").rstrip(".")
+    return f"{location}: found {detail['input']!r}, {message}" if location else message
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds one mapping of keys to plain values.
+
+    Raises:
+        BadInputError: no such file, not YAML, or no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BadInputError(f"there is no configuration file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInputError(f"{path} cannot be read: {error}") from None
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise BadInputError(f"{path} is no YAML file: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise BadInputError(f"{path} is no configuration: expected one `key: value` a line")
+    return {key: float(value) if _is_scientific(value) else value for key, value in content.items()}
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """Read `key=value` settings from the command line; values are YAML.
+
+    Raises:
+        BadInputError: a setting without `=`, or a value that is no YAML.
+    """
+    parsed: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise BadInputError(f"--set {setting}: expected key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise BadInputError(f"--set {setting}: the value is no YAML") from None
+        parsed[key.strip()] = float(value) if _is_scientific(value) else value
+    return parsed
+
+
+def _is_scientific(value: object) -> bool:
+    """Tell `3e-4`, which YAML 1.1 takes for a string because it has no dot."""
+    if not isinstance(value, str) or "e" not in value.lower():
+        return False
+    mantissa, _, exponent = value.lower().partition("e")
+    return mantissa.lstrip("+-").isdecimal() and exponent.lstrip("+-").isdecimal()

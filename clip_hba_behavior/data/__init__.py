@@ -1,0 +1,1 @@
+"""Images, targets and prompts: THINGS format, and the drawn stand-in."""

@@ -1,0 +1,211 @@
+"""The stand-in for THINGS and CLIP: pictures drawn from 66-d vectors, and where the small CLIP lies.
+
+THINGS images and CLIP's weights cannot be shipped. This data set can: its targets are drawn at random with the
+statistics of rescaled SPoSE embeddings, its pictures are drawn from the targets, so a model can learn the one from
+the other. Every number is made by integer or correctly rounded floating-point arithmetic (`+ - * / sqrt`, never
+`exp`), so that the files hold the same bytes on every CPU.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from enum import IntEnum
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+from numpy.typing import NDArray
+
+from clip_hba_behavior.data.drawing import NUM_DIMENSIONS, colour_and_shape, draw_image
+
+__all__ = [
+    "PROMPTS",
+    "draw_image",
+    "draw_latents",
+    "standin_backbone_directory",
+    "write_images",
+    "write_standin_dataset",
+]
+
+PROMPTS: tuple[str, ...] = tuple(" ".join(colour_and_shape(dimension)) for dimension in range(NUM_DIMENSIONS))
+"""What each dimension draws: "red circles", "orange squares", ... 66 of them, all different."""
+
+RDM_NOISE = 2.05
+"""Width of the uniform noise in the human-like RDM, in standard deviations of the distances: leaves rho at 0.86."""
+
+MAT_HEADER = b"MATLAB 5.0 MAT-file, the stand-in for RDM48_triplet.mat".ljust(116)
+
+
+class _Purpose(IntEnum):
+    """Keeps the random streams of one seed apart."""
+
+    TRAINING = 0
+    HELD_OUT = 1
+    RDM_NOISE = 2
+
+
+def _uniform(seed: int, purpose: _Purpose, index: int, count: int) -> NDArray[np.float64]:
+    """Draws `[count] float64` numbers between 0 and 1 (both excluded), a pure function of the arguments."""
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"cannot draw with seed {seed}: expected 0 to 2**64 - 1")
+    key = np.array([seed, (purpose << 56) + index], dtype=np.uint64)
+    raw = np.random.Generator(np.random.Philox(key=key)).integers(0, 2**53, size=count, dtype=np.uint64)
+    return (raw.astype(np.float64) + 0.5) / 2.0**53
+
+
+def _draw_row(seed: int, purpose: _Purpose, index: int) -> NDArray[np.float64]:
+    """Draws one latent vector, `[66] float64`, each above 0 and below 100.
+
+    A log-logistic value (few large ones, many small ones) whose median falls from 21 to 1 over the dimensions,
+    bent below 100. Pooled: mean 5.5, standard deviation 9.6, median 2.3, 90th percentile 13, 99th 51; SPoSE has
+    5.7, 10.2, 2.0, 15 and 53.
+    """
+    uniform = _uniform(seed, purpose, index, NUM_DIMENSIONS)
+    root = np.sqrt(uniform / (1.0 - uniform))
+    median = 0.8 + 20.0 / (1.0 + np.arange(NUM_DIMENSIONS) / 2.0)
+    value = median * (root * np.sqrt(root))
+    return 100.0 * value / (100.0 + value)
+
+
+def _draw_rows(num_images: int, seed: int, purpose: _Purpose) -> NDArray[np.float64]:
+    rows = [_draw_row(seed, purpose, index) for index in range(num_images)]
+    return np.array(rows, dtype=np.float64).reshape(num_images, NUM_DIMENSIONS)
+
+
+def draw_latents(num_images: int, seed: int) -> NDArray[np.float64]:
+    """Draws target vectors with the statistics of rescaled SPoSE embeddings.
+
+    Args:
+        num_images: How many.
+        seed: 0 to 2**64 - 1. Row i is a pure function of (seed, i): it does not depend on `num_images`.
+
+    Returns:
+        `[num_images, 66] float64`, each above 0 and below 100.
+
+    Raises:
+        ValueError: If the seed is out of range.
+    """
+    return _draw_rows(num_images, seed, _Purpose.TRAINING)
+
+
+def correlation_distances(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Computes 1 - Pearson correlation between rows with exact sums, so that the bits do not depend on BLAS.
+
+    Args:
+        rows: `[n, 66]`.
+
+    Returns:
+        `[n, n] float64`, symmetric, zero on the diagonal.
+    """
+    centred = [row - math.fsum(row) / len(row) for row in rows]
+    norms = [math.sqrt(math.fsum(row * row)) for row in centred]
+    distances = np.zeros((len(rows), len(rows)))
+    for i in range(len(rows)):
+        for j in range(i):
+            distance = 1.0 - math.fsum(centred[i] * centred[j]) / (norms[i] * norms[j])
+            distances[i, j] = distances[j, i] = distance
+    return distances
+
+
+def _human_like_rdm(latents: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """Makes a dissimilarity matrix `[n, n]` that agrees with the latents about as well as people's judgements do."""
+    rdm = correlation_distances(latents)
+    lower = np.tril_indices(len(latents), -1)
+    distances = rdm[lower]
+    centred = distances - math.fsum(distances) / len(distances)
+    deviation = math.sqrt(math.fsum(centred * centred) / len(distances))
+    noise = _uniform(seed, _Purpose.RDM_NOISE, 0, len(distances)) - 0.5
+    # Folded at zero: a dissimilarity is never negative.
+    noisy = np.abs(distances + RDM_NOISE * deviation * noise)
+    rdm[lower] = noisy
+    rdm.T[lower] = noisy
+    return rdm
+
+
+def _csv_text(names: Sequence[str], latents: NDArray[np.float64]) -> str:
+    header = ",".join(["", "image_name", *(str(dimension) for dimension in range(NUM_DIMENSIONS))])
+    lines = [
+        ",".join([str(index), name, *(repr(float(value)) for value in row)])
+        for index, (name, row) in enumerate(zip(names, latents, strict=True))
+    ]
+    return "\n".join([header, *lines, ""])
+
+
+def _mat_bytes(rdm: NDArray[np.float64]) -> bytes:
+    buffer = io.BytesIO()
+    scipy.io.savemat(buffer, {"RDM48_triplet": rdm})
+    # SciPy writes the time into the text header; MATLAB and SciPy ignore that text.
+    return MAT_HEADER + buffer.getvalue()[len(MAT_HEADER) :]
+
+
+def write_images(
+    directory: Path, names: Sequence[str], latents: NDArray[np.float64], image_size: int = 64
+) -> None:
+    """Draws a picture for each row.
+
+    Args:
+        directory: Where to put them; made if missing.
+        names: File names; the suffix gives the format (.png, .jpg or .jpeg).
+        latents: `[len(names), 66]`, drawn ones or real SPoSE rows.
+        image_size: Width and height in pixels, a multiple of 8 and at least 32.
+
+    Raises:
+        ValueError: If the numbers of names and rows differ, or a suffix is unknown.
+    """
+    if len(names) != len(latents):
+        raise ValueError(
+            f"cannot draw images: {len(names)} names for {len(latents)} rows; expected one name a row"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, latent in zip(names, latents, strict=True):
+        suffix = Path(name).suffix.lower()
+        image = draw_image(latent, image_size)
+        if suffix == ".png":
+            image.save(directory / name, format="PNG")
+        elif suffix in (".jpg", ".jpeg"):
+            image.save(directory / name, format="JPEG", quality=95, subsampling=0)
+        else:
+            raise ValueError(f"cannot draw {name}: found suffix {suffix!r}, expected .png, .jpg or .jpeg")
+
+
+def write_standin_dataset(
+    directory: Path, num_images: int = 480, num_inference: int = 48, seed: int = 0, image_size: int = 64
+) -> None:
+    """Writes a drawn data set in THINGS format, the same bytes each time.
+
+    `annotations.csv` and `inference48.csv` (the held-out images) with an unnamed index, `image_name` and 66 target
+    columns; `images/`; `RDM48_triplet.mat` with the held-out images' dissimilarities; `prompts.txt`.
+
+    Args:
+        directory: Where to write; made if missing, existing files are written over.
+        num_images: Images to train and test on.
+        num_inference: Held-out images for RSA, at least 3; 48 as in THINGS.
+        seed: 0 to 2**64 - 1. Image i does not depend on the numbers of images.
+        image_size: Width and height in pixels, a multiple of 8 and at least 32.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+    if num_inference < 3:
+        raise ValueError(
+            f"cannot make an RDM of {num_inference} held-out images: expected at least 3 (such as 48)"
+        )
+    latents = draw_latents(num_images, seed)
+    held_out = _draw_rows(num_inference, seed, _Purpose.HELD_OUT)
+    names = [f"drawn_{index:04d}.png" for index in range(num_images)]
+    held_out_names = [f"heldout_{index:04d}.png" for index in range(num_inference)]
+
+    write_images(directory / "images", names, latents, image_size)
+    write_images(directory / "images", held_out_names, held_out, image_size)
+    for file_name, text in (
+        ("annotations.csv", _csv_text(names, latents)),
+        ("inference48.csv", _csv_text(held_out_names, held_out)),
+        ("prompts.txt", "\n".join([*PROMPTS, ""])),
+    ):
+        (directory / file_name).write_bytes(text.encode())
+    (directory / "RDM48_triplet.mat").write_bytes(_mat_bytes(_human_like_rdm(held_out, seed)))
+
+
+def standin_backbone_directory() -> Path:
+    """Gives the directory of the small CLIP that comes with the package, in Hugging Face format."""
+    return Path(__file__).parent / "standin_clip"

@@ -1,0 +1,90 @@
+"""A run whose first state is another run's: what it takes over from its parent."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from clip_hba_behavior.config import Config, make_config
+from clip_hba_behavior.reproducibility.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    list_checkpoints,
+    read_checkpoint,
+)
+from clip_hba_behavior.reproducibility.errors import BadInputError
+from clip_hba_behavior.reproducibility.rng import load_and_restore_rng_state
+from clip_hba_behavior.reproducibility.state import restore_parameters
+from clip_hba_behavior.training import Trainer
+
+NUMERICS_KEYS = ("num_threads", "deterministic", "tf32", "sdpa_backend", "eval_batch_size", "chunk_size")
+
+
+def read_parent(config: Config) -> Checkpoint | None:
+    """Read the state that a fork starts from: the baseline's after epoch `training_run - 1`.
+
+    Returns:
+        None for a run that is no fork.
+
+    Raises:
+        BadInputError: there is no such state, or it is of another seed.
+    """
+    if config.training_run == 1:
+        return None
+    directory = Path(str(config.baseline_dora_directory)).expanduser().absolute()
+    epoch = config.training_run - 1
+    found = list_checkpoints(directory)
+    if epoch not in found:
+        which = f"epochs {min(found)} to {max(found)}" if found else "none"
+        raise BadInputError(
+            f"training_run {config.training_run} needs {checkpoint_path(directory, epoch)}\n"
+            f"  found:    {which} in that directory\n  expected: epoch {epoch}\n"
+            "  set baseline_dora_directory to the baseline's dora_params"
+        )
+    parent = read_checkpoint(found[epoch])
+    seed = parent.provenance.get("random_seed", config.random_seed)
+    if seed != config.random_seed:
+        raise BadInputError(
+            f"{parent.path} is of another seed, so of another split\n  in checkpoint:  random_seed {seed}\n"
+            f"  in the config:  random_seed {config.random_seed}\n  set random_seed: {seed}"
+        )
+    return parent
+
+
+def inherit(config: Config, parent: Checkpoint) -> Config:
+    """Take over the parent's numerics where the config does not name its own, and its baseline's end."""
+    recorded = parent.provenance.get("numerics", {})
+    given = config.model_dump(include=config.model_fields_set)
+    numerics = {key: recorded[key] for key in NUMERICS_KEYS if key in recorded and key not in given}
+    last = max(list_checkpoints(parent.path.parent))
+    if last >= config.training_run:  # else the baseline has not come further than the fork's start
+        given["epochs"] = min(config.epochs, last)
+    return make_config(given | numerics)
+
+
+def adopt(trainer: Trainer, parent: Checkpoint, logger: logging.Logger) -> dict[str, Any]:
+    """Bring a trainer into the parent's state, or as near to it as an old checkpoint allows.
+
+    Returns:
+        What the fork's provenance says of its parent.
+    """
+    description = {
+        "checkpoint": str(parent.path),
+        "epoch": trainer.config.training_run - 1,
+        "state_digest": parent.state_digest,
+        "whole": parent.state is not None,
+    }
+    logger.info("Starting with epoch %d from %s", trainer.config.training_run, parent.path)
+    if parent.state is not None:
+        trainer.restore(parent.state)
+        load_and_restore_rng_state({"rng_state": parent.state.rng_state}, logger)
+        return description
+    restore_parameters(trainer.parameters, parent.parameters)
+    trainer.epoch = trainer.config.training_run - 1
+    trainer.begin()
+    logger.warning(
+        "%s holds no optimizer and early-stopping state: both start anew, and results move by about 1-5 %%",
+        parent.path.name,
+    )
+    content = {"rng_state": parent.rng_state} if parent.rng_state is not None else {}
+    load_and_restore_rng_state(content, logger)
+    return description

@@ -1,0 +1,1 @@
+"""CLIP with DoRA: the frozen prefix, the trainable suffix and the features between them."""

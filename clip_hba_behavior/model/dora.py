@@ -1,0 +1,66 @@
+"""DoRA: a frozen linear layer's weight split into magnitude and direction, the direction adapted.
+
+After Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", in the form that the recorded
+CLIP-HBA runs used: the low-rank update is added to the unit directions, and both factors start
+non-zero.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+ALPHA = 16
+EPSILON = 1e-8
+
+
+class DoRALinear(nn.Module):
+    """A linear layer whose weight is `(m * D' / (||D'|| + 1e-8)).T`, with `D' = D + (16/r) B @ A`.
+
+    `D` `[in, out]` holds the frozen weight's rows scaled to unit length, one a column. Trainable are
+    `m` `[out]`, which starts as those lengths, `delta_D_A` `[r, out]` and `delta_D_B` `[in, r]`. The
+    norm of `D'` runs over the `in` axis and is differentiated. The bias stays frozen.
+    """
+
+    direction: torch.Tensor
+    bias: torch.Tensor
+
+    def __init__(self, linear: nn.Linear, rank: int, dropout: float = 0.0) -> None:
+        """Take over a linear layer; the low-rank factors are zero until drawn or loaded.
+
+        Args:
+            linear: the frozen layer, `[out, in]` with a bias.
+            rank: number of columns of `delta_D_B`.
+            dropout: probability with which an entry of the low-rank update is dropped in training.
+        """
+        super().__init__()
+        weight = linear.weight.detach()
+        lengths = weight.norm(dim=1)  # this spelling gives the recorded bits
+        self.register_buffer("direction", weight.T / lengths, persistent=False)
+        self.register_buffer("bias", linear.bias.detach().clone(), persistent=False)
+        self.m = nn.Parameter(lengths)
+        self.delta_D_A = nn.Parameter(weight.new_zeros(rank, linear.out_features))
+        self.delta_D_B = nn.Parameter(weight.new_zeros(linear.in_features, rank))
+        self.scale = ALPHA / rank
+        self.dropout = dropout
+
+    @torch.no_grad()
+    def draw_initial_factors(self) -> None:
+        """Draw `delta_D_A`, then `delta_D_B`, from torch's global CPU generator, whatever the device."""
+        for factor in (self.delta_D_A, self.delta_D_B):
+            drawn = torch.empty(factor.shape, dtype=factor.dtype)
+            factor.copy_(nn.init.kaiming_uniform_(drawn, a=math.sqrt(5)))
+
+    def adapted_weight(self) -> torch.Tensor:
+        """Return the effective weight `[out, in]`; in training with a dropout mask of its own."""
+        update = self.scale * (self.delta_D_B @ self.delta_D_A)
+        if self.dropout:
+            update = functional.dropout(update, self.dropout, self.training)
+        adapted = self.direction + update
+        weight: torch.Tensor = self.m * adapted / (adapted.norm(dim=0) + EPSILON)
+        return weight.T
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Map `[..., in]` to `[..., out]`."""
+        return functional.linear(inputs, self.adapted_weight(), self.bias)

@@ -1,0 +1,182 @@
+"""Frozen features on disk: computed once, in fixed chunks, shared by every run on the machine.
+
+A folder holds one cache: `features.bin`, the rows; `index.json`, the digest of every chunk, published
+when all are there; `filling.jsonl`, the digests so far, while they are not. The folder is named by the
+digest of everything that the features depend on, so a change of any of it is another cache.
+"""
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clip_hba_behavior.reproducibility.digest import digest
+from clip_hba_behavior.reproducibility.errors import NotReproducibleError
+from clip_hba_behavior.reproducibility.files import replace
+
+Progress = Callable[[int, int], None]
+Rows: TypeAlias = NDArray[np.float32]
+
+
+class FeatureCache:
+    """Rows of float32 features in a memory-mapped file, each chunk verified before its first use."""
+
+    def __init__(
+        self,
+        root: Path,
+        key: Mapping[str, Any],
+        num_rows: int,
+        row_shape: tuple[int, ...],
+        chunk_size: int,
+        compute: Callable[[int, int], torch.Tensor],
+        progress: Progress = lambda done, total: None,
+    ) -> None:
+        """Open a cache and fill what is missing.
+
+        If another process is filling it, wait for that process, then read.
+
+        Args:
+            root: where all caches lie.
+            key: everything that the rows depend on, as JSON values.
+            num_rows: how many rows.
+            row_shape: shape of one row.
+            chunk_size: rows computed together; it changes bits, so it must stand in the key.
+            compute: maps `(start, stop)` to the rows `[stop - start, *row_shape] float32`.
+            progress: called with the chunks done and in all while the cache is filled.
+        """
+        self.num_rows = num_rows
+        self.row_shape = row_shape
+        self.chunk_size = chunk_size
+        self.folder = root / digest(dict(key))[:32]
+        self._compute = compute
+        self._verified: set[int] = set()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._read_index() is None:
+            with self._filling_alone():
+                if self._read_index() is None:  # else another process filled it while this one waited
+                    self._fill(key, progress)
+        self._chunk_digests = self._read_index() or []
+        self._rows = self._map("r")
+
+    def take(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return the rows `[len(indices), *row_shape] float32`, on the CPU.
+
+        Raises:
+            NotReproducibleError: a damaged chunk that, computed anew, is not what it was.
+        """
+        wanted = indices.numpy()
+        for chunk in np.unique(wanted // self.chunk_size).tolist():
+            self._verify(chunk)
+        rows = torch.empty((len(wanted), *self.row_shape))  # torch's memory is aligned, a mapped row is not
+        np.take(self._rows, wanted, axis=0, out=rows.numpy(), mode="clip")
+        return rows
+
+    def _bounds(self, chunk: int) -> tuple[int, int]:
+        start = chunk * self.chunk_size
+        return start, min(start + self.chunk_size, self.num_rows)
+
+    def _num_chunks(self) -> int:
+        return math.ceil(self.num_rows / self.chunk_size)
+
+    def _map(self, mode: Literal["r", "r+"]) -> np.memmap[Any, np.dtype[np.float32]]:
+        shape = (self.num_rows, *self.row_shape)
+        return np.memmap(self.folder / "features.bin", "<f4", mode, shape=shape)
+
+    def _digest(self, rows: Rows, chunk: int) -> str:
+        start, stop = self._bounds(chunk)
+        return _rows_digest(rows[start:stop])
+
+    def _read_index(self) -> list[str] | None:
+        """Return every chunk's digest if the cache is complete and its index undamaged."""
+        path = self.folder / "index.json"
+        try:
+            index = json.loads(path.read_bytes())
+            chunk_digests = index["chunk_digests"]
+            size = (self.folder / "features.bin").stat().st_size
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        whole = (
+            index.get("digest") == digest(chunk_digests)
+            and len(chunk_digests) == self._num_chunks()
+            and size == self.num_rows * math.prod(self.row_shape) * 4
+        )
+        return chunk_digests if whole else None
+
+    @contextmanager
+    def _filling_alone(self) -> Iterator[None]:
+        """Hold the folder's lock, waiting for it; the kernel releases it when this process ends."""
+        with (self.folder / "fill.lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _fill(self, key: Mapping[str, Any], progress: Progress) -> None:
+        replace(self.folder / "key.json", json.dumps(dict(key), indent=1).encode())
+        features = self.folder / "features.bin"
+        with features.open("ab"):
+            os.truncate(features, self.num_rows * math.prod(self.row_shape) * 4)
+        rows = self._map("r+")
+        journal = self.folder / "filling.jsonl"
+        done = {chunk: recorded for chunk, recorded in _journal(journal) if recorded == self._digest(rows, chunk)}
+        with journal.open("ab") as file:
+            for chunk in range(self._num_chunks()):
+                progress(chunk, self._num_chunks())
+                if chunk not in done:
+                    start, stop = self._bounds(chunk)
+                    rows[start:stop] = self._compute(start, stop).cpu().numpy()
+                    rows.flush()
+                    done[chunk] = self._digest(rows, chunk)
+                    file.write(json.dumps([chunk, done[chunk]]).encode() + b"\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+        progress(self._num_chunks(), self._num_chunks())
+        digests = [done[chunk] for chunk in range(self._num_chunks())]
+        index = {"chunk_digests": digests, "digest": digest(digests)}
+        replace(self.folder / "index.json", json.dumps(index).encode())
+        journal.unlink()
+
+    def _verify(self, chunk: int) -> None:
+        """Check a chunk once; compute a damaged one anew and put it back."""
+        if chunk in self._verified:
+            return
+        recorded = self._chunk_digests[chunk]
+        if self._digest(self._rows, chunk) != recorded:
+            with self._filling_alone():
+                if self._digest(self._rows, chunk) != recorded:  # else another process mended it
+                    self._mend(chunk, recorded)
+        self._verified.add(chunk)
+
+    def _mend(self, chunk: int, recorded: str) -> None:
+        start, stop = self._bounds(chunk)
+        anew = self._compute(start, stop).cpu().numpy()
+        found = _rows_digest(anew)
+        if found != recorded:
+            raise NotReproducibleError(
+                f"chunk {chunk} of the feature cache {self.folder} is damaged, and computed anew it differs\n"
+                f"  recorded: {recorded}\n  now:      {found}\n"
+                "  remove that folder; it is made again, but runs made with it cannot be continued bit for bit"
+            )
+        rows = self._map("r+")
+        rows[start:stop] = anew
+        rows.flush()
+
+
+def _rows_digest(rows: Rows) -> str:
+    return hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()
+
+
+def _journal(path: Path) -> Iterator[tuple[int, str]]:
+    """Read the whole lines of a fill that was interrupted."""
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+        if not line.endswith(b"\n"):
+            return
+        chunk, recorded = json.loads(line)
+        yield chunk, recorded

@@ -1,0 +1,1 @@
+"""The ground floor: training states, digests, checkpoints. It knows nothing of CLIP or THINGS."""

@@ -1,0 +1,13 @@
+"""The two ways in which this package says no, and nothing else."""
+
+
+class BadInputError(ValueError):
+    """What the user gave cannot be used; nothing was done (exit code 2)."""
+
+
+class NotReproducibleError(RuntimeError):
+    """A repetition did not give the recorded bits (exit code 1)."""
+
+
+class StoppedError(RuntimeError):
+    """The work cannot go on, such as after a loss that is no number; what was whole stays (exit code 1)."""

@@ -1,0 +1,103 @@
+"""Files of a run that grow line by line, and grow the same way again after a crash."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from clip_hba_behavior.reproducibility.errors import NotReproducibleError
+from clip_hba_behavior.reproducibility.files import replace
+
+# The state that a line leads to: (completed epochs, steps done of the epoch under way).
+Position = tuple[int, int]
+END_OF_EPOCH = "end"
+
+
+class RecordFile:
+    """Appends lines, each of which leads to one state of the run.
+
+    Lines beyond the state that a run is taken up from were written before an interruption. They are
+    moved aside, and as the run comes by again it must write the same ones.
+    """
+
+    def __init__(
+        self, path: Path, after: Position, position_of: Callable[[str], Position | None], header: str = ""
+    ) -> None:
+        """Open a file for a run that continues from the state `after`.
+
+        Args:
+            path: the file; made if it is not there.
+            after: the state that is taken up.
+            position_of: reads a line's position; None if it is no whole line of this file.
+            header: the first line, without its end.
+        """
+        self.path = path
+        self.kept_lines: list[str] = []
+        self._to_come: dict[Position, str] = {}
+        found = path.read_text(encoding="utf-8") if path.exists() else ""
+        lines = found.splitlines(keepends=True)
+        for line in lines[1:] if header else lines:
+            position = position_of(line) if line.endswith("\n") else None
+            if position is None:
+                break  # torn by a crash; what stood behind it is written again
+            if position <= after:
+                self.kept_lines.append(line)
+            else:
+                self._to_come[position] = line
+        if self._to_come:
+            aside = path.with_name(f"{path.name}.aside")
+            replace(aside, "".join(self._to_come.values()).encode())
+        kept = (f"{header}\n" if header else "") + "".join(self.kept_lines)
+        if kept != found:
+            replace(path, kept.encode())
+        self._file = path.open("ab")
+
+    def append(self, position: Position, line: str) -> None:
+        """Write a line, given without its end.
+
+        Raises:
+            NotReproducibleError: before the interruption, another line led to this state.
+        """
+        line += "\n"
+        before = self._to_come.pop(position, line)
+        if before != line:
+            raise NotReproducibleError(
+                f"{self.path.name}: the run did not repeat what was recorded before the interruption\n"
+                f"  recorded: {before.strip()}\n  now:      {line.strip()}\n"
+                "  the data, the software or the machine changed; start a new run"
+            )
+        self._file.write(line.encode())
+        self._file.flush()
+
+    def commit(self) -> None:
+        """Return once every line so far is on the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+
+class Ledger(RecordFile):
+    """`steps.jsonl`: a JSON object a step, and one at each epoch's end."""
+
+    def __init__(self, path: Path, after: Position) -> None:
+        """Open the ledger of a run that continues from the state `after`."""
+        super().__init__(path, after, _ledger_position)
+
+    def record(self, epoch: int, step: int | str, entry: Mapping[str, Any]) -> None:
+        """Write the line of one step (both counted from 1) or of `END_OF_EPOCH`."""
+        self.append(_leads_to(epoch, step), json.dumps({"epoch": epoch, "step": step, **entry}))
+
+
+def _leads_to(epoch: int, step: int | str) -> Position:
+    return (epoch, 0) if step == END_OF_EPOCH else (epoch - 1, int(step))
+
+
+def _ledger_position(line: str) -> Position | None:
+    try:
+        entry = json.loads(line)
+        return _leads_to(int(entry["epoch"]), entry["step"])
+    except (ValueError, KeyError, TypeError):
+        return None

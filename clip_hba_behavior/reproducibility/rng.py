@@ -1,0 +1,81 @@
+"""Every random stream of a run: capture it, put it back."""
+
+import logging
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+RngState = dict[str, Any]
+
+SAVED = "Saved RNG states for reproducibility"
+RESTORED = "✓ Restored RNG states from checkpoint for reproducible shuffle order"
+MISSING = "⚠️  WARNING: No RNG states in checkpoint. Batch order will differ."
+
+
+def capture_rng_state() -> RngState:
+    """Return the state of torch's, NumPy's and Python's global generators, and of every CUDA device's.
+
+    NumPy's key array is stored as a uint32 tensor: torch's safe loader refuses the raw array, and
+    `np.random.set_state` takes the tensor as it is.
+    """
+    algorithm, key, position, has_gauss, cached_gaussian = np.random.get_state(legacy=True)
+    state: RngState = {
+        "torch_rng_state": torch.get_rng_state(),
+        "numpy_rng_state": (
+            str(algorithm),
+            torch.from_numpy(np.asarray(key, dtype=np.uint32).copy()),
+            int(position),
+            int(has_gauss),
+            float(cached_gaussian),
+        ),
+        "python_rng_state": random.getstate(),
+    }
+    # Asking an idle CUDA device for its state would start CUDA in a run on the CPU.
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda_rng_state_all"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_rng_state(state: Mapping[str, Any]) -> None:
+    """Put the generators back. Must be the last thing before training goes on.
+
+    Args:
+        state: what `capture_rng_state` returned, or `checkpoint["rng_state"]`, of this project or
+            of the earlier pipeline (whose NumPy key is an array).
+    """
+    torch.set_rng_state(state["torch_rng_state"])
+    np.random.set_state(state["numpy_rng_state"])
+    version, words, gauss_next = state["python_rng_state"]
+    random.setstate((version, tuple(words), gauss_next))
+    if "cuda_rng_state_all" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda_rng_state_all"][: torch.cuda.device_count()])
+
+
+def seed_generators(seed: int) -> None:
+    """Seed torch's (CPU and CUDA), NumPy's and Python's global generators."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def load_and_restore_rng_state(checkpoint: Mapping[str, Any], logger: logging.Logger | None = None) -> bool:
+    """Restore the random states that a checkpoint holds, or warn that it holds none.
+
+    Args:
+        checkpoint: a loaded checkpoint of any age.
+        logger: where the guide's message goes; without one it is printed.
+
+    Returns:
+        Whether there was a random state to restore.
+    """
+    say = logger.info if logger is not None else print
+    warn = logger.warning if logger is not None else print
+    if "rng_state" not in checkpoint:
+        warn(MISSING)
+        return False
+    restore_rng_state(checkpoint["rng_state"])
+    say(RESTORED)
+    return True

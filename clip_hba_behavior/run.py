@@ -1,0 +1,300 @@
+"""One run's life: start, fork, resume, and train on, epoch by epoch."""
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clip_hba_behavior import seed_protocol
+from clip_hba_behavior.config import DATA_KEYS, STANDIN, Config, is_free, make_config
+from clip_hba_behavior.data.check import DataReport, check_data
+from clip_hba_behavior.data.standin import standin_backbone_directory, write_standin_dataset
+from clip_hba_behavior.environment import check_unchanged, describe_environment, provenance
+from clip_hba_behavior.fork import adopt, inherit, read_parent
+from clip_hba_behavior.inputs import load_inputs
+from clip_hba_behavior.model.clip_hba import CLIPHBA
+from clip_hba_behavior.reproducibility import rng
+from clip_hba_behavior.reproducibility.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    save_dora_parameters,
+)
+from clip_hba_behavior.reproducibility.errors import BadInputError
+from clip_hba_behavior.reproducibility.files import publish
+from clip_hba_behavior.reproducibility.ledger import END_OF_EPOCH
+from clip_hba_behavior.reproducibility.numerics import apply_numerics, resolve_device
+from clip_hba_behavior.run_directory import RunDirectory, format_row
+from clip_hba_behavior.run_log import LOGGER_NAME, Report, logging_to, reporting
+from clip_hba_behavior.training import Trainer
+
+STEPS_BETWEEN_DIGESTS = 50
+
+
+def resolve_config(config: Config) -> Config:
+    """Fill in what the machine or other keys decide, and make every path absolute."""
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache_dir = Path(config.cache_dir or cache_home / "clip_hba_behavior")
+    values: dict[str, Any] = {
+        "device": str(resolve_device(config.device)),
+        "num_threads": config.num_threads or len(os.sched_getaffinity(0)),
+        "lr_schedule_epochs": config.lr_schedule_epochs or max(1, config.epochs),
+        "cache_dir": str(cache_dir.expanduser().absolute()),
+        "run_dir": str(Path(config.run_dir or f"runs/seed{config.random_seed}").expanduser().absolute()),
+    }
+    for key in (*DATA_KEYS, "baseline_dora_directory"):
+        if getattr(config, key) is not None:
+            values[key] = str(Path(getattr(config, key)).expanduser().absolute())
+    for key in ("backbone", "tokenizer"):
+        name = getattr(config, key)
+        if name is not None and Path(name).expanduser().exists():
+            values[key] = str(Path(name).expanduser().absolute())
+    return make_config(config.model_dump() | values)
+
+
+def _with_standin(config: Config) -> Config:
+    """Put the stand-in's files where no data or no backbone is named."""
+    values: dict[str, Any] = {}
+    if config.csv_file is None:
+        directory = Path(str(config.cache_dir)) / "standin"
+        write_standin_dataset(directory)
+        names = ("annotations.csv", "images", "inference48.csv", "RDM48_triplet.mat", "prompts.txt")
+        values |= {key: str(directory / name) for key, name in zip(DATA_KEYS, names, strict=True)}
+    if config.backbone == STANDIN:
+        values["backbone"] = str(standin_backbone_directory())
+    return make_config(config.model_dump() | values)
+
+
+def run_behavioral_training(config: Mapping[str, Any]) -> Path:
+    """Train from a dict of configuration keys: the guide's entry point.
+
+    Args:
+        config: the keys of docs/configuration.md; the old integer `cuda` key is understood.
+
+    Returns:
+        The run's directory.
+
+    Raises:
+        BadInputError: something given cannot be used; nothing is left of the run then.
+    """
+    return start(make_config(config))
+
+
+def start(config: Config) -> Path:
+    """Start a new run, or with `training_run` above 1 a fork of another, and train it to its end.
+
+    Returns:
+        The run's directory.
+
+    Raises:
+        BadInputError: something given cannot be used; nothing is left of the run then.
+    """
+    parent = read_parent(config)
+    config = resolve_config(config if parent is None else inherit(config, parent))
+    directory = RunDirectory(Path(str(config.run_dir)))
+    with directory.created(), logging_to(directory.log_file) as logger, reporting(logger) as report:
+        trainer, environment = _build(config, report, logger)
+        if parent is None:
+            seed_protocol.draw_initial_parameters(trainer.model, trainer.inputs.backbone.get().config)
+            trainer.begin()
+        else:
+            environment["parent"] = adopt(trainer, parent, logger)
+        directory.write_config(config)
+        directory.write_environment(environment)
+        if parent is not None and parent.state is not None:
+            directory.checkpoints.mkdir()
+            publish(checkpoint_path(directory.checkpoints, trainer.epoch), parent.path.read_bytes())
+        else:
+            state = trainer.snapshot()
+            origin = provenance(config, environment)
+            save_dora_parameters(
+                trainer.model, directory.checkpoints, state.epoch, logger, training_state=state, provenance=origin
+            )
+        train_model(trainer, directory, environment, logger, report)
+    return directory.path
+
+
+def resume(
+    run_dir: Path, settings: Mapping[str, Any], from_epoch: int | None = None, new_dir: Path | None = None
+) -> Path:
+    """Continue a run from its newest checkpoint, or from an epoch's into a new directory.
+
+    Args:
+        run_dir: the run.
+        settings: keys to change; only those that do not shape the trajectory.
+        from_epoch: continue from the state after this epoch; needs `new_dir`.
+        new_dir: where the continued run goes; it gets the history up to `from_epoch` too.
+
+    Returns:
+        The directory that was written.
+
+    Raises:
+        BadInputError: something given cannot be used; nothing is done then.
+    """
+    source = RunDirectory(run_dir.expanduser().absolute())
+    if from_epoch is not None and new_dir is None:
+        raise BadInputError("--from-epoch needs a new --run-dir: epochs that exist are never replaced")
+    if not source.config_file.is_file():
+        raise BadInputError(f"there is no run in {run_dir}: it has no config.yaml")
+    config = _changed(source.read_config(), settings)
+    if new_dir is None:
+        with source.held(), logging_to(source.log_file) as logger, reporting(logger) as report:
+            checkpoint = source.read_state(source.newest_epoch())
+            _continue(source, source, checkpoint, config, report, logger)
+        return source.path
+
+    checkpoint = source.read_state(source.newest_epoch() if from_epoch is None else from_epoch)
+    target = RunDirectory(new_dir.expanduser().absolute())
+    config = make_config(config.model_dump() | {"run_dir": str(target.path)})
+    with target.created(), logging_to(target.log_file) as logger, reporting(logger) as report:
+        _continue(source, target, checkpoint, config, report, logger)
+    return target.path
+
+
+def check_data_of(config: Config) -> DataReport:
+    """Check the data that a configuration names; without any, the stand-in's."""
+    with reporting(logging.getLogger(LOGGER_NAME)) as report:
+        data = _with_standin(resolve_config(config))
+        return check_data(
+            *(Path(str(getattr(data, key))) for key in DATA_KEYS),
+            progress=lambda done, total: report("opening images", done, total),
+        )
+
+
+def _continue(
+    source: RunDirectory,
+    target: RunDirectory,
+    checkpoint: Checkpoint,
+    config: Config,
+    report: Report,
+    logger: logging.Logger,
+) -> None:
+    state = checkpoint.whole_state()
+    recorded = source.read_environment()
+    trainer, environment = _build(config, report, logger)
+    environment["parent"] = recorded["parent"]
+    check_unchanged(source.path, checkpoint.provenance, config, environment)
+    target.write_config(config)
+    if target is not source:
+        target.write_environment(environment)
+        target.copy_history(source, state.epoch)
+    logger.info("Resuming from the state after epoch %d (%s)", state.epoch, checkpoint.path)
+    logger.info(rng.RESTORED)
+    trainer.restore(state)
+    train_model(trainer, target, environment, logger, report)
+
+
+def _changed(config: Config, settings: Mapping[str, Any]) -> Config:
+    """Apply settings to a run that exists."""
+    changed = make_config(config.model_dump() | dict(settings))
+    fixed = [key for key in settings if key in Config.model_fields and not is_free(key)]
+    fixed = [key for key in fixed if getattr(changed, key) != getattr(config, key)]
+    if fixed:
+        lines = [
+            f"{key}\n    in the run: {getattr(config, key)!r}\n    given:      {getattr(changed, key)!r}"
+            for key in fixed
+        ]
+        raise BadInputError(
+            "a run cannot go on under another configuration\n  "
+            + "\n  ".join(lines)
+            + "\n  start a new run, or a fork with training_run and baseline_dora_directory"
+        )
+    return changed
+
+
+def _build(config: Config, report: Report, logger: logging.Logger) -> tuple[Trainer, dict[str, Any]]:
+    """Make the trainer with the run's split; its parameters are drawn, or restored, afterwards."""
+    device = resolve_device(config.device)
+    apply_numerics(int(config.num_threads or 1), config.deterministic, config.tf32)
+    with_data = _with_standin(config)
+    if with_data.csv_file != config.csv_file:
+        logger.info("No csv_file given: training on the stand-in, images drawn from 66-d vectors")
+    inputs = load_inputs(with_data, device, report)
+    model = CLIPHBA(
+        inputs.backbone.get(),
+        config.vision_layers,
+        config.transformer_layers,
+        config.rank,
+        config.dora_dropout,
+        inputs.end_positions,
+        config.sdpa_backend,
+    )
+    split = seed_protocol.begin(config.random_seed, inputs.num_images(), config.train_portion)
+    return Trainer(config, model, inputs, split), describe_environment(config, inputs, device)
+
+
+def train_model(
+    trainer: Trainer,
+    directory: RunDirectory,
+    environment: Mapping[str, Any],
+    logger: logging.Logger,
+    report: Report = lambda what, done, total: None,
+    save_rng_state: bool = True,
+) -> None:
+    """Train epoch by epoch to the run's end, and write each epoch down.
+
+    An epoch's end is written in this order: ledger, CSV row, checkpoint. The checkpoint is the mark
+    that the epoch is done; whatever a crash leaves behind it is written again.
+
+    Args:
+        trainer: begun or restored.
+        directory: where the run is recorded; held by this process.
+        environment: what the checkpoints' provenance is made of.
+        logger: for a line an epoch.
+        report: told of the progress within an epoch.
+        save_rng_state: without it the checkpoints are partial and cannot be continued.
+
+    Raises:
+        NonFiniteLossError: the loss is no longer a number.
+        NotReproducibleError: what a file already records was not reached again.
+    """
+    config = trainer.config
+    is_fork = config.training_run > 1
+    origin = provenance(config, dict(environment))
+    if not config.augmentation:
+        trainer.inputs.backbone.drop()  # its features are cached; the model keeps the blocks it trains
+    after = (trainer.epoch, trainer.step_in_epoch)
+    ledger, results = directory.open_ledger(after), directory.open_results(after)
+    try:
+        # A fork inherits the counters but is not stopped by them: it is compared with its baseline.
+        while trainer.epoch < config.epochs and (is_fork or not trainer.early_stopping.should_stop()):
+            began = time.monotonic()
+            what = f"epoch {trainer.epoch + 1} of {config.epochs}"
+            for step in trainer.steps():
+                entry: dict[str, Any] = {"batch": step.batch_digest, "loss": step.loss}
+                if step.step % STEPS_BETWEEN_DIGESTS == 0:
+                    entry["state"] = trainer.leaf_digests()
+                ledger.record(step.epoch, step.step, entry)
+                report(what, step.step, trainer.num_steps())
+            metrics = trainer.finish_epoch()
+            state = trainer.snapshot()
+            closing = {"metrics": metrics, "state_digest": state.digest(), "state": trainer.leaf_digests()}
+            ledger.record(trainer.epoch, END_OF_EPOCH, closing)
+            ledger.commit()
+            results.append((trainer.epoch, 0), format_row(metrics))
+            results.commit()
+            logger.info(_epoch_line(metrics, config, time.monotonic() - began))
+            save_dora_parameters(
+                trainer.model, directory.checkpoints, trainer.epoch, logger, save_rng_state, state, origin
+            )
+            directory.write_best()
+    finally:
+        ledger.close()
+        results.close()
+    if trainer.early_stopping.should_stop() and not is_fork:
+        logger.info(
+            "Stopped early after epoch %d: no better test loss in %d epochs",
+            trainer.epoch,
+            trainer.early_stopping.epochs_no_improve,
+        )
+    else:
+        logger.info("Finished at epoch %d", trainer.epoch)
+
+
+def _epoch_line(metrics: Mapping[str, Any], config: Config, seconds: float) -> str:
+    return (
+        f"Epoch {metrics['epoch']}/{config.epochs}: train loss {metrics['train_loss']:.4f}, "
+        f"test loss {metrics['test_loss']:.4f}, behavioral RSA rho {metrics['behavioral_rsa_rho']:.4f} "
+        f"(p {metrics['behavioral_rsa_p_value']:.3g}), {seconds:.1f} s"
+    )

@@ -1,0 +1,206 @@
+"""A run's directory: which files it has, and how each is written so that it is whole or absent."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from clip_hba_behavior.config import Config, make_config, read_config_file
+from clip_hba_behavior.reproducibility.checkpoint import (
+    Checkpoint,
+    list_checkpoints,
+    read_checkpoint,
+)
+from clip_hba_behavior.reproducibility.errors import BadInputError
+from clip_hba_behavior.reproducibility.files import one_writer, publish, replace
+from clip_hba_behavior.reproducibility.ledger import Ledger, Position, RecordFile
+
+COLUMNS = (
+    "epoch",
+    "train_loss",
+    "test_loss",
+    "behavioral_rsa_rho",
+    "behavioral_rsa_p_value",
+    "used_random_targets",
+    "used_shuffled_targets",
+    "perturb_type",
+)
+
+
+class RunDirectory:
+    """Paths and files of one run. Files that record the run are never replaced, only added to."""
+
+    def __init__(self, path: Path) -> None:
+        """Name a run directory; nothing is read or made yet."""
+        self.path = path
+        self.checkpoints = path / "dora_params"
+        self.log_file = path / "training_log.txt"
+        self.config_file = path / "config.yaml"
+        self.environment_file = path / "environment.json"
+
+    @contextmanager
+    def created(self) -> Iterator[None]:
+        """Make the directory and hold it. If it stays without a first state, nothing of it is left.
+
+        Raises:
+            BadInputError: it holds a run already, or something else.
+        """
+        made = [each for each in (self.path, *self.path.parents) if not each.exists()]
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            holds = "a run" if self.config_file.exists() else "other files"
+            raise BadInputError(
+                f"the run directory {self.path} is not empty: it holds {holds}\n"
+                f"  go on with it by `clip-hba resume {self.path}`, or give another --run-dir"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with one_writer(self.path):
+                yield
+        finally:
+            if not list_checkpoints(self.checkpoints):
+                self._remove_empty(made)
+
+    def _remove_empty(self, made: list[Path]) -> None:
+        """Take back what a start that failed has made: its own files, and directories it created."""
+        for name in ("config.yaml", "environment.json", "training_log.txt", "run.lock"):
+            (self.path / name).unlink(missing_ok=True)
+        for directory in (self.checkpoints, *made):
+            if directory.is_dir() and not any(directory.iterdir()):
+                directory.rmdir()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold an existing run's directory.
+
+        Raises:
+            BadInputError: there is no run in it, or another process holds it.
+        """
+        if not self.config_file.is_file():
+            raise BadInputError(f"there is no run in {self.path}: it has no config.yaml")
+        with one_writer(self.path):
+            yield
+
+    def write_config(self, config: Config) -> None:
+        """Write the resolved configuration, once for a new run, again when `epochs` is extended."""
+        replace(self.config_file, config.to_yaml().encode())
+
+    def read_config(self) -> Config:
+        """Read the resolved configuration."""
+        return make_config(read_config_file(self.config_file))
+
+    def write_environment(self, environment: dict[str, Any]) -> None:
+        """Write `environment.json`."""
+        replace(self.environment_file, (json.dumps(environment, indent=2) + "\n").encode())
+
+    def read_environment(self) -> dict[str, Any]:
+        """Read `environment.json`."""
+        try:
+            return dict(json.loads(self.environment_file.read_text()))
+        except (OSError, ValueError) as error:
+            raise BadInputError(f"{self.environment_file} cannot be read: {error}") from None
+
+    def read_state(self, epoch: int) -> Checkpoint:
+        """Read the state after an epoch.
+
+        Raises:
+            BadInputError: there is none, or it is damaged, or it is another epoch's.
+        """
+        found = list_checkpoints(self.checkpoints)
+        if epoch not in found:
+            which = f"epochs {min(found)} to {max(found)}" if found else "none"
+            raise BadInputError(
+                f"{self.path} has no checkpoint of epoch {epoch}\n  found:    {which}\n"
+                "  give --from-epoch one of those"
+            )
+        checkpoint = read_checkpoint(found[epoch])
+        if checkpoint.whole_state().epoch != epoch:
+            raise BadInputError(
+                f"{found[epoch].name} holds another epoch's state\n"
+                f"  found:    epoch {checkpoint.whole_state().epoch}\n  expected: epoch {epoch}\n"
+                "  put the files back under their own names"
+            )
+        return checkpoint
+
+    def newest_epoch(self) -> int:
+        """Return the newest checkpoint's epoch.
+
+        Raises:
+            BadInputError: there is none.
+        """
+        found = list_checkpoints(self.checkpoints)
+        if not found:
+            raise BadInputError(f"{self.path} has no checkpoint; start the run again in a new --run-dir")
+        return max(found)
+
+    def copy_history(self, source: "RunDirectory", epoch: int) -> None:
+        """Copy another run's checkpoints, ledger and results up to an epoch, so that this run holds both."""
+        self.checkpoints.mkdir(exist_ok=True)
+        for each, path in list_checkpoints(source.checkpoints).items():
+            if each <= epoch:
+                publish(self.checkpoints / path.name, path.read_bytes())
+        for name in ("steps.jsonl", "training_res.csv"):
+            if (source.path / name).exists():
+                publish(self.path / name, (source.path / name).read_bytes())
+
+    def open_ledger(self, after: Position) -> Ledger:
+        """Open `steps.jsonl` for a run that goes on from the state `after`."""
+        return Ledger(self.path / "steps.jsonl", after)
+
+    def open_results(self, after: Position) -> RecordFile:
+        """Open `training_res.csv` for a run that goes on from the state `after`.
+
+        Rows that are missing or torn are made again from the checkpoints, each of which holds its own.
+        """
+        path = self.path / "training_res.csv"
+        rows = [
+            format_row(read_checkpoint(file).whole_state().metrics)
+            for epoch, file in list_checkpoints(self.checkpoints).items()
+            if 0 < epoch <= after[0]
+        ]
+        results = RecordFile(path, after, _results_position, header=",".join(COLUMNS))
+        if len(results.kept_lines) < len(rows):
+            results.close()
+            replace(path, "\n".join([",".join(COLUMNS), *rows, ""]).encode())
+            results = RecordFile(path, after, _results_position, header=",".join(COLUMNS))
+        return results
+
+    def write_best(self) -> None:
+        """Name the epoch with the lowest test loss in `best.json`; the initial state counts."""
+        best_epoch, best_loss = 0, math.inf
+        states = self._test_losses()
+        for epoch, test_loss in states.items():
+            if test_loss < best_loss:
+                best_epoch, best_loss = epoch, test_loss
+        best = {
+            "epoch": best_epoch,
+            "test_loss": best_loss,
+            "checkpoint": f"dora_params/epoch{best_epoch}_dora_params.pth",
+        }
+        replace(self.path / "best.json", (json.dumps(best) + "\n").encode())
+
+    def _test_losses(self) -> dict[int, float]:
+        losses = {}
+        first = min(list_checkpoints(self.checkpoints))
+        losses[first] = float(self.read_state(first).whole_state().metrics["test_loss"])
+        with (self.path / "training_res.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                losses[int(row["epoch"])] = float(row["test_loss"])
+        return losses
+
+
+def format_row(metrics: dict[str, Any]) -> str:
+    """Return a CSV row without its end; floats are written with repr and read back exactly."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(
+        [repr(value) if isinstance(value, float) else value for value in (metrics[each] for each in COLUMNS)]
+    )
+    return text.getvalue()
+
+
+def _results_position(line: str) -> Position | None:
+    epoch = line.partition(",")[0]
+    return (int(epoch), 0) if epoch.isdecimal() and line.count(",") == len(COLUMNS) - 1 else None

@@ -1,0 +1,83 @@
+"""What a run says while it works: log lines always, progress bars where there is a terminal."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LOGGER_NAME = "clip_hba_behavior"
+SECONDS_BETWEEN_LINES = 30.0
+
+Report = Callable[[str, int, int], None]
+
+
+@contextmanager
+def logging_to(path: Path | None) -> Iterator[logging.Logger]:
+    """Log to standard output and, with times, to a file; let go of both in the end."""
+    logger = logging.getLogger(LOGGER_NAME)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    if path is not None:
+        file = logging.FileHandler(path, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers.append(file)
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield logger
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+            if isinstance(handler, logging.FileHandler):
+                handler.close()
+
+
+@contextmanager
+def reporting(logger: logging.Logger) -> Iterator[Report]:
+    """Give a function that is told `(what, done, total)` and shows it.
+
+    On a terminal it draws a bar with the time left for each `what`; elsewhere it logs a line at most
+    every 30 seconds, so that a job's log shows that it is alive.
+    """
+    console = Console()
+    if console.is_terminal:
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        ) as progress:
+            tasks = {}
+
+            def draw(what: str, done: int, total: int) -> None:
+                if what not in tasks:
+                    tasks[what] = progress.add_task(what, total=total)
+                progress.update(tasks[what], completed=done, total=total)
+                if done >= total:
+                    progress.remove_task(tasks.pop(what))
+
+            yield draw
+    else:
+        started: dict[str, float] = {}
+        last: dict[str, float] = {}
+
+        def log(what: str, done: int, total: int) -> None:
+            now = time.monotonic()
+            begin = started.setdefault(what, now)
+            if now - last.setdefault(what, now) >= SECONDS_BETWEEN_LINES and done:
+                last[what] = now
+                left = (now - begin) / done * (total - done)
+                logger.info("%s: %d of %d, %.0f s left", what, done, total, left)
+            if done >= total:
+                started.pop(what, None)
+                last.pop(what, None)
+
+        yield log

@@ -1,0 +1,250 @@
+"""Training as a pure function of the training state: one step, one epoch, one evaluation."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from clip_hba_behavior import rsa
+from clip_hba_behavior.batch_order import draw_epoch_order, draw_loader_seed
+from clip_hba_behavior.config import Config
+from clip_hba_behavior.early_stopping import EarlyStopping
+from clip_hba_behavior.inputs import Inputs
+from clip_hba_behavior.learning_rate import learning_rate
+from clip_hba_behavior.model.clip_hba import CLIPHBA
+from clip_hba_behavior.reproducibility.digest import leaf_digest, leaves, tensor_bytes
+from clip_hba_behavior.reproducibility.errors import StoppedError
+from clip_hba_behavior.reproducibility.rng import RngState, capture_rng_state, restore_rng_state
+from clip_hba_behavior.reproducibility.state import (
+    TrainingState,
+    restore_optimizer,
+    restore_parameters,
+    snapshot,
+)
+from clip_hba_behavior.seed_protocol import Split
+
+
+class NonFiniteLossError(StoppedError):
+    """The loss is no longer a number; the run stops with its last whole state."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one training step reports.
+
+    Attributes:
+        epoch: counted from 1.
+        step: within the epoch, counted from 1.
+        batch_digest: SHA-256 over the batch's rows, image files and targets.
+        loss: the batch's mean squared error.
+    """
+
+    epoch: int
+    step: int
+    batch_digest: str
+    loss: float
+
+
+class Trainer:
+    """The live form of a training state: model, optimizer, generators, counters and cursor.
+
+    `snapshot` and `restore` turn it into a `TrainingState` and back. The generators are the process's
+    global ones, so there is one trainer a process at a time.
+    """
+
+    def __init__(self, config: Config, model: CLIPHBA, inputs: Inputs, split: Split) -> None:
+        """Bring the parts together; call `begin` or `restore` before training."""
+        self.config = config
+        self.model = model
+        self.inputs = inputs
+        self.split = split
+        self.parameters = model.dora_parameters()
+        # The fused form computes the same bits on every x86 CPU; the others' square roots differ.
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        self.early_stopping = EarlyStopping(config.early_stopping_patience, math.inf)
+        self.epoch = 0
+        self.step_in_epoch = 0
+        self.loss_sum = 0.0
+        self.num_samples = 0
+        self.epoch_start_rng_state: RngState | None = None
+        self.metrics: dict[str, Any] = {}
+
+    def begin(self) -> None:
+        """Evaluate the initial model: its test loss is early stopping's first best."""
+        draw_loader_seed()  # the test loader's
+        self.metrics = {"epoch": self.epoch, "test_loss": self.test_loss(), **self.behavioral_rsa()}
+        self.early_stopping.best_test_loss = self.metrics["test_loss"]
+
+    def snapshot(self) -> TrainingState:
+        """Copy everything that changes in training."""
+        return TrainingState(
+            parameters=snapshot(self.parameters),
+            optimizer_state=snapshot(self.optimizer.state_dict()),
+            rng_state=snapshot(capture_rng_state()),
+            early_stopping_state=self.early_stopping.state(),
+            epoch=self.epoch,
+            step_in_epoch=self.step_in_epoch,
+            loss_sum=self.loss_sum,
+            num_samples=self.num_samples,
+            epoch_start_rng_state=snapshot(self.epoch_start_rng_state),
+            metrics=dict(self.metrics),
+        )
+
+    def restore(self, state: TrainingState) -> None:
+        """Become the trainer that `state` was taken of.
+
+        Raises:
+            BadInputError: the state does not fit this model.
+        """
+        restore_parameters(self.parameters, state.parameters)
+        restore_optimizer(self.optimizer, state.optimizer_state)
+        self.early_stopping.best_test_loss = state.early_stopping_state["best_test_loss"]
+        self.early_stopping.epochs_no_improve = int(state.early_stopping_state["epochs_no_improve"])
+        self.epoch = state.epoch
+        self.step_in_epoch = state.step_in_epoch
+        self.loss_sum = state.loss_sum
+        self.num_samples = state.num_samples
+        self.epoch_start_rng_state = state.epoch_start_rng_state
+        self.metrics = dict(state.metrics)
+        restore_rng_state(state.rng_state)  # last: nothing may draw between this and the next step
+
+    def num_steps(self) -> int:
+        """Return the number of steps an epoch."""
+        return math.ceil(len(self.split.train) / self.config.batch_size)
+
+    def steps(self) -> Iterator[Step]:
+        """Train what is left of the epoch under way, or the next one.
+
+        At every yield the trainer is between two steps, and a snapshot of it can be continued.
+
+        Raises:
+            NonFiniteLossError: the loss is infinite or not a number.
+        """
+        rng_state = capture_rng_state()
+        if self.step_in_epoch == 0:
+            self.epoch_start_rng_state = rng_state
+        restore_rng_state(self._epoch_start())
+        order = draw_epoch_order(len(self.split.train))
+        if self.step_in_epoch > 0:
+            restore_rng_state(rng_state)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+
+        batches = list(self.split.train[order].split(self.config.batch_size))[self.step_in_epoch :]
+        for rows, features in zip(batches, self._features_of(batches), strict=True):
+            loss = self._step(rows, features)
+            self.loss_sum += loss * len(rows)
+            self.num_samples += len(rows)
+            self.step_in_epoch += 1
+            yield Step(self.epoch + 1, self.step_in_epoch, self._batch_digest(rows), loss)
+
+    def finish_epoch(self) -> dict[str, Any]:
+        """Evaluate after an epoch's last step, and close the epoch.
+
+        Returns:
+            The epoch's CSV row.
+        """
+        train_loss = self.loss_sum / self.num_samples
+        draw_loader_seed()  # the test loader's iterator draws; without it the next order shifts
+        test_loss = self.test_loss()
+        draw_loader_seed()  # and the RSA loader's
+        self.early_stopping.update(test_loss)
+        self.epoch += 1
+        self.step_in_epoch, self.loss_sum, self.num_samples = 0, 0.0, 0
+        self.epoch_start_rng_state = None
+        self.metrics = {
+            "epoch": self.epoch,
+            "train_loss": train_loss,
+            "test_loss": test_loss,
+            **self.behavioral_rsa(),
+            "used_random_targets": False,
+            "used_shuffled_targets": False,
+            "perturb_type": self.config.perturb_type,
+        }
+        return dict(self.metrics)
+
+    def predict(self, rows: torch.Tensor) -> torch.Tensor:
+        """Predict `[len(rows), 66] float32`, in fixed batches, drawing nothing."""
+        self.model.eval()
+        with torch.no_grad():
+            batches = rows.split(self.config.eval_batch_size)
+            prompts = self.inputs.prompt_features
+            return torch.cat([self.model(self.inputs.image_features(batch), prompts) for batch in batches])
+
+    def test_loss(self) -> float:
+        """Return the mean squared error on the test images."""
+        total = 0.0
+        for rows in self.split.test.split(self.config.eval_batch_size):
+            targets = self.inputs.targets[rows.to(self.inputs.device)]
+            total += functional.mse_loss(self.predict(rows), targets).item() * len(rows)
+        return total / len(self.split.test)
+
+    def behavioral_rsa(self) -> dict[str, float]:
+        """Compare the held-out images' predicted RDM with the human one (Spearman's rho and its p)."""
+        predictions: NDArray[np.float32] = self.predict(self.inputs.inference_rows()).cpu().numpy()
+        rho, p_value = rsa.rank_correlation(rsa.correlation_distances(predictions), self.inputs.human_rdm)
+        return {"behavioral_rsa_rho": rho, "behavioral_rsa_p_value": p_value}
+
+    def leaf_digests(self) -> dict[str, str]:
+        """Return the digest of every parameter, optimizer tensor and random stream, shortened."""
+        state = {
+            "parameters": self.parameters,
+            "optimizer_state": self.optimizer.state_dict()["state"],
+            "rng_state": capture_rng_state(),
+        }
+        return {name: leaf_digest(leaf)[:16] for name, leaf in leaves(state)}
+
+    def _epoch_start(self) -> RngState:
+        if self.epoch_start_rng_state is None:
+            raise RuntimeError("a state within an epoch must hold the random states of the epoch's start")
+        return self.epoch_start_rng_state
+
+    def _learning_rate(self) -> float:
+        config = self.config
+        return learning_rate(
+            self.epoch + 1,
+            config.lr_schedule,
+            config.lr,
+            config.lr_min,
+            config.lr_warmup_epochs,
+            config.lr_schedule_epochs or config.epochs,
+        )
+
+    def _features_of(self, batches: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+        if self.config.augmentation:
+            rows = [batch.tolist() for batch in batches]
+            yield from self.inputs.augmented_features(rows, self.config, self.epoch + 1)
+        else:
+            for batch in batches:
+                yield self.inputs.image_features(batch)
+
+    def _step(self, rows: torch.Tensor, features: torch.Tensor) -> float:
+        self.model.train()
+        targets = self.inputs.targets[rows.to(self.inputs.device)]
+        loss = functional.mse_loss(self.model(features, self.inputs.prompt_features), targets)
+        self.optimizer.zero_grad()
+        loss.backward()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise NonFiniteLossError(
+                f"the loss is {value} in epoch {self.epoch + 1}, step {self.step_in_epoch + 1}\n"
+                f"  images: {', '.join(self.inputs.image_paths[row].name for row in rows.tolist())}\n"
+                "  the last whole state is kept; lower lr, or check the targets with `clip-hba data check`"
+            )
+        self.optimizer.step()
+        return value
+
+    def _batch_digest(self, rows: torch.Tensor) -> str:
+        total = hashlib.sha256(tensor_bytes(rows))
+        for row in rows.tolist():
+            total.update(self.inputs.image_digests[row].encode())
+        total.update(tensor_bytes(self.inputs.targets[rows.to(self.inputs.device)]))
+        return total.hexdigest()[:16]

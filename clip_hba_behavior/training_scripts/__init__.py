@@ -1,0 +1,1 @@
+"""The guide's commands, to be run from this directory."""

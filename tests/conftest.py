@@ -1,0 +1,75 @@
+import itertools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import fresh_process
+import pytest
+
+from clip_hba_behavior.data.standin import write_standin_dataset
+
+REPOSITORY = Path(__file__).parent.parent
+SHARED = REPOSITORY.parent / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _caches_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or fills the user's own cache; all share one."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def standin_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small stand-in data set in THINGS format: 60 annotated images, 48 held out."""
+    directory = tmp_path_factory.mktemp("standin")
+    write_standin_dataset(directory, num_images=60)
+    return directory
+
+
+@pytest.fixture
+def small_config(standin_data: Path) -> dict[str, object]:
+    """Keys of a run of the stand-in that takes a second."""
+    return {
+        "csv_file": str(standin_data / "annotations.csv"),
+        "img_dir": str(standin_data / "images"),
+        "inference_csv_file": str(standin_data / "inference48.csv"),
+        "RDM48_triplet_dir": str(standin_data / "RDM48_triplet.mat"),
+        "prompts_file": str(standin_data / "prompts.txt"),
+        "epochs": 4,
+        "batch_size": 16,
+        "num_threads": 1,
+        "rank": 4,
+        "lr": 1e-3,
+        "device": "cpu",
+    }
+
+
+@pytest.fixture
+def clip_hba(tmp_path: Path) -> Callable[..., fresh_process.Outcome]:
+    """Run `clip-hba` with some arguments in a fresh process."""
+    numbers = itertools.count()
+
+    def run(*arguments: object) -> fresh_process.Outcome:
+        output = tmp_path / f"output{next(numbers)}.txt"
+        return fresh_process.call(fresh_process.clip_hba, [str(each) for each in arguments], output=output)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """What the earlier pipeline recorded; not part of the project."""
+    directory = SHARED / "reference"
+    if not directory.is_dir():
+        pytest.skip("the recorded reference run is not at hand")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def things() -> Path:
+    """The real targets, RDM and prompts of THINGS; not part of the project."""
+    directory = SHARED / "things"
+    if not directory.is_dir():
+        pytest.skip("the THINGS tables are not at hand")
+    return directory

@@ -1,0 +1,166 @@
+"""A run that is taken up again is the run that was never interrupted."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fresh_process import Outcome
+from runs import differences, rewrite_state, write_config
+
+from clip_hba_behavior.reproducibility.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
+from clip_hba_behavior.reproducibility.rng import capture_rng_state, restore_rng_state
+from clip_hba_behavior.reproducibility.state import TrainingState
+
+ClipHba = Callable[..., Outcome]
+
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    # name: (keys of the run, keys set when it is resumed)
+    "plain": ({}, {}),
+    "cosine schedule": ({"lr_schedule": "warmup_cosine", "lr_warmup_epochs": 2}, {}),
+    "dropout": ({"dora_dropout": 0.3}, {}),
+    "augmentation": ({"augmentation": ["random_resized_crop", "horizontal_flip", "color_jitter"]}, {}),
+    "more workers after": (
+        {"augmentation": ["random_resized_crop"], "dora_dropout": 0.1, "num_workers": 0},
+        {"num_workers": 2},
+    ),
+    "fewer workers after": ({"augmentation": ["color_jitter"], "num_workers": 2}, {"num_workers": 0}),
+    "one and two layers": ({"vision_layers": 1, "transformer_layers": 2}, {}),
+    # the test loss rises at this rate, so the run stops early; the counters decide where
+    "early stop": ({"lr": 0.3, "early_stopping_patience": 3, "epochs": 30}, {}),
+}
+
+
+def run_baseline(clip_hba: ClipHba, tmp_path: Path, keys: dict[str, Any]) -> Path:
+    config = write_config(tmp_path / "config.yaml", keys)
+    outcome = clip_hba("train", config, "--run-dir", tmp_path / "baseline")
+    assert outcome.code == 0, outcome.output
+    return tmp_path / "baseline"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resume_from_every_epoch_equals_the_uninterrupted_run(
+    variant: str, clip_hba: ClipHba, tmp_path: Path, small_config: dict[str, Any]
+) -> None:
+    keys, changes = VARIANTS[variant]
+    baseline = run_baseline(clip_hba, tmp_path, small_config | keys)
+    epochs = list(list_checkpoints(baseline / "dora_params"))
+    assert len(epochs) >= 4
+    if variant == "early stop":
+        assert len(epochs) < 15
+        assert "Stopped early" in (baseline / "training_log.txt").read_text()
+    settings = [f"--set={key}={value}" for key, value in changes.items()]
+    for epoch in epochs:
+        resumed = tmp_path / f"from{epoch}"
+        outcome = clip_hba("resume", baseline, "--from-epoch", epoch, "--run-dir", resumed, *settings)
+        assert outcome.code == 0, outcome.output
+        assert differences(baseline, resumed) == []
+
+
+def test_resume_in_place_goes_on_from_the_newest_checkpoint(
+    clip_hba: ClipHba, tmp_path: Path, small_config: dict[str, Any]
+) -> None:
+    whole = run_baseline(clip_hba, tmp_path, small_config)
+    config = write_config(tmp_path / "half.yaml", small_config, epochs=2)
+    half = tmp_path / "half"
+    assert clip_hba("train", config, "--run-dir", half).code == 0
+    outcome = clip_hba("resume", half, "--set", "epochs=4")
+    assert outcome.code == 0, outcome.output
+    assert "Restored RNG states from checkpoint for reproducible shuffle order" in outcome.output
+    assert differences(whole, half) == []
+
+
+def test_rows_and_lines_behind_the_newest_checkpoint_are_written_again(
+    clip_hba: ClipHba, tmp_path: Path, small_config: dict[str, Any]
+) -> None:
+    whole = run_baseline(clip_hba, tmp_path, small_config)
+    torn = tmp_path / "torn"
+    shutil.copytree(whole, torn)
+    checkpoint_path(torn / "dora_params", 4).unlink()
+    with (torn / "steps.jsonl").open("a") as file:
+        file.write('{"epoch": 5, "st')
+    assert clip_hba("resume", torn).code == 0
+    assert differences(whole, torn) == []
+    assert (torn / "steps.jsonl.aside").read_text().count("\n") == 4  # three steps and the epoch's end
+
+
+def test_a_repetition_that_differs_is_refused(
+    clip_hba: ClipHba, tmp_path: Path, small_config: dict[str, Any]
+) -> None:
+    run = run_baseline(clip_hba, tmp_path, small_config)
+    checkpoint_path(run / "dora_params", 4).unlink()
+    ledger = run / "steps.jsonl"
+    lines = ledger.read_text().splitlines(keepends=True)
+    lines[-2] = lines[-2].replace('"loss": ', '"loss": 1')
+    ledger.write_text("".join(lines))
+    outcome = clip_hba("resume", run)
+    assert outcome.code == 1
+    assert "did not repeat what was recorded before the interruption" in outcome.output
+
+
+def test_a_missing_results_file_is_made_again_from_the_checkpoints(
+    clip_hba: ClipHba, tmp_path: Path, small_config: dict[str, Any]
+) -> None:
+    whole = run_baseline(clip_hba, tmp_path, small_config)
+    before = (whole / "training_res.csv").read_bytes()
+    (whole / "training_res.csv").unlink()
+    assert clip_hba("resume", whole).code == 0
+    assert (whole / "training_res.csv").read_bytes() == before
+
+
+# --- negative twins: what is left out must show -----------------------------------------------------
+
+
+def without_optimizer_state(state: TrainingState) -> TrainingState:
+    return dataclasses.replace(state, optimizer_state=state.optimizer_state | {"state": {}})
+
+
+def without_random_state(state: TrainingState) -> TrainingState:
+    torch.manual_seed(0)
+    return dataclasses.replace(state, rng_state=capture_rng_state())
+
+
+def with_one_extra_draw(state: TrainingState) -> TrainingState:
+    restore_rng_state(state.rng_state)
+    torch.empty((), dtype=torch.int64).random_()
+    return dataclasses.replace(state, rng_state=capture_rng_state())
+
+
+def without_early_stopping_counters(state: TrainingState) -> TrainingState:
+    counters = state.early_stopping_state | {"epochs_no_improve": 0}
+    return dataclasses.replace(state, early_stopping_state=counters)
+
+
+@pytest.mark.parametrize(
+    ("leave_out", "variant", "shows_in"),
+    [
+        (without_optimizer_state, "plain", "parameters/clip_model"),
+        (without_random_state, "plain", "rng_state/torch_rng_state"),
+        (with_one_extra_draw, "plain", "parameters/clip_model"),
+        (without_random_state, "dropout", "parameters/clip_model"),
+        (without_early_stopping_counters, "early stop", "epochs ["),
+    ],
+    ids=lambda value: getattr(value, "__name__", value).replace("_", " "),
+)
+def test_resume_without_a_piece_of_state_does_not_equal_the_uninterrupted_run(
+    leave_out: Callable[[TrainingState], TrainingState],
+    variant: str,
+    shows_in: str,
+    clip_hba: ClipHba,
+    tmp_path: Path,
+    small_config: dict[str, Any],
+) -> None:
+    baseline = run_baseline(clip_hba, tmp_path, small_config | VARIANTS[variant][0])
+    epoch = max(list_checkpoints(baseline / "dora_params")) - 1
+    lamed = tmp_path / "lamed"
+    shutil.copytree(baseline, lamed)
+    path = checkpoint_path(lamed / "dora_params", epoch)
+    rewrite_state(path, leave_out(read_checkpoint(path).whole_state()))
+    resumed = tmp_path / "resumed"
+    outcome = clip_hba("resume", lamed, "--from-epoch", epoch, "--run-dir", resumed)
+    assert outcome.code == 0, outcome.output
+    found = [each for each in differences(baseline, resumed) if not each.startswith(f"epoch {epoch}:")]
+    assert any(shows_in in each for each in found), found

@@ -1,0 +1,127 @@
+"""OpenAI's files are made here in their own format, from a small CLIP: the real ones cannot be had."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from small_clip import small_clip
+from torch import nn
+from transformers import CLIPModel
+
+from clip_hba_behavior.model.backbone import load_backbone, weights_digest
+from clip_hba_behavior.reproducibility.errors import BadInputError
+
+
+def openai_names(model: CLIPModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights under the names and in the layout of OpenAI's files."""
+    state = dict(model.named_parameters())
+    simple = {
+        "vision_model.embeddings.class_embedding": "visual.class_embedding",
+        "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+        "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+        "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+        "text_model.embeddings.position_embedding.weight": "positional_embedding",
+        "logit_scale": "logit_scale",
+    }
+    for name, value in state.items():
+        if name in simple:
+            yield simple[name], value
+        elif name.endswith("_projection.weight"):
+            yield ("visual.proj" if "visual" in name else "text_projection"), value.T.contiguous()
+        elif match := re.fullmatch(r"(vision|text)_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name):
+            root = "visual.transformer" if match[1] == "vision" else "transformer"
+            part = match[3].replace("layer_norm", "ln_").replace("fc1", "c_fc").replace("fc2", "c_proj")
+            if part == "self_attn.q_proj":
+                stem = name.replace("q_proj", "{}_proj")
+                joint = torch.cat([state[stem.format(each)] for each in "qkv"])
+                yield f"{root}.resblocks.{match[2]}.attn.in_proj_{match[4]}", joint
+            elif "_proj" not in part.replace("c_proj", "").replace("out_proj", ""):
+                yield f"{root}.resblocks.{match[2]}.{part.replace('self_attn', 'attn')}.{match[4]}", value
+        else:
+            stem, kind = name.rsplit(".", 1)
+            stem = {
+                "vision_model.pre_layrnorm": "visual.ln_pre",
+                "vision_model.post_layernorm": "visual.ln_post",
+                "text_model.final_layer_norm": "ln_final",
+            }[stem]
+            yield f"{stem}.{kind}", value
+
+
+def save_script(weights: dict[str, torch.Tensor], path: Path) -> None:
+    """A real TorchScript archive whose state dict has these dotted names."""
+    root = nn.Module()
+    for name, value in weights.items():
+        *parents, last = name.split(".")
+        module = root
+        for parent in parents:
+            if not hasattr(module, parent):
+                module.add_module(parent, nn.Module())
+            module = getattr(module, parent)
+        module.register_parameter(last, nn.Parameter(value, requires_grad=False))
+    root.register_buffer("input_resolution", torch.tensor(64))
+    with pytest.warns(DeprecationWarning):
+        torch.jit.script(root).save(str(path))
+
+
+@pytest.fixture
+def weights() -> dict[str, torch.Tensor]:
+    return dict(openai_names(small_clip()))
+
+
+def test_a_bare_state_dict_gives_the_weights_of_the_hugging_face_model(
+    weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    torch.save(weights, tmp_path / "clip.pt")
+    loaded = load_backbone(str(tmp_path / "clip.pt"))
+    assert weights_digest(loaded) == weights_digest(small_clip())
+    images, token_ids = torch.randn(2, 3, 64, 64), torch.tensor([[118, 5, 119], [118, 119, 119]])
+    found = loaded(pixel_values=images, input_ids=token_ids).logits_per_image
+    assert torch.equal(found, small_clip()(pixel_values=images, input_ids=token_ids).logits_per_image)
+
+
+def test_half_precision_weights_are_converted_before_they_are_digested(
+    weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    torch.save({name: value.half() for name, value in weights.items()}, tmp_path / "half.pt")
+    torch.save({name: value.half().float() for name, value in weights.items()}, tmp_path / "float.pt")
+    half, full = (load_backbone(str(tmp_path / name)) for name in ("half.pt", "float.pt"))
+    assert {value.dtype for value in half.parameters()} == {torch.float32}
+    assert weights_digest(half) == weights_digest(full)
+
+
+def test_an_unknown_archive_with_code_is_refused_unless_permitted(
+    weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "script.pt"
+    save_script(weights, path)
+    with pytest.raises(BadInputError, match=r"it carries code(.|\n)*trust_backbone_file: true"):
+        load_backbone(str(path))
+    loaded = load_backbone(str(path), trust_backbone_file=True)
+    assert weights_digest(loaded) == weights_digest(small_clip())
+
+
+def test_a_resnet_is_refused_by_name(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save(weights | {"visual.layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "rn50.pt")
+    with pytest.raises(BadInputError, match="a CLIP with a ResNet"):
+        load_backbone(str(tmp_path / "rn50.pt"))
+
+
+def test_a_file_of_other_weights_is_refused(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(BadInputError, match="holds no OpenAI CLIP: it lacks"):
+        load_backbone(str(tmp_path / "other.pt"))
+    torch.save(weights | {"extra.weight": torch.zeros(3)}, tmp_path / "more.pt")
+    with pytest.raises(BadInputError, match=r"unknown weight extra\.weight"):
+        load_backbone(str(tmp_path / "more.pt"))
+    del weights["visual.transformer.resblocks.1.ln_1.weight"]
+    torch.save(weights, tmp_path / "less.pt")
+    with pytest.raises(BadInputError, match="layer_norm1"):
+        load_backbone(str(tmp_path / "less.pt"))
+
+
+def test_the_recorded_state_dict_equals_the_recorded_directory(reference: Path) -> None:
+    directory = load_backbone(str(reference / "backbone"))
+    file = load_backbone(str(reference / "tiny_clip_openai_format.pt"))
+    assert weights_digest(file) == weights_digest(directory)

@@ -1,0 +1,43 @@
+"""Tools of the tests: configurations as files, and two runs compared byte for byte."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clip_hba_behavior.reproducibility.checkpoint import (
+    list_checkpoints,
+    read_checkpoint,
+    to_bytes,
+    to_content,
+)
+from clip_hba_behavior.reproducibility.compare import compare
+from clip_hba_behavior.reproducibility.state import TrainingState
+
+
+def write_config(path: Path, keys: dict[str, Any], **changes: Any) -> Path:
+    path.write_text(yaml.safe_dump(keys | changes))
+    return path
+
+
+def differences(first: Path, second: Path) -> list[str]:
+    """Name everything in which two runs are not the same: states leaf by leaf, and files byte by byte."""
+    found = []
+    left, right = (list_checkpoints(run / "dora_params") for run in (first, second))
+    if left.keys() != right.keys():
+        found.append(f"epochs {sorted(left)} != {sorted(right)}")
+    for epoch in left.keys() & right.keys():
+        states = [read_checkpoint(each[epoch]).whole_state() for each in (left, right)]
+        comparison = compare(*(state.as_dict() for state in states))
+        found += [f"epoch {epoch}: {each.name}: {each.what}" for each in comparison.differences]
+    for name in ("training_res.csv", "steps.jsonl", "best.json"):
+        if (first / name).read_bytes() != (second / name).read_bytes():
+            found.append(f"{name} differs")
+    return found
+
+
+def rewrite_state(path: Path, state: TrainingState) -> None:
+    """Forge a checkpoint: another state under a digest that fits."""
+    provenance = read_checkpoint(path).provenance
+    path.unlink()
+    path.write_bytes(to_bytes(to_content(state, provenance)))

@@ -1,0 +1,43 @@
+"""A small random CLIP whose weights are large enough to matter."""
+
+import torch
+from transformers import CLIPConfig, CLIPModel
+
+
+def small_config(vocab_size: int = 120) -> CLIPConfig:
+    tower = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 2}
+    return CLIPConfig(
+        vision_config=tower | {"image_size": 64, "patch_size": 16, "projection_dim": 32},
+        text_config=tower
+        | {
+            "vocab_size": vocab_size,
+            "max_position_embeddings": 24,
+            "eos_token_id": vocab_size - 1,
+            "bos_token_id": vocab_size - 2,
+            "pad_token_id": vocab_size - 1,
+            "projection_dim": 32,
+        },
+        projection_dim=32,
+    )
+
+
+def small_clip(seed: int = 0) -> CLIPModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = CLIPModel(small_config()).eval().requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            if "norm" not in name and "logit_scale" not in name:
+                parameter.normal_(std=0.08)
+    return model
+
+
+def prompts(num_prompts: int = 66, longest: int = 11) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids padded with the end token, and each prompt's end position."""
+    generator = torch.Generator().manual_seed(3)
+    token_ids = torch.full((num_prompts, longest), 119)
+    ends = torch.randint(2, longest, (num_prompts,), generator=generator)
+    ends[0] = longest - 1
+    for row, end in zip(token_ids, ends, strict=True):
+        row[0] = 118
+        row[1:end] = torch.randint(0, 118, (int(end) - 1,), generator=generator)
+    return token_ids, ends
