@@ -94,7 +94,7 @@ def start(config: Config) -> Path:
     config = resolve_config(config if parent is None else inherit(config, parent))
     directory = RunDirectory(Path(str(config.run_dir)))
     with directory.created(), logging_to(directory.log_file) as logger, reporting(logger) as report:
-        trainer, environment = _build(config, report, logger)
+        trainer, environment = build_trainer(config, report, logger)
         if parent is None:
             seed_protocol.draw_initial_parameters(trainer.model, trainer.inputs.backbone.get().config)
             trainer.begin()
@@ -172,7 +172,7 @@ def _continue(
 ) -> None:
     state = checkpoint.whole_state()
     recorded = source.read_environment()
-    trainer, environment = _build(config, report, logger)
+    trainer, environment = build_trainer(config, report, logger)
     environment["parent"] = recorded["parent"]
     check_unchanged(source.path, checkpoint.provenance, config, environment)
     target.write_config(config)
@@ -203,8 +203,20 @@ def _changed(config: Config, settings: Mapping[str, Any]) -> Config:
     return changed
 
 
-def _build(config: Config, report: Report, logger: logging.Logger) -> tuple[Trainer, dict[str, Any]]:
-    """Make the trainer with the run's split; its parameters are drawn, or restored, afterwards."""
+def build_trainer(config: Config, report: Report, logger: logging.Logger) -> tuple[Trainer, dict[str, Any]]:
+    """Make the trainer with the run's split; its parameters are drawn, or restored, afterwards.
+
+    Args:
+        config: resolved.
+        report: told of the progress in reading images and computing features.
+        logger: told where the stand-in takes the place of data.
+
+    Returns:
+        The trainer, and the description of the environment.
+
+    Raises:
+        BadInputError: data, backbone or device cannot be used.
+    """
     device = resolve_device(config.device)
     apply_numerics(int(config.num_threads or 1), config.deterministic, config.tf32)
     with_data = _with_standin(config)

@@ -8,6 +8,7 @@ the other. Every number is made by integer or correctly rounded floating-point a
 
 import io
 import math
+import os
 from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
@@ -30,8 +31,8 @@ __all__ = [
 PROMPTS: tuple[str, ...] = tuple(" ".join(colour_and_shape(dimension)) for dimension in range(NUM_DIMENSIONS))
 """What each dimension draws: "red circles", "orange squares", ... 66 of them, all different."""
 
-RDM_NOISE = 2.05
-"""Width of the uniform noise in the human-like RDM, in standard deviations of the distances: leaves rho at 0.86."""
+RDM_NOISE = 1.8
+"""Width of the human-like RDM's uniform noise in standard deviations of the distances: leaves rho at 0.86."""
 
 MAT_HEADER = b"MATLAB 5.0 MAT-file, the stand-in for RDM48_triplet.mat".ljust(116)
 
@@ -49,8 +50,9 @@ def _uniform(seed: int, purpose: _Purpose, index: int, count: int) -> NDArray[np
     if not 0 <= seed < 2**64:
         raise ValueError(f"cannot draw with seed {seed}: expected 0 to 2**64 - 1")
     key = np.array([seed, (purpose << 56) + index], dtype=np.uint64)
-    raw = np.random.Generator(np.random.Philox(key=key)).integers(0, 2**53, size=count, dtype=np.uint64)
-    return (raw.astype(np.float64) + 0.5) / 2.0**53
+    raw = np.random.Generator(np.random.Philox(key=key)).integers(0, 2**52, size=count, dtype=np.uint64)
+    uniform: NDArray[np.float64] = (raw.astype(np.float64) + 0.5) / 2.0**52
+    return uniform
 
 
 def _draw_row(seed: int, purpose: _Purpose, index: int) -> NDArray[np.float64]:
@@ -64,7 +66,8 @@ def _draw_row(seed: int, purpose: _Purpose, index: int) -> NDArray[np.float64]:
     root = np.sqrt(uniform / (1.0 - uniform))
     median = 0.8 + 20.0 / (1.0 + np.arange(NUM_DIMENSIONS) / 2.0)
     value = median * (root * np.sqrt(root))
-    return 100.0 * value / (100.0 + value)
+    bent: NDArray[np.float64] = 100.0 * value / (100.0 + value)
+    return bent
 
 
 def _draw_rows(num_images: int, seed: int, purpose: _Purpose) -> NDArray[np.float64]:
@@ -108,7 +111,7 @@ def correlation_distances(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _human_like_rdm(latents: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """Makes a dissimilarity matrix `[n, n]` that agrees with the latents about as well as people's judgements do."""
+    """Makes a dissimilarity matrix `[n, n]` that agrees with the latents as well as people's judgements do."""
     rdm = correlation_distances(latents)
     lower = np.tril_indices(len(latents), -1)
     distances = rdm[lower]
@@ -133,9 +136,18 @@ def _csv_text(names: Sequence[str], latents: NDArray[np.float64]) -> str:
 
 def _mat_bytes(rdm: NDArray[np.float64]) -> bytes:
     buffer = io.BytesIO()
-    scipy.io.savemat(buffer, {"RDM48_triplet": rdm})
+    scipy.io.savemat(buffer, {"RDM48_triplet": rdm})  # type: ignore[arg-type]  # the stubs know paths only
     # SciPy writes the time into the text header; MATLAB and SciPy ignore that text.
     return MAT_HEADER + buffer.getvalue()[len(MAT_HEADER) :]
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes a file, unless it holds this already: another run may be reading it."""
+    if path.is_file() and path.read_bytes() == content:
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)
 
 
 def write_images(
@@ -159,13 +171,14 @@ def write_images(
     directory.mkdir(parents=True, exist_ok=True)
     for name, latent in zip(names, latents, strict=True):
         suffix = Path(name).suffix.lower()
-        image = draw_image(latent, image_size)
+        buffer = io.BytesIO()
         if suffix == ".png":
-            image.save(directory / name, format="PNG")
+            draw_image(latent, image_size).save(buffer, format="PNG")
         elif suffix in (".jpg", ".jpeg"):
-            image.save(directory / name, format="JPEG", quality=95, subsampling=0)
+            draw_image(latent, image_size).save(buffer, format="JPEG", quality=95, subsampling=0)
         else:
             raise ValueError(f"cannot draw {name}: found suffix {suffix!r}, expected .png, .jpg or .jpeg")
+        _write(directory / name, buffer.getvalue())
 
 
 def write_standin_dataset(
@@ -177,7 +190,7 @@ def write_standin_dataset(
     columns; `images/`; `RDM48_triplet.mat` with the held-out images' dissimilarities; `prompts.txt`.
 
     Args:
-        directory: Where to write; made if missing, existing files are written over.
+        directory: Where to write; made if missing. Other files are replaced, equal ones left.
         num_images: Images to train and test on.
         num_inference: Held-out images for RSA, at least 3; 48 as in THINGS.
         seed: 0 to 2**64 - 1. Image i does not depend on the numbers of images.
@@ -202,8 +215,8 @@ def write_standin_dataset(
         ("inference48.csv", _csv_text(held_out_names, held_out)),
         ("prompts.txt", "\n".join([*PROMPTS, ""])),
     ):
-        (directory / file_name).write_bytes(text.encode())
-    (directory / "RDM48_triplet.mat").write_bytes(_mat_bytes(_human_like_rdm(held_out, seed)))
+        _write(directory / file_name, text.encode())
+    _write(directory / "RDM48_triplet.mat", _mat_bytes(_human_like_rdm(held_out, seed)))
 
 
 def standin_backbone_directory() -> Path:

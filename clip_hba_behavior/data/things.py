@@ -94,7 +94,9 @@ def examine_annotations(path: Path) -> tuple[AnnotationTable | None, tuple[Annot
     except FileNotFoundError:
         return None, (_file_problem(path, "there is no such file", "give the path of the CSV file"),)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        return None, (_file_problem(path, f"it is not a readable CSV file: {error}", "export the table again as CSV"),)
+        return None, (
+            _file_problem(path, f"it is not a readable CSV file: {error}", "export the table again as CSV"),
+        )
     if not lines:
         return None, (_file_problem(path, "it is empty", "export the table again"),)
 
@@ -118,10 +120,14 @@ def examine_annotations(path: Path) -> tuple[AnnotationTable | None, tuple[Annot
             problems.append(AnnotationProblem(Fault.ROW, f"{path}, line {line}: {message}"))
             continue
         if reason := unsafe_name_reason(name):
-            message = f"image name {name!r} {reason}\n  expected: a file name such as aardvark_01b.jpg\n  mend the line"
+            message = (
+                f"image name {name!r} {reason}\n  expected: a file name such as aardvark_01b.jpg\n  mend the line"
+            )
             problems.append(AnnotationProblem(Fault.NAME, f"{path}, line {line}: {message}"))
         elif name in first_line_of:
-            message = f"image {name} is there already, in line {first_line_of[name]}\n  remove one of the two lines"
+            message = (
+                f"image {name} is there already, in line {first_line_of[name]}\n  remove one of the two lines"
+            )
             problems.append(AnnotationProblem(Fault.DUPLICATE, f"{path}, line {line}: {message}"))
         first_line_of.setdefault(name, line)
         for dimension, column in enumerate(columns):
@@ -200,14 +206,18 @@ def read_human_rdm(path: Path) -> NDArray[np.float64]:
     expected = f"  expected: {side} x {side} real numbers\n  {advice}"
     described = f"{' x '.join(map(str, shape))} of class {kind}"
     if kind not in _NUMERIC_CLASSES or tuple(shape) != (side, side):
-        raise DataError(f"{path}: {RDM_VARIABLE} is no RDM of the {side} images\n  found:    {described}\n{expected}")
+        raise DataError(
+            f"{path}: {RDM_VARIABLE} is no RDM of the {side} images\n  found:    {described}\n{expected}"
+        )
     try:
         loaded = scipy.io.loadmat(str(path), appendmat=False, variable_names=[RDM_VARIABLE])[RDM_VARIABLE]
     except Exception as error:
         raise DataError(f"{path}: {RDM_VARIABLE} cannot be read: {error}\n  {advice}") from error
     if loaded.shape != (side, side) or loaded.dtype.kind not in "fiu":
         described = f"{loaded.shape} of {loaded.dtype}"
-        raise DataError(f"{path}: {RDM_VARIABLE} is no RDM of the {side} images\n  found:    {described}\n{expected}")
+        raise DataError(
+            f"{path}: {RDM_VARIABLE} is no RDM of the {side} images\n  found:    {described}\n{expected}"
+        )
     rdm = np.ascontiguousarray(loaded, dtype=np.float64)
     if not np.isfinite(rdm).all():
         row, column = np.argwhere(~np.isfinite(rdm))[0]
@@ -220,7 +230,7 @@ def read_human_rdm(path: Path) -> NDArray[np.float64]:
         row, column = np.unravel_index(int(difference.argmax()), difference.shape)
         raise DataError(
             f"{path}: {RDM_VARIABLE} is not symmetric\n"
-            f"  found:    {rdm[row, column]} in row {row + 1}, column {column + 1}, and {rdm[column, row]} across\n"
+            f"  found:    {rdm[row, column]} in row {row + 1}, column {column + 1}; {rdm[column, row]} across\n"
             f"  expected: equal within {SYMMETRY_TOLERANCE}\n  {advice}"
         )
     return rdm
@@ -272,9 +282,7 @@ def find_images(image_dir: Path, image_names: Sequence[str]) -> tuple[Path | Non
     return tuple(path or elsewhere.get(name) for name, path in zip(image_names, found, strict=True))
 
 
-def image_digests(
-    paths: Sequence[Path], progress: Callable[[int, int], None] | None = None
-) -> tuple[str, ...]:
+def image_digests(paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> tuple[str, ...]:
     """Return the SHA-256 of each file's bytes, in hexadecimal.
 
     Args:

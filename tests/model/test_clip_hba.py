@@ -45,9 +45,7 @@ def full_forward(model: CLIPHBA) -> torch.Tensor:
         tower = "vision_model" if ".visual." in name else "text_model"
         block = name.split("resblocks.")[1].split(".")[0]
         weights[f"{tower}.encoder.layers.{block}.self_attn.out_proj.weight"] = layer.adapted_weight()
-    outputs = torch.func.functional_call(
-        backbone, weights, kwargs={"input_ids": padded, "pixel_values": images}
-    )
+    outputs = torch.func.functional_call(backbone, weights, kwargs={"input_ids": padded, "pixel_values": images})
     return outputs.logits_per_image
 
 

@@ -61,7 +61,7 @@ def save_script(weights: dict[str, torch.Tensor], path: Path) -> None:
             module = getattr(module, parent)
         module.register_parameter(last, nn.Parameter(value, requires_grad=False))
     root.register_buffer("input_resolution", torch.tensor(64))
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
         torch.jit.script(root).save(str(path))
 
 

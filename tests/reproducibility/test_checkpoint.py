@@ -244,7 +244,10 @@ def test_other_numpy_arrays_are_refused(array: np.ndarray, tmp_path: Path) -> No
 def test_recorded_checkpoints_load_with_and_without_random_state(reference: Path) -> None:
     for epoch in range(1, 7):
         name = f"epoch{epoch}_dora_params.pth"
-        new, old = read_checkpoint(reference / "run/dora" / name), read_checkpoint(reference / "run/old_no_rng" / name)
+        new, old = (
+            read_checkpoint(reference / "run/dora" / name),
+            read_checkpoint(reference / "run/old_no_rng" / name),
+        )
         assert new.state is None
         assert new.rng_state is not None
         assert len(new.parameters) == 9

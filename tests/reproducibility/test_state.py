@@ -97,7 +97,10 @@ def test_parameters_of_another_model_are_refused_and_nothing_is_written() -> Non
     before = digest(dict(model.named_parameters()))
     for saved, reason in (
         ({"weight": torch.zeros(3, 4)}, "bias: not in the checkpoint"),
-        ({"weight": torch.zeros(3, 4), "bias": torch.zeros(3), "m": torch.zeros(1)}, "m: in the checkpoint, not in"),
+        (
+            {"weight": torch.zeros(3, 4), "bias": torch.zeros(3), "m": torch.zeros(1)},
+            "m: in the checkpoint, not in",
+        ),
         ({"weight": torch.zeros(3, 5), "bias": torch.zeros(3)}, r"in checkpoint: \(\(3, 5\)"),
         ({"weight": torch.zeros(3, 4).double(), "bias": torch.zeros(3)}, "float64"),
     ):

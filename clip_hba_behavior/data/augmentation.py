@@ -1,0 +1,242 @@
+"""Augmented training images: what an image undergoes depends on the seed, the epoch and the image alone."""
+
+import multiprocessing
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
+from torch.utils.data import DataLoader, Dataset
+
+from clip_hba_behavior.data.images import Preprocessing, read_image, to_pixels
+from clip_hba_behavior.data.things import DataError
+
+# Tells these draws from every other use of Philox with the run's seed.
+_PURPOSE = int.from_bytes(b"augment", "little")
+_CROP_TRIES = 10
+_NUM_DRAWS = 4 + 4 * _CROP_TRIES
+# A scheduler sends these to every process of a job; only the main one may act, by saving and stopping.
+_SIGNALS_OF_THE_RUN = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What training images undergo.
+
+    Attributes:
+        random_resized_crop: cut out a part of random size, shape and place.
+        horizontal_flip: mirror some images.
+        color_jitter: change brightness, contrast and saturation.
+        crop_scale: least and greatest part of the image's area that a crop keeps.
+        crop_ratio: least and greatest width / height of a crop.
+        flip_probability: from 0 to 1.
+        brightness: a factor is drawn from 1 - brightness to 1 + brightness; from 0 to 1.
+        contrast: likewise.
+        saturation: likewise.
+    """
+
+    random_resized_crop: bool = False
+    horizontal_flip: bool = False
+    color_jitter: bool = False
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip_probability: float = 0.5
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_scale: {self.crop_scale}; expected 0 < least <= greatest <= 1")
+        low, high = self.crop_ratio
+        if not 0 < low <= high:
+            raise ValueError(f"crop_ratio: {self.crop_ratio}; expected 0 < least <= greatest")
+        for name in ("flip_probability", "brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: {getattr(self, name)}; expected 0 to 1")
+
+
+def augment(
+    image: Image.Image, augmentation: Augmentation, seed: int, epoch: int, image_index: int
+) -> Image.Image:
+    """Return the image as this epoch sees it: cropped, mirrored, then its colours changed.
+
+    Args:
+        image: RGB, of any size.
+        augmentation: what it undergoes; switching one part on or off leaves the others' draws alone.
+        seed: of the run; like epoch and image_index from 0 to 2**64 - 1.
+        epoch: counted from 1.
+        image_index: row of the image in the table.
+    """
+    flip, *jitter = _draws(seed, epoch, image_index)
+    factors, crops = jitter[:3], jitter[3:]
+    if augmentation.random_resized_crop:
+        image = image.crop(_crop_box(image.size, augmentation, crops))
+    if augmentation.horizontal_flip and flip < augmentation.flip_probability:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if augmentation.color_jitter:
+        for enhance, strength, draw in zip(
+            (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color),
+            (augmentation.brightness, augmentation.contrast, augmentation.saturation),
+            factors,
+            strict=True,
+        ):
+            image = enhance(image).enhance(_between(1 - strength, 1 + strength, draw))
+    return image
+
+
+class AugmentedImages(Dataset[torch.Tensor]):
+    """Pixels of (epoch, image_index), `[3, image_size, image_size] float32`."""
+
+    def __init__(
+        self, paths: Sequence[Path], preprocessing: Preprocessing, augmentation: Augmentation, seed: int
+    ) -> None:
+        self.paths = tuple(paths)
+        self.preprocessing = preprocessing
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __getitem__(self, request: tuple[int, int]) -> torch.Tensor:
+        """Read, augment and normalise one image; DataError if it cannot be read."""
+        epoch, image_index = request
+        image = read_image(self.paths[image_index])
+        return to_pixels(augment(image, self.augmentation, self.seed, epoch, image_index), self.preprocessing)
+
+    def __getitems__(self, requests: Sequence[tuple[int, int]]) -> NDArray[np.float32] | DataError:
+        """Return a whole batch `[batch, 3, image_size, image_size]`, or why there is none.
+
+        The DataLoader would bury an exception's message in a worker's traceback. And an array travels
+        through a pipe: a tensor would need room in /dev/shm, of which containers have little.
+        """
+        try:
+            return np.stack([self[request].numpy() for request in requests])
+        except DataError as error:
+            return error
+
+
+def augmented_batches(
+    paths: Sequence[Path],
+    batches: Sequence[Sequence[int]],
+    preprocessing: Preprocessing,
+    augmentation: Augmentation,
+    seed: int,
+    epoch: int,
+    num_workers: int,
+) -> Iterator[torch.Tensor]:
+    """Yield each batch of augmented images, `[batch, 3, image_size, image_size] float32`, in order.
+
+    The bytes do not depend on `num_workers`, and no global random generator is drawn from. Closing the
+    iterator early stops the workers. As always with processes that are not forked, a script that uses
+    workers starts its work under `if __name__ == "__main__":`.
+
+    Args:
+        paths: of all images.
+        batches: for each batch, positions in `paths`.
+        preprocessing: from image to pixels.
+        augmentation: what the images undergo.
+        seed: of the run.
+        epoch: counted from 1.
+        num_workers: processes that read images; 0 reads them in this one.
+
+    Raises:
+        ValueError: A batch is empty or names an image that is not there.
+        DataError: An image cannot be read.
+    """
+    for number, batch in enumerate(batches, start=1):
+        if not batch or not 0 <= min(batch) <= max(batch) < len(paths):
+            raise ValueError(f"batch {number} is {list(batch)}; expected positions from 0 to {len(paths) - 1}")
+    requests = [[(epoch, image_index) for image_index in batch] for batch in batches]
+    loader = DataLoader(
+        AugmentedImages(paths, preprocessing, augmentation, seed),
+        batch_sampler=requests,
+        num_workers=num_workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_leave_signals_to_the_run,
+        # Every loader's iterator draws a base seed: from here, not from the global generator.
+        generator=torch.Generator(),
+        multiprocessing_context=_context() if num_workers else None,
+    )
+    return _batches_of(loader)
+
+
+def _batches_of(loader: DataLoader[torch.Tensor]) -> Iterator[torch.Tensor]:
+    with _signals_of_the_run_blocked():
+        iterator = iter(loader)
+    try:
+        for batch in iterator:
+            if isinstance(batch, DataError):
+                raise batch
+            yield torch.from_numpy(batch)
+    finally:
+        # Its end stops the workers: now, not whenever a traceback that holds this frame goes.
+        del iterator
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    # A fork of a process with torch's threads can deadlock; the fork server has none. It imports torch once
+    # (1.8 s), after which two workers start in 0.03 s, as fast as by fork; by spawn it is 1.2 s each time.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+@contextmanager
+def _signals_of_the_run_blocked() -> Iterator[None]:
+    # Children inherit the mask, and the fork server hands it on. A signal that comes now is only late.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_OF_THE_RUN)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _leave_signals_to_the_run(_worker: int) -> None:
+    # Where someone else started the fork server its children have no mask. They end when their parent does.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_OF_THE_RUN)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch  # __getitems__ made a batch of it already
+
+
+def _draws(seed: int, epoch: int, image_index: int) -> list[float]:
+    """Return uniform numbers from 0 to below 1.
+
+    Seed, epoch and index fill words of Philox's key and counter of their own, so no two images share a
+    draw. The raw words are used, not NumPy's distributions, which may change between its versions.
+    """
+    key = np.array([seed, _PURPOSE], dtype=np.uint64)
+    counter = np.array([0, image_index, epoch, 0], dtype=np.uint64)
+    words = np.random.Philox(key=key, counter=counter).random_raw(_NUM_DRAWS)
+    return [int(word >> 11) * 2.0**-53 for word in words.tolist()]
+
+
+def _between(low: float, high: float, draw: float) -> float:
+    return low + (high - low) * draw
+
+
+def _crop_box(
+    size: tuple[int, int], augmentation: Augmentation, draws: Sequence[float]
+) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of the first crop that fits; the whole image if none does."""
+    width, height = size
+    for attempt in range(_CROP_TRIES):
+        scale, ratio, x, y = draws[4 * attempt : 4 * attempt + 4]
+        area = width * height * _between(*augmentation.crop_scale, scale)
+        # Uniform, not log-uniform as torchvision's: log and exp differ between C libraries, sqrt does not.
+        aspect = _between(*augmentation.crop_ratio, ratio)
+        crop_width, crop_height = round(sqrt(area * aspect)), round(sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left = int(x * (width - crop_width + 1))
+            top = int(y * (height - crop_height + 1))
+            return left, top, left + crop_width, top + crop_height
+    return 0, 0, width, height

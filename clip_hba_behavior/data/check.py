@@ -1,0 +1,211 @@
+"""Look at everything that a run would read, and say all that is wrong with it at once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from clip_hba_behavior import rsa
+from clip_hba_behavior.data.images import read_image
+from clip_hba_behavior.data.things import (
+    NUM_DIMENSIONS,
+    NUM_HUMAN_IMAGES,
+    AnnotationTable,
+    DataError,
+    Fault,
+    examine_annotations,
+    find_images,
+    missing_images_message,
+    read_human_rdm,
+    read_prompts,
+    unsafe_name_reason,
+)
+
+# In the right order THINGS' rows reach 0.86, in alphabetical order 0.04.
+LEAST_ROW_ORDER_CORRELATION = 0.5
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What `check_data` found.
+
+    Attributes:
+        num_train_images: rows of the training table.
+        num_inference_images: rows of the held-out images' table.
+        num_missing: images of both tables that are not there.
+        num_unreadable: images that are there but cannot be decoded.
+        num_bad_targets: targets of both tables that are no finite number.
+        num_duplicates: rows whose image stands in an earlier row of the same table.
+        num_overlapping: images that stand in both tables.
+        num_prompts: 0 where they cannot be read.
+        row_order_correlation: Spearman's rho between the held-out targets' correlation distances and the
+            human RDM; None where it cannot be computed.
+        problems: sentences; none if all is well.
+    """
+
+    num_train_images: int
+    num_inference_images: int
+    num_missing: int
+    num_unreadable: int
+    num_bad_targets: int
+    num_duplicates: int
+    num_overlapping: int
+    num_prompts: int
+    row_order_correlation: float | None
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether a run can use the data."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        """Return the counts, then the problems, for a terminal."""
+        rho = self.row_order_correlation
+        lines = [
+            f"training images:       {self.num_train_images}",
+            f"held-out images:       {self.num_inference_images}",
+            f"in both tables:        {self.num_overlapping}",
+            f"duplicate rows:        {self.num_duplicates}",
+            f"missing images:        {self.num_missing}",
+            f"unreadable images:     {self.num_unreadable}",
+            f"bad targets:           {self.num_bad_targets}",
+            f"prompts:               {self.num_prompts}",
+            f"row order correlation: {'unknown' if rho is None else f'{rho:.4f}'}",
+        ]
+        if self.ok:
+            return "\n".join([*lines, "no problems"])
+        return "\n".join([*lines, f"{len(self.problems)} problems:", *(f"- {text}" for text in self.problems)])
+
+
+@dataclass
+class _Findings:
+    """Counts and sentences gathered on the way."""
+
+    num_bad_targets: int = 0
+    num_duplicates: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def check_data(
+    csv_file: Path,
+    img_dir: Path,
+    inference_csv_file: Path,
+    rdm_file: Path,
+    prompts_file: Path,
+    *,
+    num_prompts: int = NUM_DIMENSIONS,
+    progress: Callable[[int, int], None] | None = None,
+) -> DataReport:
+    """Check tables, images, row order and prompts; what is wrong with one keeps no other from being checked.
+
+    Args:
+        csv_file: table of the training images.
+        img_dir: where all images lie.
+        inference_csv_file: table of the held-out images.
+        rdm_file: `RDM48_triplet.mat`.
+        prompts_file: one prompt a line.
+        num_prompts: how many are expected.
+        progress: called after each image with the number opened and the number to open.
+    """
+    findings = _Findings()
+    train = _check_table(csv_file, findings)
+    inference = _check_table(inference_csv_file, findings)
+    train_names, inference_names = (table.image_names if table else () for table in (train, inference))
+
+    overlap = sorted(set(train_names) & set(inference_names))
+    if overlap:
+        findings.problems.append(
+            f"{len(overlap)} images stand in both {csv_file} and {inference_csv_file}: {_first(overlap)}; "
+            "held-out images must not be trained on"
+        )
+    names = dict.fromkeys(name for name in (*train_names, *inference_names) if not unsafe_name_reason(name))
+    num_missing, num_unreadable = _check_images(img_dir, tuple(names), findings, progress)
+    row_order_correlation = _check_row_order(inference, rdm_file, findings)
+    try:
+        found_prompts = len(read_prompts(prompts_file, num_prompts))
+    except DataError as error:
+        findings.problems.append(str(error))
+        found_prompts = 0
+    return DataReport(
+        num_train_images=len(train_names),
+        num_inference_images=len(inference_names),
+        num_missing=num_missing,
+        num_unreadable=num_unreadable,
+        num_bad_targets=findings.num_bad_targets,
+        num_duplicates=findings.num_duplicates,
+        num_overlapping=len(overlap),
+        num_prompts=found_prompts,
+        row_order_correlation=row_order_correlation,
+        problems=tuple(findings.problems),
+    )
+
+
+def _check_table(path: Path, findings: _Findings) -> AnnotationTable | None:
+    table, problems = examine_annotations(path)
+    faults = [problem.fault for problem in problems]
+    findings.num_bad_targets += faults.count(Fault.NOT_A_NUMBER) + faults.count(Fault.NOT_FINITE)
+    findings.num_duplicates += faults.count(Fault.DUPLICATE)
+    findings.problems.extend(problem.message for problem in problems)
+    return table
+
+
+def _check_images(
+    img_dir: Path, names: Sequence[str], findings: _Findings, progress: Callable[[int, int], None] | None
+) -> tuple[int, int]:
+    """Return how many images are missing and how many cannot be decoded."""
+    try:
+        found = find_images(img_dir, names)
+    except DataError as error:
+        findings.problems.append(str(error))
+        return (0 if img_dir.is_dir() else len(names)), 0
+    missing = [name for name, path in zip(names, found, strict=True) if path is None]
+    if missing:
+        findings.problems.append(missing_images_message(img_dir, missing, len(names)))
+    present = [path for path in found if path is not None]
+    num_unreadable = 0
+    for done, path in enumerate(present, start=1):
+        try:
+            read_image(path)
+        except DataError as error:
+            num_unreadable += 1
+            findings.problems.append(str(error))
+        if progress:
+            progress(done, len(present))
+    return len(missing), num_unreadable
+
+
+def _check_row_order(table: AnnotationTable | None, rdm_file: Path, findings: _Findings) -> float | None:
+    """Return the correlation of the held-out targets' RDM with the human one, if there are both."""
+    try:
+        human_rdm = read_human_rdm(rdm_file)
+    except DataError as error:
+        findings.problems.append(str(error))
+        return None
+    if table is None:
+        return None
+    if len(table.image_names) != NUM_HUMAN_IMAGES:
+        findings.problems.append(
+            f"{table.path} has {len(table.image_names)} images\n"
+            f"  expected: {NUM_HUMAN_IMAGES}, one for each row of {rdm_file}\n  give the table of these images"
+        )
+        return None
+    rho, _ = rsa.rank_correlation(rsa.correlation_distances(table.targets), human_rdm)
+    if rho != rho:  # nan: a bad target, which is a problem already, or a constant row or RDM
+        findings.problems.append(
+            f"{table.path}: the order of the rows cannot be checked against {rdm_file}: "
+            "the correlation is undefined; mend bad or constant targets"
+        )
+        return None
+    if rho < LEAST_ROW_ORDER_CORRELATION:
+        findings.problems.append(
+            f"the rows of {table.path} look to be in the wrong order: their targets' dissimilarities agree with "
+            f"{rdm_file} to a rank correlation of {rho:.4f}\n  expected: at least {LEAST_ROW_ORDER_CORRELATION} "
+            "(0.8644 for THINGS)\n  give the table whose rows are in the RDM's order, such as "
+            "spose_embedding66d_rescaled_48val_reordered.csv"
+        )
+    return rho
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -1,0 +1,199 @@
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clip_hba_behavior.data.images import Preprocessing, load_pixels, read_image, to_pixels
+from clip_hba_behavior.data.things import DataError
+
+
+def drawn(width: int = 70, height: int = 50, seed: int = 0) -> Image.Image:
+    values = np.random.Generator(np.random.Philox(seed)).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(99)))
+        + chunk(b"IEND", b"")
+    )
+
+
+def message_of(work: Callable[[], object]) -> str:
+    with pytest.raises(DataError) as caught:
+        work()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tiff", "a.gif", "a.jpg", "a.webp"])
+def test_each_format_is_read_as_image_open_reads_it(tmp_path: Path, name: str) -> None:
+    drawn().save(tmp_path / name)
+    with Image.open(tmp_path / name) as image:
+        expected = image.convert("RGB").tobytes()
+    found = read_image(tmp_path / name)
+    assert found.mode == "RGB"
+    assert found.size == (70, 50)
+    assert found.tobytes() == expected
+
+
+def test_the_content_decides_and_not_the_ending(tmp_path: Path) -> None:
+    drawn().save(tmp_path / "a.jpg", format="PNG")
+    assert read_image(tmp_path / "a.jpg").tobytes() == drawn().tobytes()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+def test_other_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+    image = drawn().convert(mode)
+    image.save(tmp_path / "a.tiff")
+    assert read_image(tmp_path / "a.tiff").tobytes() == image.convert("RGB").tobytes()
+
+
+def test_a_palette_with_transparency_becomes_rgb_without_a_warning(tmp_path: Path) -> None:
+    image = drawn().convert("P")
+    image.save(tmp_path / "a.png", transparency=bytes(range(256)))
+    assert read_image(tmp_path / "a.png").tobytes() == image.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp", "a.gif", "a.tiff", "a.webp"])
+def test_a_truncated_image_is_refused_with_path_and_reason(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    drawn(300, 200).save(path)
+    whole = path.read_bytes()
+    for kept in (len(whole) // 2, 30, 12, 3):
+        path.write_bytes(whole[:kept])
+        # damaged TIFF directories make Pillow warn, too: of the damage, which is refused then
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            message = message_of(lambda: read_image(path))
+        assert message.startswith(f"{path}: the image cannot be read: ")
+        assert message.endswith("\n  restore the file")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is no JPEG, PNG, BMP, WebP, TIFF or GIF file"),
+        (b"hello, I am a text", "it is no JPEG, PNG, BMP, WebP, TIFF or GIF file"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "it is no JPEG, PNG, BMP, WebP, TIFF or GIF file"),
+        (b"P6\n1 1\n255\n\0\0\0", "it is no JPEG, PNG, BMP, WebP, TIFF or GIF file"),
+        (b"RIFF\x10\0\0\0WAVEfmt ", ""),
+        (b"\xff\xd8\xff" + bytes(100), ""),
+    ],
+)
+def test_what_is_no_image_of_the_six_formats_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    assert message_of(lambda: read_image(path)).startswith(f"{path}: the image cannot be read: {reason}")
+
+
+def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path) -> None:
+    missing = message_of(lambda: read_image(tmp_path / "no.png"))
+    assert (
+        missing
+        == f"{tmp_path / 'no.png'}: the image cannot be read: No such file or directory\n  restore the file"
+    )
+    assert "Is a directory" in message_of(lambda: read_image(tmp_path))
+
+
+# 9,500 x 9,500 is where Pillow warns, 30,000 x 30,000 where it refuses on its own.
+@pytest.mark.parametrize("side", [10_001, 12_000, 30_000])
+def test_a_header_that_claims_too_many_pixels_is_refused_before_decoding(tmp_path: Path, side: int) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png_that_claims(side, side))
+    assert message_of(lambda: read_image(path)) == (
+        f"{path}: the image is too large\n  found:    {side} x {side} = {side * side} pixels\n"
+        "  expected: at most 100000000\n  make the image smaller"
+    )
+
+
+def test_the_limit_can_be_set_and_pillows_own_does_not_warn_below_it(tmp_path: Path) -> None:
+    drawn(10, 10).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", max_pixels=100).size == (10, 10)
+    assert "at most 99" in message_of(lambda: read_image(tmp_path / "a.png", max_pixels=99))
+    (tmp_path / "b.png").write_bytes(png_that_claims(9_800, 9_800))
+    assert "truncated" in message_of(lambda: read_image(tmp_path / "b.png"))
+
+
+def test_reading_in_threads_gives_the_same_bytes_and_changes_nothing_global(tmp_path: Path) -> None:
+    drawn().save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(png_that_claims(9_800, 9_800))
+    before = (Image.MAX_IMAGE_PIXELS, list(warnings.filters))
+    found: list[bytes] = []
+
+    def read() -> None:
+        for _ in range(5):
+            message_of(lambda: read_image(tmp_path / "b.png"))
+            found.append(read_image(tmp_path / "a.png").tobytes())
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [drawn().tobytes()] * 20
+    assert (Image.MAX_IMAGE_PIXELS, list(warnings.filters)) == before
+
+
+@pytest.mark.parametrize("size", [(70, 50), (500, 333), (224, 224), (1, 1), (3, 1000)])
+def test_pixels_are_torchvisions_to_the_bit(size: tuple[int, int]) -> None:
+    image = drawn(*size)
+    preprocessing = Preprocessing()
+    # Resize((224, 224)), ToTensor(), Normalize(mean, std), each operation rounded to float32
+    squashed = np.asarray(image.resize((224, 224), Image.Resampling.BILINEAR)).astype(np.float32)
+    scaled = squashed.transpose(2, 0, 1) / np.float32(255)
+    mean = np.array(preprocessing.mean, dtype=np.float32)[:, None, None]
+    std = np.array(preprocessing.std, dtype=np.float32)[:, None, None]
+    expected = (scaled - mean) / std
+
+    pixels = to_pixels(image, preprocessing)
+
+    assert pixels.shape == (3, 224, 224)
+    assert pixels.dtype == torch.float32
+    assert pixels.is_contiguous()
+    assert pixels.numpy().tobytes() == np.ascontiguousarray(expected).tobytes()
+
+
+def test_pixels_do_not_depend_on_the_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = to_pixels(drawn(), Preprocessing(image_size=336)).numpy().tobytes()
+        torch.set_num_threads(2)
+        assert to_pixels(drawn(), Preprocessing(image_size=336)).numpy().tobytes() == one
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_several_images_are_loaded_in_order(tmp_path: Path) -> None:
+    preprocessing = Preprocessing(image_size=32)
+    paths = [tmp_path / f"{seed}.png" for seed in range(3)]
+    for seed, path in enumerate(paths):
+        drawn(seed=seed).save(path)
+    pixels = load_pixels(paths, preprocessing)
+    assert pixels.shape == (3, 3, 32, 32)
+    for seed in range(3):
+        assert pixels[seed].numpy().tobytes() == to_pixels(drawn(seed=seed), preprocessing).numpy().tobytes()
+    assert load_pixels([], preprocessing).shape == (0, 3, 32, 32)
+
+
+def test_the_digest_fields_hold_everything_that_shapes_the_pixels() -> None:
+    assert Preprocessing().digest_fields() == asdict(Preprocessing())
+    assert Preprocessing().digest_fields() == {
+        "image_size": 224,
+        "mean": (0.52997664, 0.48070561, 0.41943838),
+        "std": (0.27608301, 0.26593025, 0.28238822),
+    }

@@ -1,0 +1,121 @@
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import fresh_process
+import numpy as np
+import pytest
+import torch
+
+from clip_hba_behavior.model.feature_cache import FeatureCache
+from clip_hba_behavior.reproducibility.errors import NotReproducibleError
+
+NUM_ROWS, CHUNK = 10, 4
+
+
+def rows(start: int, stop: int) -> torch.Tensor:
+    """Row i holds i + 0, 1/16, ..., 5/16."""
+    return torch.arange(start, stop)[:, None, None] + torch.arange(6.0).reshape(2, 3) / 16
+
+
+def must_not_compute(start: int, stop: int) -> torch.Tensor:
+    raise AssertionError("the cache is whole and must not be computed again")
+
+
+def open_cache(root: Path, compute: Callable[[int, int], torch.Tensor], key: str = "weights") -> FeatureCache:
+    return FeatureCache(root, {"key": key}, NUM_ROWS, (2, 3), CHUNK, compute)
+
+
+def test_rows_come_back_in_the_order_asked_for(tmp_path: Path) -> None:
+    cache = open_cache(tmp_path, rows)
+    wanted = torch.tensor([9, 0, 5, 5])
+    assert torch.equal(cache.take(wanted), rows(0, NUM_ROWS)[wanted])
+
+
+def test_a_whole_cache_is_read_not_computed(tmp_path: Path) -> None:
+    open_cache(tmp_path, rows)
+    cache = open_cache(tmp_path, must_not_compute)
+    assert torch.equal(cache.take(torch.arange(NUM_ROWS)), rows(0, NUM_ROWS))
+
+
+def test_another_key_is_another_cache(tmp_path: Path) -> None:
+    first = open_cache(tmp_path, rows)
+    second = open_cache(tmp_path, lambda start, stop: rows(start, stop) + 1, key="other weights")
+    assert torch.equal(second.take(torch.tensor([0])), first.take(torch.tensor([0])) + 1)
+
+
+@pytest.mark.parametrize(
+    "damage", ["a flipped bit", "a lost index", "a torn index", "a short file", "a lost file"]
+)
+def test_a_damaged_cache_is_made_whole_again(damage: str, tmp_path: Path) -> None:
+    folder = open_cache(tmp_path, rows).folder
+    features, index = folder / "features.bin", folder / "index.json"
+    if damage == "a flipped bit":
+        content = bytearray(features.read_bytes())
+        content[100] ^= 1
+        features.write_bytes(content)
+    elif damage == "a lost index":
+        index.unlink()
+    elif damage == "a torn index":
+        index.write_bytes(index.read_bytes()[:-9])
+    elif damage == "a short file":
+        features.write_bytes(features.read_bytes()[:50])
+    else:
+        features.unlink()
+    cache = open_cache(tmp_path, rows)
+    assert torch.equal(cache.take(torch.arange(NUM_ROWS)), rows(0, NUM_ROWS))
+    assert torch.equal(open_cache(tmp_path, must_not_compute).take(torch.arange(NUM_ROWS)), rows(0, NUM_ROWS))
+
+
+def test_damage_that_cannot_be_repeated_is_said(tmp_path: Path) -> None:
+    folder = open_cache(tmp_path, rows).folder
+    np.memmap(folder / "features.bin", "<f4", "r+")[0] = 7
+    cache = open_cache(tmp_path, lambda start, stop: rows(start, stop) * 2)
+    with pytest.raises(NotReproducibleError, match="computed anew it differs"):
+        cache.take(torch.tensor([0]))
+    cache.take(torch.tensor([9]))  # the other chunks are as they were
+
+
+def test_a_fill_that_was_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
+    computed: list[int] = []
+
+    def breaks_off(start: int, stop: int) -> torch.Tensor:
+        if start == 2 * CHUNK:
+            raise KeyboardInterrupt
+        computed.append(start)
+        return rows(start, stop)
+
+    with pytest.raises(KeyboardInterrupt):
+        open_cache(tmp_path, breaks_off)
+    assert computed == [0, CHUNK]
+
+    def goes_on(start: int, stop: int) -> torch.Tensor:
+        computed.append(start)
+        return rows(start, stop)
+
+    cache = open_cache(tmp_path, goes_on)
+    assert computed == [0, CHUNK, 2 * CHUNK]
+    assert torch.equal(cache.take(torch.arange(NUM_ROWS)), rows(0, NUM_ROWS))
+
+
+def fill_slowly(root: str, log: str) -> None:
+    def compute(start: int, stop: int) -> torch.Tensor:
+        with Path(log).open("a") as file:
+            file.write(f"{start}\n")
+        time.sleep(0.2)
+        return rows(start, stop)
+
+    found = open_cache(Path(root), compute).take(torch.arange(NUM_ROWS))
+    assert torch.equal(found, rows(0, NUM_ROWS))
+
+
+def test_two_processes_that_start_at_once_compute_each_chunk_once(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    processes = [
+        fresh_process.start(fill_slowly, str(tmp_path / "cache"), str(log), output=tmp_path / f"{name}.txt")
+        for name in ("first", "second")
+    ]
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0, (tmp_path / "second.txt").read_text()
+    assert sorted(log.read_text().split()) == ["0", "4", "8"]
