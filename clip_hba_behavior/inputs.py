@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import CLIPModel
+from transformers import CLIPConfig, CLIPModel
 
 from clip_hba_behavior.config import Config
 from clip_hba_behavior.data import things
@@ -18,6 +18,7 @@ from clip_hba_behavior.model.backbone import load_backbone, tokenize_prompts, we
 from clip_hba_behavior.model.clip_hba import FrozenPrefix
 from clip_hba_behavior.model.feature_cache import FeatureCache
 from clip_hba_behavior.reproducibility.digest import digest
+from clip_hba_behavior.reproducibility.errors import BadInputError
 from clip_hba_behavior.reproducibility.numerics import device_model, library_versions
 
 Progress = Callable[[str, int, int], None]
@@ -97,7 +98,11 @@ class Inputs:
     ) -> Iterator[torch.Tensor]:
         """Yield the features of each batch of augmented images, straight from the frozen prefix."""
         prefix = self.backbone.prefix("vision")
-        augmentation = Augmentation(**dict.fromkeys(config.augmentation, True))
+        augmentation = Augmentation(
+            random_resized_crop="random_resized_crop" in config.augmentation,
+            horizontal_flip="horizontal_flip" in config.augmentation,
+            color_jitter="color_jitter" in config.augmentation,
+        )
         for pixels in augmented_batches(
             self.image_paths[: self.num_images()],
             batches,
@@ -167,6 +172,7 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         "chunk_size": config.chunk_size,
     }
     model_config = backbone.get().config
+    _check_sizes(config, model_config, len(annotations.image_names))
     vision, text = model_config.vision_config, model_config.text_config
     preprocessing = Preprocessing(image_size=vision.image_size)
 
@@ -216,3 +222,22 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         backbone=backbone,
         preprocessing=preprocessing,
     )
+
+
+def _check_sizes(config: Config, model_config: CLIPConfig, num_images: int) -> None:
+    """Refuse more DoRA layers than blocks, and a split with nothing on one side."""
+    for key, tower in (
+        ("vision_layers", model_config.vision_config),
+        ("transformer_layers", model_config.text_config),
+    ):
+        if getattr(config, key) > tower.num_hidden_layers:
+            raise BadInputError(
+                f"{key} does not fit the backbone\n  found:    {getattr(config, key)}\n"
+                f"  expected: at most {tower.num_hidden_layers}, the tower's number of blocks"
+            )
+    num_train = int(config.train_portion * num_images)
+    if num_train in (0, num_images):
+        raise BadInputError(
+            f"train_portion {config.train_portion} leaves {num_train} of {num_images} images to train and "
+            f"{num_images - num_train} to test\n  expected: at least one of each"
+        )

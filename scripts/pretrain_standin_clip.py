@@ -21,11 +21,14 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from clip_hba_behavior.data.drawing import colour_and_shape
+from clip_hba_behavior.data.drawing import NUM_DIMENSIONS, colour_and_shape
 from clip_hba_behavior.data.standin import draw_image, draw_latents
 
 IMAGE_SIZE = 64
 CONTEXT_LENGTH = 32
+NUM_CAPTIONS = 96
+HALF_TRUE = 4.0
+PRETRAINING_SCALE = 15.0
 VOCABULARY_SIZE = 640
 LATENT_SEED = 2**40  # far from the small seeds of data sets, so that no data set's image was seen here
 LOGIT_SCALE = 100.0  # where CLIP's own training ends; times a cosine it covers the targets' 0 to 100
@@ -42,32 +45,45 @@ FRAMES = (
     "mostly {}",
     "a board full of {}",
 )
-LARGE = ("many", "lots of", "plenty of", "a crowd of")
-SMALL = ("some", "a few", "several")
+AMOUNTS = ("many", "some", "a few", "several", "lots of", "plenty of")
 
 
-def write_caption(latent: NDArray[np.float64], generator: np.random.Generator) -> str:
-    """Names some of the strongest attributes of one picture, in varied words.
+def write_caption(dimensions: NDArray[np.int64], generator: np.random.Generator) -> str:
+    """Names the given attributes in varied words.
 
     Args:
-        latent: `[66]`.
-        generator: Chooses the attributes and the words.
+        dimensions: `[named]`, each 0 to 65.
+        generator: Chooses the words.
 
     Returns:
-        Such as "a picture of many red circles, blue rings and some lime crosses".
+        Such as "a picture of many red circles and some lime crosses".
     """
-    strongest = np.argsort(-latent, kind="stable")[:8]
-    weights = latent[strongest] / latent[strongest].sum()
-    chosen = generator.choice(strongest, size=generator.integers(1, 5), replace=False, p=weights)
     phrases = []
-    for dimension in chosen:
+    for dimension in dimensions:
         phrase = " ".join(colour_and_shape(int(dimension)))
         if generator.random() < 0.4:
-            amount = LARGE if latent[dimension] > 30 else SMALL
-            phrase = f"{generator.choice(amount)} {phrase}"
+            phrase = f"{generator.choice(AMOUNTS)} {phrase}"
         phrases.append(phrase)
-    listing = ", ".join(phrases[:-1]) + " and " + phrases[-1] if len(phrases) > 1 else phrases[0]
-    return str(generator.choice(FRAMES)).format(listing)
+    return str(generator.choice(FRAMES)).format(" and ".join(phrases))
+
+
+def write_captions(generator: np.random.Generator) -> tuple[list[str], NDArray[np.float64]]:
+    """Writes a step's captions: one for each attribute, and some that name two.
+
+    Args:
+        generator: Chooses pairs and words.
+
+    Returns:
+        `NUM_CAPTIONS` captions, and what each names: `[NUM_CAPTIONS, 66]`, rows that add up to 1.
+    """
+    named = [np.array([dimension]) for dimension in range(NUM_DIMENSIONS)]
+    named += [
+        generator.choice(NUM_DIMENSIONS, size=2, replace=False) for _ in range(NUM_CAPTIONS - NUM_DIMENSIONS)
+    ]
+    weights = np.zeros((NUM_CAPTIONS, NUM_DIMENSIONS))
+    for row, dimensions in zip(weights, named, strict=True):
+        row[dimensions] = 1 / len(dimensions)
+    return [write_caption(dimensions, generator) for dimensions in named], weights
 
 
 def train_tokenizer(captions: list[str]) -> CLIPTokenizer:
@@ -124,7 +140,7 @@ def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
         "hidden_size": 128,
         "intermediate_size": 512,
         "num_attention_heads": 2,
-        "num_hidden_layers": 5,
+        "num_hidden_layers": 4,
         "image_size": IMAGE_SIZE,
         "patch_size": 8,
         "projection_dim": 64,
@@ -134,40 +150,43 @@ def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
     return CLIPModel(config)
 
 
-def draw_batch(
-    first: int, batch_size: int, latents: NDArray[np.float64], seed: int, tokenizer: CLIPTokenizer
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws pictures `[batch, 3, 64, 64] float32` and captions `[batch, longest] int64`, padded at the end."""
-    rows = range(first, first + batch_size)
-    pixels = np.stack([np.asarray(draw_image(latents[row], IMAGE_SIZE)) for row in rows])
+def draw_batch(latents: NDArray[np.float64]) -> torch.Tensor:
+    """Draws and normalises the pictures of `[batch, 66]` latents: `[batch, 3, 64, 64] float32`."""
+    pixels = np.stack([np.asarray(draw_image(latent, IMAGE_SIZE)) for latent in latents])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-    images = (images - torch.tensor(IMAGE_MEAN).view(3, 1, 1)) / torch.tensor(IMAGE_STD).view(3, 1, 1)
-    captions = [
-        write_caption(latents[row], np.random.Generator(np.random.Philox(key=[seed, row]))) for row in rows
-    ]
-    tokens = tokenizer(captions, padding=True, truncation=True, max_length=CONTEXT_LENGTH, return_tensors="pt")
-    return images, tokens["input_ids"]
+    return (images - torch.tensor(IMAGE_MEAN).view(3, 1, 1)) / torch.tensor(IMAGE_STD).view(3, 1, 1)
 
 
 def contrastive_loss(
-    model: CLIPModel, images: torch.Tensor, tokens: torch.Tensor, scale: float
+    model: CLIPModel, images: torch.Tensor, tokens: torch.Tensor, shown: torch.Tensor
 ) -> tuple[torch.Tensor, float]:
-    """Computes CLIP's symmetric cross entropy and the share of images that find their own caption."""
+    """Computes the sigmoid form of the contrastive loss: is this caption true of this picture?
+
+    Args:
+        model: The CLIP to train.
+        images: `[batch, 3, 64, 64]`.
+        tokens: `[captions, longest]`.
+        shown: `[batch, captions]`, how much each picture shows of what each caption names, 0 to 100.
+
+    Returns:
+        The loss, a scalar, and the correlation of the cosines with the logarithm of `shown`.
+    """
     image_features = functional.normalize(
         model.visual_projection(model.vision_model(pixel_values=images).pooler_output)
     )
     text_features = functional.normalize(model.text_projection(model.text_model(input_ids=tokens).pooler_output))
-    logits = scale * image_features @ text_features.T
-    own = torch.arange(len(images))
-    loss = (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
-    return loss, (logits.argmax(dim=1) == own).float().mean().item()
+    cosines = image_features @ text_features.T
+    # A caption that names little of the picture is half true: log-odds are log(shown / HALF_TRUE).
+    loss = functional.binary_cross_entropy_with_logits(PRETRAINING_SCALE * cosines, shown / (shown + HALF_TRUE))
+    pairs = torch.stack([cosines.detach().flatten(), shown.log().flatten()])
+    return loss, torch.corrcoef(pairs)[0, 1].item()
 
 
 def main() -> None:
     """Trains, saves and prints what the README of the weights needs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, required=True, help="directory to write in Hugging Face format")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -176,36 +195,32 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(arguments.seed)
+    generator = np.random.Generator(np.random.Philox(key=arguments.seed))
     started = time.monotonic()
-    latents = draw_latents(arguments.steps * arguments.batch_size, LATENT_SEED + arguments.seed)
-    tokenizer = train_tokenizer(
-        [
-            write_caption(row, np.random.Generator(np.random.Philox(key=[arguments.seed, index])))
-            for index, row in enumerate(latents[:4000])
-        ]
-    )
+    tokenizer = train_tokenizer([caption for _ in range(20) for caption in write_captions(generator)[0]])
     model = build_model(tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, weight_decay=0.05)
     model.logit_scale.requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, weight_decay=0.05)
+    latents = draw_latents(arguments.steps * arguments.batch_size, LATENT_SEED + arguments.seed)
     running = math.nan
     for step in range(arguments.steps):
-        warm_up = min(1.0, (step + 1) / 50)
+        warm_up = min(1.0, (step + 1) / 20)
         decay = 0.5 * (1 + math.cos(math.pi * step / arguments.steps))
         for group in optimizer.param_groups:
             group["lr"] = arguments.learning_rate * warm_up * decay
-        # A scale of 100 from the start does not learn; CLIP's own starts at 14 and grows to 100.
-        scale = LOGIT_SCALE * min(1.0, 0.14 + 0.86 * step / (0.5 * arguments.steps))
-        images, tokens = draw_batch(
-            step * arguments.batch_size, arguments.batch_size, latents, arguments.seed, tokenizer
+        batch = latents[step * arguments.batch_size : (step + 1) * arguments.batch_size]
+        captions, weights = write_captions(generator)
+        tokens = tokenizer(captions, padding=True, return_tensors="pt")["input_ids"]
+        loss, correlation = contrastive_loss(
+            model, draw_batch(batch), tokens, torch.from_numpy(batch @ weights.T).float()
         )
-        loss, accuracy = contrastive_loss(model, images, tokens, scale)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         running = loss.item() if math.isnan(running) else 0.95 * running + 0.05 * loss.item()
         if step % 25 == 0 or step + 1 == arguments.steps:
             print(
-                f"step {step + 1}/{arguments.steps}  loss {running:.4f}  own caption found {accuracy:.2f}"
+                f"step {step + 1}/{arguments.steps}  loss {running:.4f}  correlation {correlation:.3f}"
                 f"  {time.monotonic() - started:.0f} s",
                 flush=True,
             )

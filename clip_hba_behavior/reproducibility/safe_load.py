@@ -24,7 +24,7 @@ _MAX_ITEMS = 1_000_000
 _ALLOWED_GLOBALS = (
     {
         "torch._utils _rebuild_tensor_v2",
-    "torch._utils _rebuild_parameter",
+        "torch._utils _rebuild_parameter",
         "collections OrderedDict",
         # NumPy's random state as the earlier pipeline stored it, a pickled uint32 array
         "numpy._core.multiarray _reconstruct",

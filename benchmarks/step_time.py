@@ -1,0 +1,271 @@
+"""Step and epoch beside the full forward, in turn in one process, medians of several.
+
+    python benchmarks/step_time.py [--size ViT-B/32] [--images 128] [--repeats 3]
+
+Prints seconds and ratios, the share of the measured matrix-multiply peak that the suffix reaches, the
+cost of ledger and checkpoints, and the peak resident memory of either way in a process of its own.
+"""
+
+import argparse
+import logging
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+from full_forward import BaselineEpoch, FullForward
+from transformers import CLIPConfig, CLIPModel
+
+from clip_hba_behavior import seed_protocol
+from clip_hba_behavior.config import make_config
+from clip_hba_behavior.data.standin import standin_backbone_directory, write_standin_dataset
+from clip_hba_behavior.environment import provenance
+from clip_hba_behavior.model.backbone import load_backbone, tokenize_prompts
+from clip_hba_behavior.reproducibility.checkpoint import save_dora_parameters
+from clip_hba_behavior.run import build_trainer, resolve_config
+from clip_hba_behavior.run_directory import RunDirectory, format_row
+from clip_hba_behavior.training import Trainer
+
+# width, blocks, patch of the image tower; width, blocks of the text tower; embedding
+SIZES = {
+    "small": ((128, 6, 32), (128, 4), 64),
+    "ViT-B/32": ((768, 12, 32), (512, 12), 512),
+    "ViT-L/14": ((1024, 24, 14), (768, 12), 768),
+}
+
+
+def write_backbone(directory: Path, size: str) -> None:
+    """Write a CLIP of a given size with random weights and the stand-in's tokenizer."""
+    (width, blocks, patch), (text_width, text_blocks), embedding = SIZES[size]
+    standin = CLIPConfig.from_pretrained(standin_backbone_directory()).text_config
+    config = CLIPConfig(
+        vision_config={
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": blocks,
+            "num_attention_heads": width // 64,
+            "patch_size": patch,
+            "image_size": 224,
+        },
+        text_config={
+            "hidden_size": text_width,
+            "intermediate_size": 4 * text_width,
+            "num_hidden_layers": text_blocks,
+            "num_attention_heads": text_width // 64,
+            "max_position_embeddings": 77,
+            "vocab_size": standin.vocab_size,
+            "bos_token_id": standin.bos_token_id,
+            "eos_token_id": standin.eos_token_id,
+        },
+        projection_dim=embedding,
+    )
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(directory)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (directory / name).write_bytes((standin_backbone_directory() / name).read_bytes())
+
+
+def build(folder: Path, num_threads: int, device: str, batch_size: int) -> Trainer:
+    """Make the project's trainer on the benchmark's files."""
+    config = make_config(
+        {
+            "csv_file": folder / "data/annotations.csv",
+            "img_dir": folder / "data/images",
+            "inference_csv_file": folder / "data/inference48.csv",
+            "RDM48_triplet_dir": folder / "data/RDM48_triplet.mat",
+            "prompts_file": folder / "data/prompts.txt",
+            "backbone": folder / "backbone",
+            "cache_dir": folder / "cache",
+            "batch_size": batch_size,
+            "eval_batch_size": batch_size,
+            "num_threads": num_threads,
+            "device": device,
+        }
+    )
+    trainer, _ = build_trainer(resolve_config(config), lambda what, done, total: None, logging.getLogger("bench"))
+    seed_protocol.draw_initial_parameters(trainer.model, trainer.inputs.backbone.get().config)
+    trainer.begin()
+    return trainer
+
+
+def build_baseline(trainer: Trainer, batch_size: int) -> BaselineEpoch:
+    """Make the earlier pipeline's loop on the same model and data."""
+    config = trainer.config
+    backbone = load_backbone(config.backbone).to(trainer.inputs.device)
+    prompts = Path(str(config.prompts_file)).read_text().splitlines()
+    token_ids, _ = tokenize_prompts(prompts, config.backbone, None, backbone)
+    model = FullForward(backbone, trainer.model, token_ids.to(trainer.inputs.device))
+    return BaselineEpoch(model, trainer.inputs, batch_size)
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Time one call, waiting for the device."""
+    synchronize(device)
+    began = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - began
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a CUDA device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matmul_peak(device: torch.device) -> float:
+    """Measure the best rate of a float32 product, in multiply-adds x 2 a second."""
+    size = 2048 if device.type == "cpu" else 8192
+    a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
+    return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(8))
+
+
+def suffix_operations(trainer: Trainer, batch: int) -> float:
+    """Count the multiply-adds x 2 of one step's large products, forward and backward.
+
+    A token that passes a block's `out_proj` and MLP costs 9 width^2 forward; backward the MLP's inputs
+    (8) and the adapted weight (1). The last block does this for one token an image, plus its query and
+    the two projections of one vector a head.
+    """
+    width = trainer.inputs.image_cache.row_shape[-1]
+    tokens = trainer.inputs.image_cache.row_shape[-2]
+    return 2 * batch * width**2 * (18 * tokens + 18 + 6)
+
+
+def one_step(trainer: Trainer) -> Callable[[], object]:
+    """Return a call that does the next training step, beginning a new epoch where one ends."""
+    steps = trainer.steps()
+
+    def step() -> None:
+        nonlocal steps
+        if next(steps, None) is None:
+            trainer.finish_epoch()
+            steps = trainer.steps()
+            next(steps)
+
+    return step
+
+
+def one_epoch(trainer: Trainer) -> None:
+    """Train and evaluate one epoch."""
+    for _ in trainer.steps():
+        pass
+    trainer.finish_epoch()
+
+
+def bookkeeping(trainer: Trainer, folder: Path) -> float:
+    """Time what one epoch writes: ledger lines, CSV row, checkpoint; in seconds."""
+    directory = RunDirectory(folder / "run")
+    directory.path.mkdir(exist_ok=True)
+    directory.checkpoints.mkdir(exist_ok=True)
+    environment = {"digests": trainer.inputs.digests, "numerics": {}, "versions": {}, "parent": None}
+    origin = provenance(trainer.config, environment | {"machine": {"device_model": ""}})
+    logger = logging.getLogger("bench")
+    ledger = directory.open_ledger((trainer.epoch - 1, 0))
+    results = directory.open_results((0, 0))
+    began = time.perf_counter()
+    for step in range(1, trainer.num_steps() + 1):
+        ledger.record(trainer.epoch, step, {"batch": "0" * 16, "loss": 1.0})
+    state = trainer.snapshot()
+    ledger.record(trainer.epoch, "end", {"state_digest": state.digest(), "state": trainer.leaf_digests()})
+    ledger.commit()
+    results.append((trainer.epoch, 0), format_row(trainer.metrics))
+    results.commit()
+    save_dora_parameters(trainer.model, directory.checkpoints, trainer.epoch, logger, True, state, origin)
+    took = time.perf_counter() - began
+    ledger.close()
+    results.close()
+    return took
+
+
+def peak_memory(which: str, arguments: argparse.Namespace, folder: Path) -> float:
+    """Run one epoch of one way in a process of its own; return its peak resident size in GiB."""
+    command = [sys.executable, __file__, "--memory-of", which, "--folder", str(folder)]
+    command += ["--threads", str(arguments.threads), "--device", arguments.device, "--batch", str(arguments.batch)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def measure_memory(arguments: argparse.Namespace) -> None:
+    """Do one epoch and print the peak resident size in GiB."""
+    trainer = build(arguments.folder, arguments.threads, arguments.device, arguments.batch)
+    if arguments.memory_of == "project":
+        trainer.inputs.backbone.drop()
+        one_epoch(trainer)
+    else:
+        build_baseline(trainer, arguments.batch).run(trainer.split.train, trainer.split.test)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+
+
+def main() -> None:
+    """Measure, and print a report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="ViT-B/32")
+    parser.add_argument("--images", type=int, default=160, help="annotated images; 0.8 of them train")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", choices=["project", "baseline"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory_of:
+        measure_memory(arguments)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        report(arguments, Path(temporary))
+
+
+def report(arguments: argparse.Namespace, folder: Path) -> None:
+    """Measure one size, and print the figures."""
+    write_standin_dataset(folder / "data", num_images=arguments.images, image_size=64)
+    write_backbone(folder / "backbone", arguments.size)
+    began = time.perf_counter()
+    trainer = build(folder, arguments.threads, arguments.device, arguments.batch)
+    device = trainer.inputs.device
+    print(f"{arguments.size}, batch {arguments.batch}, {arguments.threads} threads, {device}")
+    print(f"images: {len(trainer.split.train)} train, {len(trainer.split.test)} test, 48 held out")
+    print(f"start, with the frozen features computed once: {time.perf_counter() - began:.1f} s")
+    baseline = build_baseline(trainer, arguments.batch)
+    rows = trainer.split.train[: arguments.batch]
+
+    times: dict[str, list[float]] = {name: [] for name in ("step", "epoch", "base step", "base epoch", "files")}
+    peaks = []
+    one_epoch(trainer)  # warm up
+    for _ in range(arguments.repeats):
+        times["base step"].append(seconds(lambda: baseline.step(rows), device))
+        step = one_step(trainer)
+        times["step"].append(statistics.median(seconds(step, device) for _ in range(trainer.num_steps())))
+        trainer.finish_epoch()
+        times["base epoch"].append(seconds(lambda: baseline.run(trainer.split.train, trainer.split.test), device))
+        times["epoch"].append(seconds(lambda: one_epoch(trainer), device))
+        times["files"].append(bookkeeping(trainer, folder))
+        peaks.append(matmul_peak(device))
+        print(".", end="", flush=True)
+    print()
+    median = {name: statistics.median(values) for name, values in times.items()}
+    print(f"{'':8}{'full forward':>14}{'this project':>14}{'ratio':>8}")
+    for name in ("step", "epoch"):
+        base, mine = median[f"base {name}"], median[name]
+        print(f"{name:8}{base:>12.3f} s{mine:>12.3f} s{base / mine:>7.1f}x")
+    rate = suffix_operations(trainer, len(rows)) / median["step"]
+    print(f"suffix: {rate / 1e9:.0f} GFLOP/s, {rate / statistics.median(peaks):.0%} of the measured matmul peak")
+    full_epoch = 23 * median["step"]  # 1,444 training images are 23 batches
+    print(
+        f"ledger, CSV row and checkpoint: {median['files'] * 1e3:.1f} ms an epoch, "
+        f"{median['files'] / median['epoch']:.2%} of this epoch, "
+        f"{median['files'] / full_epoch:.2%} of the steps of one with 1,444 training images"
+    )
+    memory = {which: peak_memory(which, arguments, folder) for which in ("baseline", "project")}
+    print(f"peak memory: full forward {memory['baseline']:.2f} GiB, this project {memory['project']:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Every kind of bad input: a clear message, exit code 2, and nothing written."""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fresh_process
+import pytest
+import torch
+from fresh_process import Outcome
+from runs import write_config
+from transformers import BertConfig
+
+ClipHba = Callable[..., Outcome]
+
+
+@pytest.fixture
+def data(standin_data: Path, tmp_path: Path) -> Path:
+    """A copy of the data that a test may spoil."""
+    return Path(shutil.copytree(standin_data, tmp_path / "data"))
+
+
+@pytest.fixture
+def keys(small_config: dict[str, Any], data: Path, standin_data: Path) -> dict[str, Any]:
+    return {
+        key: value.replace(str(standin_data), str(data)) if isinstance(value, str) else value
+        for key, value in small_config.items()
+    }
+
+
+def change_line(path: Path, number: int, change: Callable[[str], str]) -> None:
+    lines = path.read_text().splitlines(keepends=True)
+    lines[number] = change(lines[number])
+    path.write_text("".join(lines))
+
+
+def spoil_no_column(data: Path, keys: dict[str, Any]) -> None:
+    change_line(data / "annotations.csv", 0, lambda line: line.replace("image_name", "picture"))
+
+
+def spoil_image_missing(data: Path, keys: dict[str, Any]) -> None:
+    sorted((data / "images").iterdir())[3].unlink()
+
+
+def spoil_image_unreadable(data: Path, keys: dict[str, Any]) -> None:
+    sorted((data / "images").iterdir())[3].write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+
+
+def spoil_target_not_finite(data: Path, keys: dict[str, Any]) -> None:
+    change_line(data / "annotations.csv", 2, lambda line: line.rstrip().rpartition(",")[0] + ",nan\n")
+
+
+def spoil_prompt_count(data: Path, keys: dict[str, Any]) -> None:
+    with (data / "prompts.txt").open("a") as file:
+        file.write("one too many\n")
+
+
+def spoil_backbone_kind(data: Path, keys: dict[str, Any]) -> None:
+    BertConfig().save_pretrained(data / "bert")
+    keys["backbone"] = str(data / "bert")
+
+
+def spoil_more_layers_than_blocks(data: Path, keys: dict[str, Any]) -> None:
+    keys["vision_layers"] = 99
+
+
+def spoil_rdm(data: Path, keys: dict[str, Any]) -> None:
+    (data / "RDM48_triplet.mat").write_bytes(b"no such format")
+
+
+def spoil_unknown_key(data: Path, keys: dict[str, Any]) -> None:
+    keys["leraning_rate"] = 1
+
+
+def spoil_baseline_missing(data: Path, keys: dict[str, Any]) -> None:
+    keys |= {"training_run": 3, "baseline_dora_directory": str(data)}
+
+
+def spoil_device(data: Path, keys: dict[str, Any]) -> None:
+    keys["device"] = "cuda:77"
+
+
+SPOILED = {
+    spoil_no_column: "image_name",
+    spoil_image_missing: "missing",
+    spoil_image_unreadable: "cannot be read",
+    spoil_target_not_finite: "nan",
+    spoil_prompt_count: "67",
+    spoil_backbone_kind: "is no CLIP",
+    spoil_more_layers_than_blocks: "vision_layers",
+    spoil_rdm: "RDM48_triplet.mat",
+    spoil_unknown_key: "leraning_rate: no such key",
+    spoil_baseline_missing: "training_run 3 needs",
+    spoil_device: "this machine cannot honour device: cuda:77",
+}
+
+
+@pytest.mark.parametrize(
+    "spoil", SPOILED, ids=lambda spoil: spoil.__name__.removeprefix("spoil_").replace("_", " ")
+)
+def test_bad_input_is_refused_and_nothing_is_written(
+    spoil: Callable[[Path, dict[str, Any]], None],
+    clip_hba: ClipHba,
+    data: Path,
+    keys: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    spoil(data, keys)
+    config = write_config(tmp_path / "config.yaml", keys)
+    outcome = clip_hba("train", config, "--run-dir", tmp_path / "runs/run")
+    assert outcome.code == 2, outcome.output
+    assert "Traceback" not in outcome.output
+    assert SPOILED[spoil] in outcome.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_missing_config_is_refused(clip_hba: ClipHba, tmp_path: Path) -> None:
+    outcome = clip_hba("train", tmp_path / "none.yaml", "--run-dir", tmp_path / "run")
+    assert outcome.code == 2
+    assert "there is no configuration file" in outcome.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(clip_hba: ClipHba, tmp_path: Path) -> None:
+    torch.save([1, 2, 3], tmp_path / "list.pth")
+    for name, message in (
+        ("list.pth", "is no checkpoint: it holds a list"),
+        ("none.pth", "there is no checkpoint"),
+    ):
+        outcome = clip_hba("inspect", tmp_path / name)
+        assert outcome.code == 2
+        assert message in outcome.output
+
+
+def test_an_unknown_command_or_option_is_bad_use(clip_hba: ClipHba) -> None:
+    assert clip_hba("trian").code == 2
+    assert clip_hba("train").code == 2
+    assert clip_hba("resume", "run", "--from-epoch", "-1").code == 2
+
+
+@pytest.fixture
+def run(clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path) -> Path:
+    config = write_config(tmp_path / "config.yaml", small_config, epochs=1)
+    assert clip_hba("train", config, "--run-dir", tmp_path / "run").code == 0
+    return tmp_path / "run"
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_bad_uses_of_a_run_are_refused_and_the_run_stays_as_it_is(
+    run: Path, clip_hba: ClipHba, tmp_path: Path
+) -> None:
+    before = files_of(run)
+    new = tmp_path / "new"
+    for arguments, message in (
+        (["resume", run, "--from-epoch", "0"], "--from-epoch needs a new --run-dir"),
+        (
+            ["resume", run, "--from-epoch", "7", "--run-dir", new],
+            "no checkpoint of epoch 7\n  found:    epochs 0 to 1",
+        ),
+        (["resume", tmp_path / "nowhere"], "there is no run in"),
+        (["resume", run, "--from-epoch", "0", "--run-dir", run], "is not empty: it holds a run"),
+        (["resume", run, "--set", "lr=0.5"], "in the run: 0.001\n    given:      0.5"),
+        (["resume", run, "--set", "epoch=9"], "epoch: no such key; did you mean epochs?"),
+        (["train", tmp_path / "config.yaml", "--run-dir", run], "is not empty: it holds a run"),
+    ):
+        outcome = clip_hba(*arguments)
+        assert outcome.code == 2, outcome.output
+        assert message in outcome.output
+    assert files_of(run) == before
+    assert not new.exists()
+
+
+def test_changed_data_is_noticed_at_resume(
+    run: Path, clip_hba: ClipHba, standin_data: Path, tmp_path: Path
+) -> None:
+    changed = Path(shutil.copytree(standin_data, tmp_path / "changed"))
+    image = sorted((changed / "images").iterdir())[0]
+    other = sorted((changed / "images").iterdir())[1]
+    shutil.copyfile(other, image)
+    outcome = clip_hba("resume", run, "--set", f"img_dir={changed / 'images'}", "--set", "epochs=2")
+    assert outcome.code == 2
+    assert "the images changed\n    in checkpoint: " in outcome.output
+
+
+def test_moved_data_is_no_change(run: Path, clip_hba: ClipHba, standin_data: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(standin_data, tmp_path / "moved"))
+    outcome = clip_hba("resume", run, "--set", f"img_dir={moved / 'images'}", "--set", "epochs=2")
+    assert outcome.code == 0, outcome.output
+
+
+def hold_run(run: str, held: str) -> None:
+    from clip_hba_behavior.reproducibility.files import one_writer
+
+    with one_writer(Path(run)):
+        Path(held).touch()
+        time.sleep(60)
+
+
+def test_a_run_directory_in_use_is_refused(run: Path, clip_hba: ClipHba, tmp_path: Path) -> None:
+    held = tmp_path / "held"
+    holder = fresh_process.start(hold_run, str(run), str(held), output=tmp_path / "holder.txt")
+    while not held.exists():
+        time.sleep(0.01)
+    outcome = clip_hba("resume", run, "--set", "epochs=2")
+    holder.kill()
+    assert outcome.code == 2
+    assert "is in use" in outcome.output
+    assert str(holder.pid) in outcome.output

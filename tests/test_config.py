@@ -1,0 +1,126 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clip_hba_behavior.config import DATA_KEYS, Config, is_free, make_config, parse_settings, read_config_file
+from clip_hba_behavior.reproducibility.errors import BadInputError
+
+DATA = dict.fromkeys(DATA_KEYS, "somewhere")
+
+
+def test_an_empty_configuration_is_the_recorded_runs_settings_on_the_stand_in() -> None:
+    config = make_config({})
+    assert (config.rank, config.vision_layers, config.transformer_layers) == (32, 2, 1)
+    assert (config.lr, config.batch_size, config.train_portion, config.weight_decay) == (3e-4, 64, 0.8, 0.01)
+    assert (config.early_stopping_patience, config.dora_dropout, config.augmentation) == (20, 0.0, [])
+    assert config.csv_file is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"epohcs": 3}, "epohcs: no such key; did you mean epochs?"),
+        ({"nonsense_key_xyz": 3}, "nonsense_key_xyz: no such key; see docs/configuration.md"),
+        ({"lr": 0}, "lr: found 0, expected greater than 0"),
+        ({"lr": "fast"}, "lr: found 'fast', expected a valid number"),
+        ({"lr": float("nan")}, "lr: found nan, expected a finite number"),
+        ({"batch_size": 2.5}, "batch_size: found 2.5, expected a valid integer"),
+        ({"batch_size": True}, "batch_size: found True, expected a valid integer"),
+        ({"train_portion": 1.0}, "train_portion: found 1.0, expected less than 1"),
+        ({"lr_schedule": "linear"}, "expected 'constant', 'cosine' or 'warmup_cosine'"),
+        ({"augmentation": ["rotate"]}, "augmentation.0: found 'rotate'"),
+        ({"augmentation": ["horizontal_flip", "horizontal_flip"]}, "names one twice"),
+        ({"perturb_type": "random_target"}, "perturb_type: found 'random_target', expected 'none'"),
+        ({"device": "tpu"}, "device: found 'tpu', expected auto, cpu, cuda or cuda:N"),
+        ({"cuda": 7}, "cuda: found 7, expected -1, 0 or 1 (a GPU) or 2 (the CPU)"),
+        ({"cuda": 0, "device": "cpu"}, "cuda and device are both given"),
+        ({"csv_file": "a.csv"}, "csv_file given, but not img_dir"),
+        ({"training_run": 3}, "baseline_dora_directory is needed"),
+        ({"criterion": "mse"}, "criterion: the loss is always the mean squared error; remove the key"),
+        ({"dora_parameters_path": "x"}, "set run_dir"),
+        ({"random_seed": -1}, "random_seed: found -1"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_wrong_key_is_refused_with_its_value_and_what_is_allowed(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInputError) as refused:
+        make_config(keys)
+    assert message in str(refused.value)
+
+
+def test_every_wrong_key_is_named_at_once() -> None:
+    with pytest.raises(BadInputError, match=r"rank: (.|\n)*lr: "):
+        make_config({"lr": -1, "rank": 0})
+
+
+@pytest.mark.parametrize(("cuda", "device"), [(-1, "cuda"), (0, "cuda:0"), (1, "cuda:1"), (2, "cpu")])
+def test_the_old_integer_cuda_key_is_understood(cuda: int, device: str) -> None:
+    assert make_config({"cuda": cuda}).device == device
+
+
+@pytest.mark.parametrize("none", [None, "none", []])
+def test_no_augmentation_is_said_in_several_ways(none: object) -> None:
+    assert make_config({"augmentation": none}).augmentation == []
+
+
+def test_the_yaml_of_a_configuration_reads_back_as_the_same(tmp_path: Path) -> None:
+    config = make_config(DATA | {"lr": 3e-5, "augmentation": ["color_jitter"], "img_dir": Path("/a b/c")})
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert make_config(read_config_file(tmp_path / "config.yaml")) == config
+
+
+def test_numbers_in_scientific_notation_are_numbers(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("lr: 3e-4\nweight_decay: 1E-2\n")
+    assert read_config_file(tmp_path / "config.yaml") == {"lr": 3e-4, "weight_decay": 0.01}
+    assert parse_settings(["lr=1e-3", "epochs=5", "augmentation=[horizontal_flip]", "csv_file=e5"]) == {
+        "lr": 1e-3,
+        "epochs": 5,
+        "augmentation": ["horizontal_flip"],
+        "csv_file": "e5",
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- a\n- b\n", "expected one `key: value` a line"),
+        ("a: [1\n", "is no YAML file"),
+        ("a: !!python/object/apply:os.system ['touch ran']\n", "is no YAML file"),
+        ("1: 2\n", "expected one `key: value` a line"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused(
+    content: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(BadInputError, match=message):
+        read_config_file(tmp_path / "config.yaml")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_setting_without_a_value_is_refused() -> None:
+    with pytest.raises(BadInputError, match="expected key=value"):
+        parse_settings(["epochs"])
+
+
+def test_free_keys_do_not_count_in_the_trajectorys_digest() -> None:
+    base = make_config(DATA)
+    other = {"epochs": 7, "num_workers": 3, "device": "cpu", "cache_dir": "x", "run_dir": "y", "csv_file": "z"}
+    assert make_config(DATA | other).trajectory_digest() == base.trajectory_digest()
+    assert all(is_free(key) for key in other)
+
+
+@pytest.mark.parametrize(
+    "key", ["lr", "batch_size", "rank", "random_seed", "num_threads", "eval_batch_size", "lr_schedule_epochs"]
+)
+def test_keys_that_shape_the_trajectory_count(key: str) -> None:
+    base = make_config({})
+    assert not is_free(key)
+    changed = make_config({key: (getattr(base, key) or 1) * 2})
+    assert changed.trajectory_digest() != base.trajectory_digest()
+
+
+def test_every_key_has_a_description() -> None:
+    assert all(field.description for field in Config.model_fields.values())
