@@ -269,6 +269,8 @@ def train_model(
     after = (trainer.epoch, trainer.step_in_epoch)
     ledger, results = directory.open_ledger(after), directory.open_results(after)
     try:
+        best = directory.find_best()
+        directory.write_best(*best)
         # A fork inherits the counters but is not stopped by them: it is compared with its baseline.
         while trainer.epoch < config.epochs and (is_fork or not trainer.early_stopping.should_stop()):
             began = time.monotonic()
@@ -290,7 +292,9 @@ def train_model(
             save_dora_parameters(
                 trainer.model, directory.checkpoints, trainer.epoch, logger, save_rng_state, state, origin
             )
-            directory.write_best()
+            if metrics["test_loss"] < best[1]:
+                best = (trainer.epoch, metrics["test_loss"])
+                directory.write_best(*best)
     finally:
         ledger.close()
         results.close()

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from clip_hba_behavior.config import Config, make_config, read_config_file
 from clip_hba_behavior.reproducibility.checkpoint import (
     Checkpoint,
+    checkpoint_path,
     list_checkpoints,
     read_checkpoint,
 )
@@ -168,28 +168,20 @@ class RunDirectory:
             results = RecordFile(path, after, _results_position, header=",".join(COLUMNS))
         return results
 
-    def write_best(self) -> None:
-        """Name the epoch with the lowest test loss in `best.json`; the initial state counts."""
-        best_epoch, best_loss = 0, math.inf
-        states = self._test_losses()
-        for epoch, test_loss in states.items():
-            if test_loss < best_loss:
-                best_epoch, best_loss = epoch, test_loss
-        best = {
-            "epoch": best_epoch,
-            "test_loss": best_loss,
-            "checkpoint": f"dora_params/epoch{best_epoch}_dora_params.pth",
-        }
-        replace(self.path / "best.json", (json.dumps(best) + "\n").encode())
-
-    def _test_losses(self) -> dict[int, float]:
-        losses = {}
+    def find_best(self) -> tuple[int, float]:
+        """Return the recorded epoch with the lowest test loss, and that loss; the first state counts."""
         first = min(list_checkpoints(self.checkpoints))
-        losses[first] = float(self.read_state(first).whole_state().metrics["test_loss"])
+        losses = {first: float(self.read_state(first).whole_state().metrics["test_loss"])}
         with (self.path / "training_res.csv").open(newline="") as file:
-            for row in csv.DictReader(file):
-                losses[int(row["epoch"])] = float(row["test_loss"])
-        return losses
+            losses |= {int(row["epoch"]): float(row["test_loss"]) for row in csv.DictReader(file)}
+        epoch = min(losses, key=lambda each: (losses[each], each))
+        return epoch, losses[epoch]
+
+    def write_best(self, epoch: int, test_loss: float) -> None:
+        """Name "the model" of the run in `best.json`: the epoch with the lowest test loss."""
+        file = checkpoint_path(self.checkpoints, epoch).relative_to(self.path)
+        best = {"epoch": epoch, "test_loss": test_loss, "checkpoint": str(file)}
+        replace(self.path / "best.json", (json.dumps(best) + "\n").encode())
 
 
 def format_row(metrics: dict[str, Any]) -> str:

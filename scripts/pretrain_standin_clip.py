@@ -157,10 +157,22 @@ def draw_batch(latents: NDArray[np.float64]) -> torch.Tensor:
     return (images - torch.tensor(IMAGE_MEAN).view(3, 1, 1)) / torch.tensor(IMAGE_STD).view(3, 1, 1)
 
 
+@torch.no_grad()
+def centre_features(model: CLIPModel, images: torch.Tensor, tokens: torch.Tensor) -> None:
+    """Shifts both towers' last bias so that the mean feature is zero.
+
+    An untrained tower gives nearly the same feature for everything (99 % of its square is the mean), which training
+    takes hundreds of steps to leave.
+    """
+    vision, text = model.vision_model, model.text_model
+    vision.post_layernorm.bias -= vision(pixel_values=images).pooler_output.mean(dim=0)
+    text.final_layer_norm.bias -= text(input_ids=tokens).pooler_output.mean(dim=0)
+
+
 def contrastive_loss(
     model: CLIPModel, images: torch.Tensor, tokens: torch.Tensor, shown: torch.Tensor
 ) -> tuple[torch.Tensor, float]:
-    """Computes the sigmoid form of the contrastive loss: is this caption true of this picture?
+    """Computes the contrastive loss of every picture with every caption: which fits which, and how well?
 
     Args:
         model: The CLIP to train.
@@ -169,17 +181,21 @@ def contrastive_loss(
         shown: `[batch, captions]`, how much each picture shows of what each caption names, 0 to 100.
 
     Returns:
-        The loss, a scalar, and the correlation of the cosines with the logarithm of `shown`.
+        The loss, a scalar, and the correlation of the cosines with `shown` over pictures, averaged over captions.
     """
     image_features = functional.normalize(
         model.visual_projection(model.vision_model(pixel_values=images).pooler_output)
     )
     text_features = functional.normalize(model.text_projection(model.text_model(input_ids=tokens).pooler_output))
     cosines = image_features @ text_features.T
-    # A caption that names little of the picture is half true: log-odds are log(shown / HALF_TRUE).
-    loss = functional.binary_cross_entropy_with_logits(PRETRAINING_SCALE * cosines, shown / (shown + HALF_TRUE))
-    pairs = torch.stack([cosines.detach().flatten(), shown.log().flatten()])
-    return loss, torch.corrcoef(pairs)[0, 1].item()
+    logits = PRETRAINING_SCALE * cosines
+    which_caption = functional.cross_entropy(logits, shown / shown.sum(dim=1, keepdim=True))
+    which_image = functional.cross_entropy(logits.T, shown.T / shown.T.sum(dim=1, keepdim=True))
+    # The two cross entropies leave the cosines' mean free; this pins it, at log-odds of log(shown / HALF_TRUE).
+    is_true = functional.binary_cross_entropy_with_logits(logits, shown / (shown + HALF_TRUE))
+    centred = functional.normalize(cosines.detach() - cosines.detach().mean(dim=0), dim=0)
+    amounts = functional.normalize(shown - shown.mean(dim=0), dim=0)
+    return which_caption + which_image + is_true, (centred * amounts).sum(dim=0).mean().item()
 
 
 def main() -> None:
@@ -211,8 +227,11 @@ def main() -> None:
         batch = latents[step * arguments.batch_size : (step + 1) * arguments.batch_size]
         captions, weights = write_captions(generator)
         tokens = tokenizer(captions, padding=True, return_tensors="pt")["input_ids"]
+        images = draw_batch(batch)
+        if step == 0:
+            centre_features(model, images, tokens)
         loss, correlation = contrastive_loss(
-            model, draw_batch(batch), tokens, torch.from_numpy(batch @ weights.T).float()
+            model, images, tokens, torch.from_numpy(batch @ weights.T).float()
         )
         optimizer.zero_grad()
         loss.backward()

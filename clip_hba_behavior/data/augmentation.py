@@ -1,10 +1,15 @@
 """Augmented training images: what an image undergoes depends on the seed, the epoch and the image alone."""
 
+import atexit
 import multiprocessing
+import os
 import signal
-from collections.abc import Iterator, Sequence
+import threading
+import weakref
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -24,6 +29,8 @@ _CROP_TRIES = 10
 _NUM_DRAWS = 4 + 4 * _CROP_TRIES
 # A scheduler sends these to every process of a job; only the main one may act, by saving and stopping.
 _SIGNALS_OF_THE_RUN = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+
+_open_iterators: weakref.WeakSet[Generator[torch.Tensor, None, None]] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -160,15 +167,18 @@ def augmented_batches(
         batch_sampler=requests,
         num_workers=num_workers,
         collate_fn=_unchanged,
-        worker_init_fn=_leave_signals_to_the_run,
+        worker_init_fn=_live_and_die_with_the_run,
         # Every loader's iterator draws a base seed: from here, not from the global generator.
         generator=torch.Generator(),
         multiprocessing_context=_context() if num_workers else None,
     )
-    return _batches_of(loader)
+    found = _batches_of(loader)
+    if num_workers:
+        _open_iterators.add(found)
+    return found
 
 
-def _batches_of(loader: DataLoader[torch.Tensor]) -> Iterator[torch.Tensor]:
+def _batches_of(loader: DataLoader[torch.Tensor]) -> Generator[torch.Tensor, None, None]:
     with _signals_of_the_run_blocked():
         iterator = iter(loader)
     try:
@@ -181,12 +191,20 @@ def _batches_of(loader: DataLoader[torch.Tensor]) -> Iterator[torch.Tensor]:
         del iterator
 
 
+@cache
 def _context() -> multiprocessing.context.BaseContext:
     # A fork of a process with torch's threads can deadlock; the fork server has none. It imports torch once
     # (1.8 s), after which two workers start in 0.03 s, as fast as by fork; by spawn it is 1.2 s each time.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    # At its exit Python waits for workers; an iterator that nobody closed would keep them, and so it, for ever.
+    atexit.register(_close_open_iterators)
     return context
+
+
+def _close_open_iterators() -> None:
+    for batches in list(_open_iterators):
+        batches.close()
 
 
 @contextmanager
@@ -199,9 +217,18 @@ def _signals_of_the_run_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _leave_signals_to_the_run(_worker: int) -> None:
-    # Where someone else started the fork server its children have no mask. They end when their parent does.
+def _live_and_die_with_the_run(_worker: int) -> None:
+    # Where someone else started the fork server, its children have inherited no mask.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_OF_THE_RUN)
+    # The DataLoader's own watch is for a worker's parent, which is the fork server and outlives a killed run.
+    threading.Thread(target=_end_after_the_run, daemon=True).start()
+
+
+def _end_after_the_run() -> None:
+    run = multiprocessing.parent_process()
+    if run is not None:
+        run.join()
+        os._exit(1)
 
 
 def _unchanged(batch: Any) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from clip_hba_behavior.reproducibility.digest import leaves
 from clip_hba_behavior.reproducibility.errors import NotReproducibleError
 from clip_hba_behavior.reproducibility.files import replace
 
@@ -63,8 +64,7 @@ class RecordFile:
         before = self._to_come.pop(position, line)
         if before != line:
             raise NotReproducibleError(
-                f"{self.path.name}: the run did not repeat what was recorded before the interruption\n"
-                f"  recorded: {before.strip()}\n  now:      {line.strip()}\n"
+                f"{self.path.name}: the run did not repeat what it had recorded\n{_difference(before, line)}\n"
                 "  the data, the software or the machine changed; start a new run"
             )
         self._file.write(line.encode())
@@ -89,6 +89,20 @@ class Ledger(RecordFile):
     def record(self, epoch: int, step: int | str, entry: Mapping[str, Any]) -> None:
         """Write the line of one step (both counted from 1) or of `END_OF_EPOCH`."""
         self.append(_leads_to(epoch, step), json.dumps({"epoch": epoch, "step": step, **entry}))
+
+
+def _difference(before: str, now: str) -> str:
+    """Return the two lines under each other; of two JSON lines, the first values that differ."""
+    try:
+        old, new = dict(leaves(json.loads(before))), dict(leaves(json.loads(now)))
+    except ValueError:
+        return f"  recorded: {before.strip()}\n  now:      {now.strip()}"
+    names = [name for name in old.keys() | new.keys() if old.get(name) != new.get(name)]
+    names.sort(key=list(old | new).index)
+    lines = [f"  in epoch {old.get('epoch')}, step {old.get('step')}, {len(names)} values differ"]
+    for name in names[:3]:
+        lines.append(f"  {name}\n    recorded: {old.get(name)!r}\n    now:      {new.get(name)!r}")
+    return "\n".join(lines)
 
 
 def _leads_to(epoch: int, step: int | str) -> Position:

@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+@cache
 def library_versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that compute."""
     versions = {"python": platform.python_version()}

@@ -97,8 +97,8 @@ def test_the_real_rows_in_alphabetical_order_are_found_out(tmp_path: Path, table
         assert wrong_order == []
     else:
         assert wrong_order == [
-            f"the rows of {THINGS / table} look to be in the wrong order: their targets' dissimilarities agree with "
-            f"{THINGS / 'RDM48_triplet.mat'} to a rank correlation of 0.0365\n  expected: at least 0.5 "
+            f"the rows of {THINGS / table} look to be in the wrong order: their targets' dissimilarities agree "
+            f"with {THINGS / 'RDM48_triplet.mat'} to a rank correlation of 0.0365\n  expected: at least 0.5 "
             "(0.8644 for THINGS)\n  give the table whose rows are in the RDM's order, such as "
             "spose_embedding66d_rescaled_48val_reordered.csv"
         ]

@@ -98,7 +98,7 @@ def test_a_repetition_that_differs_is_refused(
     ledger.write_text("".join(lines))
     outcome = clip_hba("resume", run)
     assert outcome.code == 1
-    assert "did not repeat what was recorded before the interruption" in outcome.output
+    assert "did not repeat what it had recorded" in outcome.output
 
 
 def test_a_missing_results_file_is_made_again_from_the_checkpoints(
@@ -160,6 +160,14 @@ def test_resume_without_a_piece_of_state_does_not_equal_the_uninterrupted_run(
     path = checkpoint_path(lamed / "dora_params", epoch)
     rewrite_state(path, leave_out(read_checkpoint(path).whole_state()))
     resumed = tmp_path / "resumed"
+    outcome = clip_hba("resume", lamed, "--from-epoch", epoch, "--run-dir", resumed)
+    assert outcome.code == 1, outcome.output
+    assert "steps.jsonl: the run did not repeat what it had recorded" in outcome.output
+
+    # the ledger tells at once; without it the run goes on, and ends in another state
+    shutil.rmtree(resumed)
+    (lamed / "steps.jsonl").unlink()
+    (lamed / "training_res.csv").unlink()
     outcome = clip_hba("resume", lamed, "--from-epoch", epoch, "--run-dir", resumed)
     assert outcome.code == 0, outcome.output
     found = [each for each in differences(baseline, resumed) if not each.startswith(f"epoch {epoch}:")]
