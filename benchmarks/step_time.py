@@ -27,7 +27,7 @@ from transformers import CLIPConfig, CLIPModel
 from clip_hba_behavior import seed_protocol
 from clip_hba_behavior.config import make_config
 from clip_hba_behavior.data.standin import standin_backbone_directory, write_standin_dataset
-from clip_hba_behavior.environment import provenance
+from clip_hba_behavior.environment import describe_environment, provenance
 from clip_hba_behavior.model.backbone import load_backbone, tokenize_prompts
 from clip_hba_behavior.reproducibility.checkpoint import save_dora_parameters
 from clip_hba_behavior.run import build_trainer, resolve_config
@@ -166,8 +166,7 @@ def bookkeeping(trainer: Trainer, folder: Path) -> float:
     directory = RunDirectory(folder / "run")
     directory.path.mkdir(exist_ok=True)
     directory.checkpoints.mkdir(exist_ok=True)
-    environment = {"digests": trainer.inputs.digests, "numerics": {}, "versions": {}, "parent": None}
-    origin = provenance(trainer.config, environment | {"machine": {"device_model": ""}})
+    origin = provenance(trainer.config, describe_environment(trainer.config, trainer.inputs))
     logger = logging.getLogger("bench")
     ledger = directory.open_ledger((trainer.epoch - 1, 0))
     results = directory.open_results((0, 0))

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from clip_hba_behavior.config import Config, make_config
     from clip_hba_behavior.reproducibility.checkpoint import read_checkpoint, save_dora_parameters
     from clip_hba_behavior.reproducibility.compare import compare
-    from clip_hba_behavior.reproducibility.errors import BadInputError, NotReproducibleError
+    from clip_hba_behavior.reproducibility.errors import BadInputError, NotReproducibleError, StoppedError
     from clip_hba_behavior.reproducibility.rng import load_and_restore_rng_state
     from clip_hba_behavior.reproducibility.state import TrainingState
     from clip_hba_behavior.run import resume, run_behavioral_training, start, train_model
@@ -26,6 +26,7 @@ _HOMES = {
     "compare": "reproducibility.compare",
     "BadInputError": "reproducibility.errors",
     "NotReproducibleError": "reproducibility.errors",
+    "StoppedError": "reproducibility.errors",
     "load_and_restore_rng_state": "reproducibility.rng",
     "TrainingState": "reproducibility.state",
     "resume": "run",
@@ -38,6 +39,7 @@ __all__ = [
     "BadInputError",
     "Config",
     "NotReproducibleError",
+    "StoppedError",
     "TrainingState",
     "compare",
     "load_and_restore_rng_state",

@@ -124,7 +124,7 @@ def exit_code_of(work: Callable[[], object]) -> int:
 
 
 def _say_interrupted() -> int:
-    print("interrupted; `clip-hba resume RUN_DIR` goes on from the last whole state", file=sys.stderr)
+    print("interrupted; if the run has a checkpoint, `clip-hba resume RUN_DIR` goes on from it", file=sys.stderr)
     return INTERRUPTED
 
 

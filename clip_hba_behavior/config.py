@@ -3,13 +3,13 @@
 import difflib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from clip_hba_behavior.reproducibility.digest import digest
 from clip_hba_behavior.reproducibility.errors import BadInputError
 
 STANDIN = "standin"
@@ -17,9 +17,9 @@ Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 DATA_KEYS = ("csv_file", "img_dir", "inference_csv_file", "RDM48_triplet_dir", "prompts_file")
 
-# Keys that may differ between a run and its continuation, because they do not shape its trajectory.
-# Paths count by the digests of what lies there, which are recorded and compared on their own.
-_FREE_KEYS = {
+# Keys that may be changed when a run is resumed, because they do not shape its trajectory. Paths count by
+# the digests of what lies there, which are recorded and compared on their own.
+FREE_KEYS = {
     *DATA_KEYS,
     "backbone",
     "tokenizer",
@@ -29,12 +29,11 @@ _FREE_KEYS = {
     "num_workers",
     "device",
     "cache_dir",
-    "run_dir",
-    "training_run",
-    "baseline_dora_directory",
 }
+# Keys that say where a run lies and which state it began with; they are the run's own for good.
+_ORIGIN_KEYS = {"run_dir", "training_run", "baseline_dora_directory"}
 # Keys of earlier configurations that have no place here, and what became of them.
-_RETIRED_KEYS = {
+RETIRED_KEYS = {
     "criterion": "the loss is always the mean squared error",
     "logger": "the log goes to training_log.txt in the run directory",
     "checkpoint_path": "the best epoch is named in best.json in the run directory",
@@ -129,11 +128,18 @@ class Config(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _understand_old_keys(cls, given: Any) -> Any:
-        """Take the integer `cuda` key of earlier configurations: -1, 0, 1 a GPU, 2 the CPU."""
+    def _understand_other_spellings(cls, given: Any) -> Any:
+        """Take the integer `cuda` key of earlier configurations (-1, 0, 1 a GPU, 2 the CPU), and `3e-4`.
+
+        YAML 1.1 takes a number with an exponent and no dot for a text.
+        """
         if not isinstance(given, dict):
             return given
         given = dict(given)
+        for key, value in given.items():
+            if isinstance(value, str) and key in cls.model_fields and cls.model_fields[key].annotation is float:
+                with suppress(ValueError):
+                    given[key] = float(value)
         if "cuda" in given:
             cuda = given.pop("cuda")
             names = {-1: "cuda", 0: "cuda:0", 1: "cuda:1", 2: "cpu"}
@@ -166,22 +172,19 @@ class Config(BaseModel):
             )
         if self.training_run > 1 and self.baseline_dora_directory is None:
             raise ValueError(f"training_run is {self.training_run}, so baseline_dora_directory is needed")
+        if self.lr_min > self.lr:
+            raise ValueError(f"lr_min is {self.lr_min}, above lr, which is {self.lr}")
         if len(set(self.augmentation)) < len(self.augmentation):
             raise ValueError(f"augmentation: {self.augmentation} names one twice")
         return self
 
-    def trajectory_digest(self) -> str:
-        """Return the digest over the keys that shape the trajectory, paths and limits left out."""
-        return digest({key: value for key, value in self.model_dump().items() if key not in _FREE_KEYS})
+    def trajectory(self) -> dict[str, Any]:
+        """Return the keys that shape the trajectory, with their values."""
+        return {key: value for key, value in self.model_dump().items() if key not in FREE_KEYS | _ORIGIN_KEYS}
 
     def to_yaml(self) -> str:
         """Return the configuration as YAML, every key with its value."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
-
-
-def is_free(key: str) -> bool:
-    """Whether a key may be changed when a run is resumed."""
-    return key in _FREE_KEYS
 
 
 def make_config(given: Mapping[str, Any]) -> Config:
@@ -190,7 +193,7 @@ def make_config(given: Mapping[str, Any]) -> Config:
     Raises:
         BadInputError: names every wrong key with its value and what is allowed.
     """
-    retired = [f"{key}: {why}; remove the key" for key, why in _RETIRED_KEYS.items() if key in given]
+    retired = [f"{key}: {why}; remove the key" for key, why in RETIRED_KEYS.items() if key in given]
     if retired:
         raise BadInputError("the configuration has keys of an earlier version\n  " + "\n  ".join(retired))
     try:
@@ -231,7 +234,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise BadInputError(f"{path} is no configuration: expected one `key: value` a line")
-    return {key: float(value) if _is_scientific(value) else value for key, value in content.items()}
+    return content
 
 
 def parse_settings(settings: list[str]) -> dict[str, Any]:
@@ -246,16 +249,7 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
         if not equals:
             raise BadInputError(f"--set {setting}: expected key=value")
         try:
-            value = yaml.safe_load(text)
+            parsed[key.strip()] = yaml.safe_load(text)
         except yaml.YAMLError:
             raise BadInputError(f"--set {setting}: the value is no YAML") from None
-        parsed[key.strip()] = float(value) if _is_scientific(value) else value
     return parsed
-
-
-def _is_scientific(value: object) -> bool:
-    """Tell `3e-4`, which YAML 1.1 takes for a string because it has no dot."""
-    if not isinstance(value, str) or "e" not in value.lower():
-        return False
-    mantissa, _, exponent = value.lower().partition("e")
-    return mantissa.lstrip("+-").isdecimal() and exponent.lstrip("+-").isdecimal()

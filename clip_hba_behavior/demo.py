@@ -10,7 +10,6 @@ from rich.table import Table
 
 from clip_hba_behavior.reproducibility.checkpoint import checkpoint_path, parameters_digest, read_checkpoint
 from clip_hba_behavior.reproducibility.compare import compare
-from clip_hba_behavior.reproducibility.errors import BadInputError
 
 EPOCHS = 12
 MIDDLE = 6
@@ -80,4 +79,5 @@ def _clip_hba(*arguments: str) -> None:
     """Run one command in a process of its own, its output passed on."""
     code = subprocess.run([sys.executable, "-m", "clip_hba_behavior", *arguments], check=False).returncode
     if code:
-        raise BadInputError(f"`clip-hba {' '.join(arguments)}` ended with exit code {code}; see above")
+        print(f"`clip-hba {' '.join(arguments)}` ended with exit code {code}", file=sys.stderr)
+        sys.exit(code)

@@ -16,7 +16,7 @@ from clip_hba_behavior.reproducibility.rng import load_and_restore_rng_state
 from clip_hba_behavior.reproducibility.state import restore_parameters
 from clip_hba_behavior.training import Trainer
 
-NUMERICS_KEYS = ("num_threads", "deterministic", "tf32", "sdpa_backend", "eval_batch_size", "chunk_size")
+SPLIT_KEYS = {"random_seed", "train_portion"}
 
 
 def read_parent(config: Config) -> Checkpoint | None:
@@ -41,24 +41,28 @@ def read_parent(config: Config) -> Checkpoint | None:
             "  set baseline_dora_directory to the baseline's dora_params"
         )
     parent = read_checkpoint(found[epoch])
-    seed = parent.provenance.get("random_seed", config.random_seed)
-    if seed != config.random_seed:
-        raise BadInputError(
-            f"{parent.path} is of another seed, so of another split\n  in checkpoint:  random_seed {seed}\n"
-            f"  in the config:  random_seed {config.random_seed}\n  set random_seed: {seed}"
-        )
+    recorded = parent.provenance.get("config", {})
+    for key in SPLIT_KEYS & config.model_fields_set & recorded.keys():
+        if getattr(config, key) != recorded[key]:
+            raise BadInputError(
+                f"{parent.path} is of another {key}, so of another split\n"
+                f"  in checkpoint: {recorded[key]}\n  in the config: {getattr(config, key)}\n"
+                f"  set {key}: {recorded[key]}, or leave it out"
+            )
     return parent
 
 
 def inherit(config: Config, parent: Checkpoint) -> Config:
-    """Take over the parent's numerics where the config does not name its own, and its baseline's end."""
-    recorded = parent.provenance.get("numerics", {})
+    """Take over what shaped the parent's trajectory, where the config does not name its own; and its end.
+
+    So an unperturbed fork is its baseline: same numerics, same schedule, same batch size.
+    """
     given = config.model_dump(include=config.model_fields_set)
-    numerics = {key: recorded[key] for key in NUMERICS_KEYS if key in recorded and key not in given}
+    inherited = dict(parent.provenance.get("config", {}))
     last = max(list_checkpoints(parent.path.parent))
     if last >= config.training_run:  # else the baseline has not come further than the fork's start
         given["epochs"] = min(config.epochs, last)
-    return make_config(given | numerics)
+    return make_config(inherited | given)
 
 
 def adopt(trainer: Trainer, parent: Checkpoint, logger: logging.Logger) -> dict[str, Any]:

@@ -10,10 +10,11 @@ def learning_rate(
 
     Args:
         epoch: counted from 1.
-        schedule: `constant`; `cosine`, from `peak` in epoch 1 down to `minimum` in `schedule_epochs`;
-            `warmup_cosine`, rising in equal steps to `peak` in epoch `warmup_epochs`, then the same.
+        schedule: `constant`; `cosine`, from `peak` in epoch 1 down towards `minimum`, which it reaches
+            one epoch after `schedule_epochs`; `warmup_cosine`, rising in equal steps to `peak` in epoch
+            `warmup_epochs`, then the same.
         peak: the highest learning rate.
-        minimum: the lowest, kept behind the schedule's end.
+        minimum: kept behind the schedule's end.
         warmup_epochs: length of the rise; only for `warmup_cosine`.
         schedule_epochs: the last epoch of the descent.
     """
@@ -22,5 +23,5 @@ def learning_rate(
     rise = warmup_epochs if schedule == "warmup_cosine" else 1
     if epoch < rise:
         return peak * epoch / rise
-    progress = min(1.0, (epoch - rise) / max(1, schedule_epochs - rise))
+    progress = min(1.0, (epoch - rise) / max(1, schedule_epochs + 1 - rise))
     return minimum + (peak - minimum) * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from clip_hba_behavior import seed_protocol
-from clip_hba_behavior.config import DATA_KEYS, STANDIN, Config, is_free, make_config
+from clip_hba_behavior.config import DATA_KEYS, FREE_KEYS, STANDIN, Config, make_config
 from clip_hba_behavior.data.check import DataReport, check_data
 from clip_hba_behavior.data.standin import standin_backbone_directory, write_standin_dataset
-from clip_hba_behavior.environment import check_unchanged, describe_environment, provenance
+from clip_hba_behavior.environment import compare_environments, describe_environment, provenance
 from clip_hba_behavior.fork import adopt, inherit, read_parent
 from clip_hba_behavior.inputs import load_inputs
 from clip_hba_behavior.model.clip_hba import CLIPHBA
@@ -24,7 +24,7 @@ from clip_hba_behavior.reproducibility.checkpoint import (
 from clip_hba_behavior.reproducibility.errors import BadInputError
 from clip_hba_behavior.reproducibility.files import publish
 from clip_hba_behavior.reproducibility.ledger import END_OF_EPOCH
-from clip_hba_behavior.reproducibility.numerics import apply_numerics, resolve_device
+from clip_hba_behavior.reproducibility.numerics import apply_numerics, check_sdpa_backend, resolve_device
 from clip_hba_behavior.run_directory import RunDirectory, format_row
 from clip_hba_behavior.run_log import LOGGER_NAME, Report, logging_to, reporting
 from clip_hba_behavior.training import Trainer
@@ -116,7 +116,10 @@ def start(config: Config) -> Path:
 
 
 def resume(
-    run_dir: Path, settings: Mapping[str, Any], from_epoch: int | None = None, new_dir: Path | None = None
+    run_dir: str | os.PathLike[str],
+    settings: Mapping[str, Any] | None = None,
+    from_epoch: int | None = None,
+    new_dir: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Continue a run from its newest checkpoint, or from an epoch's into a new directory.
 
@@ -132,12 +135,12 @@ def resume(
     Raises:
         BadInputError: something given cannot be used; nothing is done then.
     """
-    source = RunDirectory(run_dir.expanduser().absolute())
+    source = RunDirectory(Path(run_dir).expanduser().absolute())
     if from_epoch is not None and new_dir is None:
         raise BadInputError("--from-epoch needs a new --run-dir: epochs that exist are never replaced")
     if not source.config_file.is_file():
         raise BadInputError(f"there is no run in {run_dir}: it has no config.yaml")
-    config = _changed(source.read_config(), settings)
+    config = _changed(source.read_config(), settings or {})
     if new_dir is None:
         with source.held(), logging_to(source.log_file) as logger, reporting(logger) as report:
             checkpoint = source.read_state(source.newest_epoch())
@@ -145,7 +148,7 @@ def resume(
         return source.path
 
     checkpoint = source.read_state(source.newest_epoch() if from_epoch is None else from_epoch)
-    target = RunDirectory(new_dir.expanduser().absolute())
+    target = RunDirectory(Path(new_dir).expanduser().absolute())
     config = make_config(config.model_dump() | {"run_dir": str(target.path)})
     with target.created(), logging_to(target.log_file) as logger, reporting(logger) as report:
         _continue(source, target, checkpoint, config, report, logger)
@@ -173,12 +176,18 @@ def _continue(
     state = checkpoint.whole_state()
     recorded = source.read_environment()
     trainer, environment = build_trainer(config, report, logger)
-    environment["parent"] = recorded["parent"]
-    check_unchanged(source.path, checkpoint.provenance, config, environment)
-    target.write_config(config)
+    drift = compare_environments(source.path, recorded, environment)
+    for each in drift:
+        logger.warning("Not the same environment, so bits may differ: %s", each)
+    environment |= {"parent": recorded["parent"], "drift": sorted({*recorded["drift"], *drift})}
     if target is not source:
+        origin = {"run": str(source.path), "epoch": state.epoch, "state_digest": checkpoint.state_digest}
+        environment["continued_from"] = origin
         target.write_environment(environment)
         target.copy_history(source, state.epoch)
+    elif drift:
+        target.write_environment(recorded | {"drift": environment["drift"]})
+    target.write_config(config)
     logger.info("Resuming from the state after epoch %d (%s)", state.epoch, checkpoint.path)
     logger.info(rng.RESTORED)
     trainer.restore(state)
@@ -187,9 +196,15 @@ def _continue(
 
 def _changed(config: Config, settings: Mapping[str, Any]) -> Config:
     """Apply settings to a run that exists."""
-    changed = make_config(config.model_dump() | dict(settings))
-    fixed = [key for key in settings if key in Config.model_fields and not is_free(key)]
-    fixed = [key for key in fixed if getattr(changed, key) != getattr(config, key)]
+    if "run_dir" in settings:
+        raise BadInputError("a run stays where it is\n  for a new directory give --run-dir, not --set run_dir")
+    before = config.model_dump()
+    if "cuda" in settings:
+        del before["device"]  # the old key stands for it
+    changed = resolve_config(make_config(before | dict(settings)))
+    fixed = [
+        key for key in Config.model_fields if key not in FREE_KEYS and getattr(changed, key) != before.get(key)
+    ]
     if fixed:
         lines = [
             f"{key}\n    in the run: {getattr(config, key)!r}\n    given:      {getattr(changed, key)!r}"
@@ -218,10 +233,13 @@ def build_trainer(config: Config, report: Report, logger: logging.Logger) -> tup
         BadInputError: data, backbone or device cannot be used.
     """
     device = resolve_device(config.device)
+    check_sdpa_backend(config.sdpa_backend, device)
     apply_numerics(int(config.num_threads or 1), config.deterministic, config.tf32)
     with_data = _with_standin(config)
-    if with_data.csv_file != config.csv_file:
+    if config.csv_file is None:
         logger.info("No csv_file given: training on the stand-in, images drawn from 66-d vectors")
+    if config.backbone == STANDIN:
+        logger.info("No backbone given: the small CLIP that comes with the package")
     inputs = load_inputs(with_data, device, report)
     model = CLIPHBA(
         inputs.backbone.get(),
@@ -233,7 +251,7 @@ def build_trainer(config: Config, report: Report, logger: logging.Logger) -> tup
         config.sdpa_backend,
     )
     split = seed_protocol.begin(config.random_seed, inputs.num_images(), config.train_portion)
-    return Trainer(config, model, inputs, split), describe_environment(config, inputs, device)
+    return Trainer(config, model, inputs, split), describe_environment(config, inputs)
 
 
 def train_model(
@@ -263,7 +281,7 @@ def train_model(
     """
     config = trainer.config
     is_fork = config.training_run > 1
-    origin = provenance(config, dict(environment))
+    origin = provenance(config, environment)
     if not config.augmentation:
         trainer.inputs.backbone.drop()  # its features are cached; the model keeps the blocks it trains
     after = (trainer.epoch, trainer.step_in_epoch)

@@ -50,19 +50,24 @@ class RunDirectory:
             BadInputError: it holds a run already, or something else.
         """
         made = [each for each in (self.path, *self.path.parents) if not each.exists()]
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        self._refuse_if_used()
+        self.path.mkdir(parents=True, exist_ok=True)
+        with one_writer(self.path):
+            self._refuse_if_used()  # another process may have come first
+            try:
+                yield
+            finally:
+                if not list_checkpoints(self.checkpoints):
+                    self._remove_empty(made)
+
+    def _refuse_if_used(self) -> None:
+        found = [each.name for each in self.path.iterdir()] if self.path.is_dir() else []
+        if self.path.exists() and (not self.path.is_dir() or set(found) - {"run.lock"}):
             holds = "a run" if self.config_file.exists() else "other files"
             raise BadInputError(
                 f"the run directory {self.path} is not empty: it holds {holds}\n"
                 f"  go on with it by `clip-hba resume {self.path}`, or give another --run-dir"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            with one_writer(self.path):
-                yield
-        finally:
-            if not list_checkpoints(self.checkpoints):
-                self._remove_empty(made)
 
     def _remove_empty(self, made: list[Path]) -> None:
         """Take back what a start that failed has made: its own files, and directories it created."""
@@ -156,10 +161,11 @@ class RunDirectory:
         Rows that are missing or torn are made again from the checkpoints, each of which holds its own.
         """
         path = self.path / "training_res.csv"
+        checkpoints = list_checkpoints(self.checkpoints)
         rows = [
             format_row(read_checkpoint(file).whole_state().metrics)
-            for epoch, file in list_checkpoints(self.checkpoints).items()
-            if 0 < epoch <= after[0]
+            for epoch, file in checkpoints.items()
+            if min(checkpoints) < epoch <= after[0]  # the first state's row, if any, is its parent's
         ]
         results = RecordFile(path, after, _results_position, header=",".join(COLUMNS))
         if len(results.kept_lines) < len(rows):

@@ -27,6 +27,7 @@ from clip_hba_behavior.data.standin import draw_image, draw_latents
 IMAGE_SIZE = 64
 CONTEXT_LENGTH = 32
 NUM_CAPTIONS = 96
+BATCH_SIZE = 64
 HALF_TRUE = 4.0
 PRETRAINING_SCALE = 15.0
 VOCABULARY_SIZE = 640
@@ -198,13 +199,86 @@ def contrastive_loss(
     return which_caption + which_image + is_true, (centred * amounts).sum(dim=0).mean().item()
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, peak: float, step: int, num_steps: int) -> None:
+    """Warms up over 30 steps, then follows a cosine to zero."""
+    for group in optimizer.param_groups:
+        group["lr"] = peak * min(1.0, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * step / num_steps))
+
+
+def train_image_tower(model: CLIPModel, num_steps: int, seed: int) -> None:
+    """Teaches the image tower to tell glyphs apart: a linear layer on its features predicts what is shown.
+
+    Two untrained towers cannot teach each other quickly: both give one feature for everything. So one begins alone.
+    """
+    latents = draw_latents(num_steps * BATCH_SIZE, LATENT_SEED + seed)
+    amounts = torch.from_numpy(np.sqrt(latents)).float()
+    amounts = (amounts - amounts.mean(dim=0)) / amounts.std(dim=0)
+    probe = torch.nn.Linear(model.config.projection_dim, NUM_DIMENSIONS)
+    trained = [*model.vision_model.parameters(), *model.visual_projection.parameters(), *probe.parameters()]
+    optimizer = torch.optim.AdamW(trained, lr=2e-3, weight_decay=0.05, betas=(0.9, 0.95))
+    progress = Progress("image tower", num_steps)
+    for step in range(num_steps):
+        set_learning_rate(optimizer, 2e-3, step, num_steps)
+        rows = slice(step * BATCH_SIZE, (step + 1) * BATCH_SIZE)
+        features = model.visual_projection(
+            model.vision_model(pixel_values=draw_batch(latents[rows])).pooler_output
+        )
+        loss = functional.mse_loss(probe(features), amounts[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        progress.report(step, loss.item())
+
+
+def train_both_towers(
+    model: CLIPModel, tokenizer: CLIPTokenizer, num_steps: int, seed: int, generator: np.random.Generator
+) -> float:
+    """Trains both towers on pictures and captions; returns the loss, averaged over the last steps."""
+    latents = draw_latents(num_steps * BATCH_SIZE, LATENT_SEED + seed + 1)
+    trained = [parameter for name, parameter in model.named_parameters() if name != "logit_scale"]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.05, betas=(0.9, 0.95))
+    progress = Progress("both towers", num_steps)
+    for step in range(num_steps):
+        set_learning_rate(optimizer, 1e-3, step, num_steps)
+        batch = latents[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]
+        images = draw_batch(batch)
+        captions, weights = write_captions(generator)
+        tokens = tokenizer(captions, padding=True, return_tensors="pt")["input_ids"]
+        if step == 0:
+            centre_features(model, images, tokens)
+        loss, correlation = contrastive_loss(model, images, tokens, torch.from_numpy(batch @ weights.T).float())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        progress.report(step, loss.item(), f"correlation {correlation:.3f}")
+    return progress.mean
+
+
+class Progress:
+    """Averages a loss over the last 20 steps or so and prints a line now and then."""
+
+    def __init__(self, name: str, num_steps: int) -> None:
+        """Starts the clock."""
+        self.name, self.num_steps, self.mean = name, num_steps, math.nan
+        self.started = time.monotonic()
+
+    def report(self, step: int, loss: float, more: str = "") -> None:
+        """Takes one step's loss."""
+        self.mean = loss if step == 0 else 0.95 * self.mean + 0.05 * loss
+        if (step + 1) % 25 == 0 or step + 1 == self.num_steps:
+            seconds = time.monotonic() - self.started
+            line = f"{self.name}: step {step + 1}/{self.num_steps}  loss {self.mean:.4f}  {more}  {seconds:.0f} s"
+            print(line, flush=True)
+
+
 def main() -> None:
     """Trains, saves and prints what the README of the weights needs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, required=True, help="directory to write in Hugging Face format")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--image-steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
@@ -212,42 +286,15 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(arguments.seed)
     generator = np.random.Generator(np.random.Philox(key=arguments.seed))
-    started = time.monotonic()
     tokenizer = train_tokenizer([caption for _ in range(20) for caption in write_captions(generator)[0]])
     model = build_model(tokenizer)
-    model.logit_scale.requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, weight_decay=0.05)
-    latents = draw_latents(arguments.steps * arguments.batch_size, LATENT_SEED + arguments.seed)
-    running = math.nan
-    for step in range(arguments.steps):
-        warm_up = min(1.0, (step + 1) / 20)
-        decay = 0.5 * (1 + math.cos(math.pi * step / arguments.steps))
-        for group in optimizer.param_groups:
-            group["lr"] = arguments.learning_rate * warm_up * decay
-        batch = latents[step * arguments.batch_size : (step + 1) * arguments.batch_size]
-        captions, weights = write_captions(generator)
-        tokens = tokenizer(captions, padding=True, return_tensors="pt")["input_ids"]
-        images = draw_batch(batch)
-        if step == 0:
-            centre_features(model, images, tokens)
-        loss, correlation = contrastive_loss(
-            model, images, tokens, torch.from_numpy(batch @ weights.T).float()
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        running = loss.item() if math.isnan(running) else 0.95 * running + 0.05 * loss.item()
-        if step % 25 == 0 or step + 1 == arguments.steps:
-            print(
-                f"step {step + 1}/{arguments.steps}  loss {running:.4f}  correlation {correlation:.3f}"
-                f"  {time.monotonic() - started:.0f} s",
-                flush=True,
-            )
+    train_image_tower(model, arguments.image_steps, arguments.seed)
+    loss = train_both_towers(model, tokenizer, arguments.steps, arguments.seed, generator)
 
     model.save_pretrained(arguments.output)
     tokenizer.save_pretrained(arguments.output)
     digest = hashlib.sha256((arguments.output / "model.safetensors").read_bytes()).hexdigest()
-    print(f"final loss {running:.4f}\nsha256 of model.safetensors {digest}")
+    print(f"final loss {loss:.4f}\nsha256 of model.safetensors {digest}")
     print(
         f"python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
     )

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clip_hba_behavior.config import _RETIRED_KEYS, Config, is_free
+from clip_hba_behavior.config import FREE_KEYS, RETIRED_KEYS, Config
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 
@@ -58,14 +58,14 @@ def configuration_page() -> str:
     for key, field in Config.model_fields.items():
         cells = (f"`{key}`", _allowed(schemas[key]), _default(field.default), field.description or "")
         rows.append(f"| {' | '.join(_escaped(cell) for cell in cells)} |")
-    free = [key for key in Config.model_fields if is_free(key) and key not in ONLY_AT_THE_START]
+    free = [key for key in Config.model_fields if key in FREE_KEYS and key not in ONLY_AT_THE_START]
     resume = (
         "\n## What a resumed run may change\n\n"
         "`clip-hba resume RUN_DIR --set key=value` takes the keys below; any other must stay as it was. Data and\n"
         "backbone may lie elsewhere (give absolute paths), but must have the same content: their digests are\n"
         f"compared.\n\n{', '.join(f'`{key}`' for key in free)}\n"
     )
-    retired = [f"| `{key}` | {why} |" for key, why in _RETIRED_KEYS.items()]
+    retired = [f"| `{key}` | {why} |" for key, why in RETIRED_KEYS.items()]
     return INTRODUCTION + "\n".join(rows) + "\n" + resume + OLD_KEYS + "\n".join(retired) + "\n"
 
 

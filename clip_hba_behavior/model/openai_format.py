@@ -59,7 +59,10 @@ def load_openai_file(path: Path, trust_backbone_file: bool) -> CLIPModel:
     Raises:
         BadInputError: an archive that carries code and is not known, or no ViT CLIP.
     """
-    weights = _read_script(path, trust_backbone_file) if _carries_code(path) else safe_load.load(path)
+    if _carries_code(path):
+        weights = _read_script(path, trust_backbone_file)
+    else:
+        weights = safe_load.load(path, "CLIP weight file")
     weights = {name: value for name, value in weights.items() if name not in _NOT_WEIGHTS}
     if "visual.layer1.0.conv1.weight" in weights:
         raise BadInputError(f"{path} holds a CLIP with a ResNet; this project needs a ViT CLIP, such as ViT-L/14")

@@ -1,4 +1,4 @@
-"""The two ways in which this package says no, and nothing else."""
+"""The ways in which this package says no."""
 
 
 class BadInputError(ValueError):

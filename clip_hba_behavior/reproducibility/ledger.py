@@ -46,9 +46,14 @@ class RecordFile:
                 self.kept_lines.append(line)
             else:
                 self._to_come[position] = line
+        self._aside = path.with_name(f"{path.name}.aside")
+        if self._aside.exists():  # an earlier repetition was itself interrupted before it had caught up
+            for line in self._aside.read_text(encoding="utf-8").splitlines(keepends=True):
+                position = position_of(line)
+                if position is not None and position > after:
+                    self._to_come.setdefault(position, line)
         if self._to_come:
-            aside = path.with_name(f"{path.name}.aside")
-            replace(aside, "".join(self._to_come.values()).encode())
+            replace(self._aside, "".join(self._to_come.values()).encode())
         kept = (f"{header}\n" if header else "") + "".join(self.kept_lines)
         if kept != found:
             replace(path, kept.encode())
@@ -75,8 +80,10 @@ class RecordFile:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file; once every line moved aside was written again, their copy goes."""
         self._file.close()
+        if not self._to_come:
+            self._aside.unlink(missing_ok=True)
 
 
 class Ledger(RecordFile):
@@ -94,10 +101,11 @@ class Ledger(RecordFile):
 def _difference(before: str, now: str) -> str:
     """Return the two lines under each other; of two JSON lines, the first values that differ."""
     try:
-        old, new = dict(leaves(json.loads(before))), dict(leaves(json.loads(now)))
+        old: dict[str, object] = dict(leaves(json.loads(before)))
+        new: dict[str, object] = dict(leaves(json.loads(now)))
     except ValueError:
         return f"  recorded: {before.strip()}\n  now:      {now.strip()}"
-    names = [name for name in old.keys() | new.keys() if old.get(name) != new.get(name)]
+    names = [name for name in old.keys() | new.keys() if repr(old.get(name)) != repr(new.get(name))]
     names.sort(key=list(old | new).index)
     lines = [f"  in epoch {old.get('epoch')}, step {old.get('step')}, {len(names)} values differ"]
     for name in names[:3]:

@@ -39,8 +39,23 @@ def resolve_device(name: str) -> torch.device:
                 f"  found:    {found} CUDA devices\n  expected: device {index}\n"
                 "  run it where the device is, or start a new run with device: cpu"
             )
+        torch.cuda.set_device(index)
         return torch.device("cuda", index)
     return device
+
+
+def check_sdpa_backend(name: str, device: torch.device) -> None:
+    """Refuse an attention kernel that does not exist for float32 on a device.
+
+    Raises:
+        BadInputError: names the kernels that do.
+    """
+    known = {"cpu": ("math", "flash"), "cuda": ("math", "efficient")}[device.type]
+    if name not in known:
+        raise BadInputError(
+            f"this device cannot honour sdpa_backend: {name}\n  found:    {device}, float32\n"
+            f"  expected: {' or '.join(known)}"
+        )
 
 
 def apply_numerics(num_threads: int, deterministic: bool, tf32: bool) -> None:
@@ -92,7 +107,7 @@ def library_versions() -> dict[str, str]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Describe this machine for the record: nothing here changes what is computed."""
+    """Describe this machine; of it only `device_model` bears on the bits."""
     return {
         "host": platform.node(),
         "system": platform.platform(),

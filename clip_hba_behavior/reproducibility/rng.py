@@ -16,7 +16,7 @@ MISSING = "⚠️  WARNING: No RNG states in checkpoint. Batch order will differ
 
 
 def capture_rng_state() -> RngState:
-    """Return the state of torch's, NumPy's and Python's global generators, and of every CUDA device's.
+    """Return the state of torch's, NumPy's and Python's global generators, and of the CUDA device's.
 
     NumPy's key array is stored as a uint32 tensor: torch's safe loader refuses the raw array, and
     `np.random.set_state` takes the tensor as it is.
@@ -35,7 +35,8 @@ def capture_rng_state() -> RngState:
     }
     # Asking an idle CUDA device for its state would start CUDA in a run on the CPU.
     if torch.cuda.is_available() and torch.cuda.is_initialized():
-        state["cuda_rng_state_all"] = torch.cuda.get_rng_state_all()
+        # of the device in use alone: how many others can be seen must not count in the state's digest
+        state["cuda_rng_state_all"] = [torch.cuda.get_rng_state()]
     return state
 
 
@@ -51,7 +52,8 @@ def restore_rng_state(state: Mapping[str, Any]) -> None:
     version, words, gauss_next = state["python_rng_state"]
     random.setstate((version, tuple(words), gauss_next))
     if "cuda_rng_state_all" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda_rng_state_all"][: torch.cuda.device_count()])
+        states = state["cuda_rng_state_all"]  # the earlier pipeline saved one for every device
+        torch.cuda.set_rng_state(states[min(torch.cuda.current_device(), len(states) - 1)])
 
 
 def seed_generators(seed: int) -> None:

@@ -82,56 +82,60 @@ _NUMPY_STAND_INS: list[Any] = [
 ]
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, what: str = "checkpoint") -> dict[str, Any]:
     """Load a flat dict of builtins and tensors, each tensor in memory of its own.
+
+    Args:
+        path: a file made by `torch.save`.
+        what: what the file should be, for the messages.
 
     Raises:
         BadInputError: no such file, no such archive, a damaged one, or one that holds anything else.
     """
     if not path.is_file():
-        raise BadInputError(f"there is no checkpoint {path}")
-    _check_archive(path)
+        raise BadInputError(f"there is no {what} {path}")
+    _check_archive(path, what)
     try:
         with torch.serialization.safe_globals(_NUMPY_STAND_INS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about deprecated storages; the content is checked below
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInputError(f"{path} is no checkpoint: {reason}") from error
+        raise BadInputError(f"{path} is no {what}: {reason}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise BadInputError(f"{path} is no checkpoint: it holds a {type(content).__name__}, not a dict by name")
-    budget = _Budget(path, num_bytes=path.stat().st_size)
+        raise BadInputError(f"{path} is no {what}: it holds a {type(content).__name__}, not a dict by name")
+    budget = _Budget(path, what, num_bytes=path.stat().st_size)
     return {key: budget.copy(value) for key, value in content.items()}
 
 
-def _check_archive(path: Path) -> None:
+def _check_archive(path: Path, what: str) -> None:
     """Refuse an archive whose records are compressed, overlong or torn, or name anything unexpected."""
     size = path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
             if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-                raise BadInputError(f"{path} is no checkpoint: it holds compressed records")
+                raise BadInputError(f"{path} is no {what}: it holds compressed records")
             if sum(record.file_size for record in records) > size:
-                raise BadInputError(f"{path} is no checkpoint: its records claim more bytes than the file has")
+                raise BadInputError(f"{path} is no {what}: its records claim more bytes than the file has")
             torn = archive.testzip()
             if torn is not None:
                 raise BadInputError(f"{path} is damaged: the checksum of its record {torn} does not hold")
             pickles = [record for record in records if record.filename.endswith("/data.pkl")]
             if len(pickles) != 1 or pickles[0].file_size > _MAX_PICKLE_BYTES:
-                raise BadInputError(f"{path} is no checkpoint: it was not made by torch.save")
-            _check_globals(path, archive.read(pickles[0]))
+                raise BadInputError(f"{path} is no {what}: it was not made by torch.save")
+            _check_globals(path, what, archive.read(pickles[0]))
     except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
         if isinstance(error, BadInputError):
             raise
-        raise BadInputError(f"{path} is no checkpoint, or a torn one ({size} bytes): {error}") from error
+        raise BadInputError(f"{path} is no {what}, or a torn one ({size} bytes): {error}") from error
 
 
-def _check_globals(path: Path, data: bytes) -> None:
+def _check_globals(path: Path, what: str, data: bytes) -> None:
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name == "STACK_GLOBAL" or (opcode.name == "GLOBAL" and argument not in _ALLOWED_GLOBALS):
             raise BadInputError(
-                f"{path} is refused: it names {argument or 'something computed'}, which no checkpoint needs\n"
+                f"{path} is refused: it names {argument or 'something computed'}, which no {what} needs\n"
                 "  nothing in it was run; do not open it with other tools unless you trust its source"
             )
 
@@ -139,8 +143,9 @@ def _check_globals(path: Path, data: bytes) -> None:
 class _Budget:
     """Copies loaded values; their sizes together may not exceed what the file can hold."""
 
-    def __init__(self, path: Path, num_bytes: int) -> None:
+    def __init__(self, path: Path, what: str, num_bytes: int) -> None:
         self.path = path
+        self.what = what
         self.num_bytes = num_bytes
         self.num_items = _MAX_ITEMS
 
@@ -151,7 +156,7 @@ class _Budget:
         if isinstance(value, torch.Tensor):
             self.num_bytes -= math.prod(value.shape) * value.element_size()
         if self.num_bytes < 0 or self.num_items < 0:
-            raise BadInputError(f"{self.path} is no checkpoint: its content claims more than the file holds")
+            raise BadInputError(f"{self.path} is no {self.what}: its content claims more than the file holds")
         if isinstance(value, torch.Tensor):
             return value.detach().clone(memory_format=torch.contiguous_format)
         if isinstance(value, dict):
@@ -160,4 +165,4 @@ class _Budget:
             return type(value)(self.copy(item) for item in value)
         if value is None or isinstance(value, bool | int | float | str | bytes):
             return value
-        raise BadInputError(f"{self.path} is no checkpoint: it holds a {type(value).__name__}")
+        raise BadInputError(f"{self.path} is no {self.what}: it holds a {type(value).__name__}")

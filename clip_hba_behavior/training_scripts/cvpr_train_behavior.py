@@ -4,6 +4,7 @@ As it stands it trains on the stand-in. For THINGS, take the comment signs away 
 """
 
 import sys
+from pathlib import Path
 
 from clip_hba_behavior.cli import exit_code_of
 
@@ -25,6 +26,7 @@ config = {
     "rank": 32,
     "training_run": 1,  # N continues from the baseline's state after epoch N - 1
     "baseline_dora_directory": None,
+    "run_dir": Path(__file__).parents[2] / "runs" / "seed1",
 }
 
 

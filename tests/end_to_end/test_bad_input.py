@@ -164,7 +164,8 @@ def test_bad_uses_of_a_run_are_refused_and_the_run_stays_as_it_is(
         ),
         (["resume", tmp_path / "nowhere"], "there is no run in"),
         (["resume", run, "--from-epoch", "0", "--run-dir", run], "is not empty: it holds a run"),
-        (["resume", run, "--set", "lr=0.5"], "in the run: 0.001\n    given:      0.5"),
+        (["resume", run, "--set", "lr=0.5"], "lr\n    in the run: 0.001\n    given:      0.5"),
+        (["resume", run, "--set", "run_dir=elsewhere"], "a run stays where it is"),
         (["resume", run, "--set", "epoch=9"], "epoch: no such key; did you mean epochs?"),
         (["train", tmp_path / "config.yaml", "--run-dir", run], "is not empty: it holds a run"),
     ):
@@ -184,7 +185,8 @@ def test_changed_data_is_noticed_at_resume(
     shutil.copyfile(other, image)
     outcome = clip_hba("resume", run, "--set", f"img_dir={changed / 'images'}", "--set", "epochs=2")
     assert outcome.code == 2
-    assert "the images changed\n    in checkpoint: " in outcome.output
+    assert "the digest of the images\n    in the run: " in outcome.output
+    assert f"images that differ: {image.name}" in outcome.output
 
 
 def test_moved_data_is_no_change(run: Path, clip_hba: ClipHba, standin_data: Path, tmp_path: Path) -> None:

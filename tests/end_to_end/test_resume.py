@@ -84,7 +84,7 @@ def test_rows_and_lines_behind_the_newest_checkpoint_are_written_again(
         file.write('{"epoch": 5, "st')
     assert clip_hba("resume", torn).code == 0
     assert differences(whole, torn) == []
-    assert (torn / "steps.jsonl.aside").read_text().count("\n") == 4  # three steps and the epoch's end
+    assert not list(torn.glob("*.aside"))
 
 
 def test_a_repetition_that_differs_is_refused(

@@ -37,6 +37,21 @@ def test_lines_beyond_a_state_are_moved_aside_and_written_again(
             ledger.record(epoch, step, {"state": {}} if step == "end" else {"loss": loss})
     ledger.close()
     assert path.read_bytes() == whole
+    assert not aside.exists()
+
+
+def test_a_repetition_that_is_interrupted_itself_still_has_to_repeat_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "steps.jsonl"
+    whole = write_two_epochs(path)
+    ledger = Ledger(path, after=(0, 0))
+    ledger.record(1, 1, {"loss": 4.0})
+    ledger.close()  # killed here
+    ledger = Ledger(path, after=(0, 1))
+    ledger.record(1, 2, {"loss": 3.0})
+    with pytest.raises(NotReproducibleError):
+        ledger.record(1, END_OF_EPOCH, {"state": {"other": 1}})
+    ledger.close()
+    assert (tmp_path / "steps.jsonl.aside").read_bytes() == b"".join(whole.splitlines(keepends=True)[1:])
 
 
 def test_a_line_that_does_not_repeat_is_refused(tmp_path: Path) -> None:
