@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from math import sqrt
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,9 @@ def augmented_batches(
 
 
 def _batches_of(loader: DataLoader[torch.Tensor]) -> Generator[torch.Tensor, None, None]:
+    if loader.num_workers:
+        # Its start, which would otherwise come within the next lines, unblocks SIGINT and SIGTERM.
+        resource_tracker.ensure_running()
     with _signals_of_the_run_blocked():
         iterator = iter(loader)
     try:

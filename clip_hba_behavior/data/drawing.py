@@ -17,7 +17,15 @@ from PIL import Image, ImageDraw
 NUM_DIMENSIONS = 66
 GRID = 8
 UNITS_PER_CELL = 6.0
-BACKGROUND = (38, 40, 48)
+GROUNDS: dict[str, tuple[int, int, int]] = {
+    "grey": (40, 40, 44),
+    "maroon": (72, 16, 28),
+    "moss": (24, 56, 20),
+    "navy": (14, 22, 84),
+    "plum": (62, 18, 76),
+    "umber": (66, 48, 10),
+}
+"""What the glyphs stand on. It says nothing about the vector: a model has to learn to look past it."""
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (222, 36, 36),
@@ -89,17 +97,26 @@ def colour_and_shape(dimension: int) -> tuple[str, str]:
     return list(COLOURS)[dimension % len(COLOURS)], list(SHAPES)[dimension % len(SHAPES)]
 
 
-@lru_cache(maxsize=8)
-def _glyph_sheet(side: int) -> NDArray[np.uint8]:
+@lru_cache(maxsize=32)
+def _glyph_sheet(side: int, ground: int) -> NDArray[np.uint8]:
     """Draws every glyph once: `[67, side, side, 3] uint8`; the last one is an empty cell."""
     sheet = []
     for dimension in range(NUM_DIMENSIONS + 1):
-        tile = Image.new("RGB", (side, side), BACKGROUND)
+        tile = Image.new("RGB", (side, side), list(GROUNDS.values())[ground])
         if dimension < NUM_DIMENSIONS:
             colour, shape = colour_and_shape(dimension)
             SHAPES[shape](ImageDraw.Draw(tile), side, COLOURS[colour])
         sheet.append(np.asarray(tile))
     return np.stack(sheet)
+
+
+def _hash(purpose: bytes, latent: NDArray[np.float64], num_bytes: int) -> bytes:
+    return hashlib.shake_256(purpose + np.asarray(latent, dtype="<f8").tobytes()).digest(num_bytes)
+
+
+def ground_of(latent: NDArray[np.float64]) -> int:
+    """Says on which of `GROUNDS` a vector is drawn: chance, yet a function of the vector, so its hash decides."""
+    return int.from_bytes(_hash(b"ground", latent, 8), "little") % len(GROUNDS)
 
 
 def glyph_counts(latent: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -146,7 +163,7 @@ def draw_image(latent: NDArray[np.float64], size: int = 64) -> Image.Image:
     glyphs = np.repeat(np.arange(NUM_DIMENSIONS), glyph_counts(latent))
     cells = np.full(GRID * GRID, NUM_DIMENSIONS)
     # Where a glyph stands must carry no meaning, yet be a function of the vector: its hash shuffles the cells.
-    shuffle_keys = np.frombuffer(hashlib.shake_256(latent.tobytes()).digest(4 * GRID * GRID), dtype="<u4")
+    shuffle_keys = np.frombuffer(_hash(b"places", latent, 4 * GRID * GRID), dtype="<u4")
     cells[np.argsort(shuffle_keys, kind="stable")[: len(glyphs)]] = glyphs
-    tiles = _glyph_sheet(side)[cells].reshape(GRID, GRID, side, side, 3)
+    tiles = _glyph_sheet(side, ground_of(latent))[cells].reshape(GRID, GRID, side, side, 3)
     return Image.fromarray(np.ascontiguousarray(tiles.transpose(0, 2, 1, 3, 4)).reshape(size, size, 3))

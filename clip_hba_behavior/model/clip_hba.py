@@ -7,7 +7,7 @@ block of a tower just the token that is read (the image's class token, the promp
 """
 
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -110,6 +110,34 @@ class FrozenPrefix:
         return features
 
 
+class _QuickGELU(torch.autograd.Function):
+    """`x * sigmoid(1.702 x)`, CLIP's activation, in fewer passes over the suffix's widest tensor.
+
+    The forward bits are those of transformers' own spelling: near ties in the ranks behind a recorded RSA
+    hang on them. Backward it is one fused kernel, since `x * sigmoid(1.702 x) = silu(1.702 x) / 1.702`.
+    """
+
+    @staticmethod
+    def forward(context: Any, inputs: torch.Tensor) -> torch.Tensor:
+        scaled = 1.702 * inputs
+        context.save_for_backward(scaled)
+        return torch.sigmoid(scaled).mul_(inputs)
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+        (scaled,) = context.saved_tensors
+        return cast(torch.Tensor, torch.ops.aten.silu_backward(gradient, scaled))
+
+
+def _mlp(block: CLIPEncoderLayer, hidden: torch.Tensor) -> torch.Tensor:
+    """Apply a block's norm and MLP, `[..., width]` to `[..., width]`."""
+    mlp = block.mlp
+    inner = mlp.fc1(block.layer_norm2(hidden))
+    is_quick = mlp.config.hidden_act == "quick_gelu"
+    activated = _QuickGELU.apply(inner) if is_quick else mlp.activation_fn(inner)  # type: ignore[no-untyped-call]
+    return cast(torch.Tensor, mlp.fc2(activated))
+
+
 class _TrainableSuffix(nn.Module):
     """The part of one tower from its first DoRA layer up, to the normalised embedding."""
 
@@ -138,7 +166,7 @@ class _TrainableSuffix(nn.Module):
             elif index > 0:
                 context = attention_context(block, hidden, self.is_text, self.sdpa_backend)
             hidden = hidden + dora(context)
-            hidden = hidden + block.mlp(block.layer_norm2(hidden))
+            hidden = hidden + _mlp(block, hidden)
         return functional.normalize(self.projection(self.final_norm(hidden)), dim=-1)
 
 

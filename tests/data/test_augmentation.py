@@ -189,15 +189,20 @@ def test_a_batch_of_images_that_are_not_there_is_refused_at_once(paths: list[Pat
         augmented_batches(paths, [[0], batch], SMALL, ALL, 1, 1, 0)
 
 
-def test_the_runs_signals_do_not_end_a_worker(paths: list[Path]) -> None:
+def test_the_runs_signals_end_neither_a_worker_nor_the_fork_server(paths: list[Path]) -> None:
     batches = augmented_batches(paths, BATCHES * 5, SMALL, ALL, 1, 1, 2)
     next(batches)
-    for worker in multiprocessing.active_children():
-        assert worker.pid is not None
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-            os.kill(worker.pid, number)
+    workers = {worker.pid for worker in multiprocessing.active_children()}
+    servers = {int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]) for pid in workers}
+    assert len(workers) == 2
+    assert len(servers) == 1
+    assert os.getpid() not in servers
+    for pid in workers | servers:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(pid, number)
     time.sleep(0.1)
     assert len(list(batches)) == 5 * len(BATCHES) - 1
+    assert len(list(augmented_batches(paths, BATCHES, SMALL, ALL, 1, 1, 1))) == len(BATCHES)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
 
 
