@@ -6,6 +6,8 @@ from pathlib import Path
 import fresh_process
 import pytest
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
+
 from clip_hba_behavior.data.standin import write_standin_dataset
 
 REPOSITORY = Path(__file__).parent.parent
@@ -15,8 +17,8 @@ SHARED = REPOSITORY.parent / "shared"
 @pytest.fixture(scope="session", autouse=True)
 def _caches_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or fills the user's own cache; all share one."""
+    fresh_process.start_server()
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-    os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,13 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["clip_hba_behavior.run", "clip_hba_behavior.cli"])
 
 
+def start_server() -> None:
+    """Start the server with these imports, before data loading starts it with its own."""
+    process = _CONTEXT.Process(target=int)
+    process.start()
+    process.join()
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a process ended: its exit code, and what it printed on both streams."""

@@ -79,8 +79,7 @@ def read_annotations(path: Path) -> AnnotationTable:
 def examine_annotations(path: Path) -> tuple[AnnotationTable | None, tuple[AnnotationProblem, ...]]:
     """Read a table of targets and say everything that is wrong with it.
 
-    Every cell is read as text and converted by Python's `float`, which is exact; pandas' default misreads
-    a fifth of the targets by an ulp.
+    Every cell is read as text and converted by Python's `float`, which is exact.
 
     Returns:
         The table as far as it can be read, nan where a target is no number (None where there are no rows

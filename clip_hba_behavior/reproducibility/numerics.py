@@ -18,7 +18,7 @@ SDPA_BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-_LIBRARIES = ("torch", "transformers", "numpy", "scipy", "pandas", "pillow", "safetensors", "tokenizers")
+_LIBRARIES = ("torch", "transformers", "numpy", "scipy", "pillow", "safetensors", "tokenizers")
 
 
 def resolve_device(name: str) -> torch.device:

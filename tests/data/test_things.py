@@ -52,7 +52,7 @@ def message_of(work: Callable[[], object]) -> str:
 
 
 def test_targets_are_exactly_the_numbers_in_the_file(tmp_path: Path) -> None:
-    # pandas' default parser misses the first by an ulp
+    # pandas' former default parser missed the first by an ulp
     texts = ["0.3412201532504557", "85.82517215060831", "1e-320", "-0.0", "7"]
     path = write_table(tmp_path / "t.csv", *(row(f"a_{i:02d}b.jpg", text) for i, text in enumerate(texts)))
     table = read_annotations(path)

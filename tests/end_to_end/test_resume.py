@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from fresh_process import Outcome
-from runs import differences, rewrite_state, write_config
 
 from clip_hba_behavior.reproducibility.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
 from clip_hba_behavior.reproducibility.rng import capture_rng_state, restore_rng_state
 from clip_hba_behavior.reproducibility.state import TrainingState
+from runs import differences, rewrite_state, write_config
 
 ClipHba = Callable[..., Outcome]
 
@@ -29,6 +29,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "fewer workers after": ({"augmentation": ["color_jitter"], "num_workers": 2}, {"num_workers": 0}),
     "one and two layers": ({"vision_layers": 1, "transformer_layers": 2}, {}),
+    "on a GPU": ({"device": "cuda", "dora_dropout": 0.1, "augmentation": ["random_resized_crop"]}, {}),
     # the test loss rises at this rate, so the run stops early; the counters decide where
     "early stop": ({"lr": 0.3, "early_stopping_patience": 3, "epochs": 30}, {}),
 }
@@ -41,7 +42,12 @@ def run_baseline(clip_hba: ClipHba, tmp_path: Path, keys: dict[str, Any]) -> Pat
     return tmp_path / "baseline"
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+def marked(variant: str) -> Any:
+    no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    return pytest.param(variant, marks=[pytest.mark.cuda, no_gpu] if variant == "on a GPU" else [])
+
+
+@pytest.mark.parametrize("variant", [marked(variant) for variant in VARIANTS])
 def test_resume_from_every_epoch_equals_the_uninterrupted_run(
     variant: str, clip_hba: ClipHba, tmp_path: Path, small_config: dict[str, Any]
 ) -> None:
