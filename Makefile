@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-system lint bench clean
 
 demo: $(STAMP)  ## train the stand-in, resume it in a new process, compare the bits
 	$(VENV)/bin/clip-hba demo
@@ -11,8 +11,8 @@ demo: $(STAMP)  ## train the stand-in, resume it in a new process, compare the b
 test: $(STAMP)  ## the quick tests, under 10 minutes on 2 cores
 	$(VENV)/bin/python -m pytest -m "not system"
 
-test-all: $(STAMP)  ## the system tests too
-	$(VENV)/bin/python -m pytest
+test-system: $(STAMP)  ## the slow ones
+	$(VENV)/bin/python -m pytest -m system
 
 lint: $(STAMP)  ## ruff, mypy and the floors of the house, through pre-commit
 	$(VENV)/bin/pre-commit run --all-files --show-diff-on-failure

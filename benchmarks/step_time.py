@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 from full_forward import BaselineEpoch, FullForward
 from transformers import CLIPConfig, CLIPModel
+from transformers.utils import logging as transformers_logging
 
 from clip_hba_behavior import seed_protocol
 from clip_hba_behavior.config import make_config
@@ -68,6 +69,7 @@ def write_backbone(directory: Path, size: str) -> None:
         projection_dim=embedding,
     )
     torch.manual_seed(0)
+    transformers_logging.disable_progress_bar()
     CLIPModel(config).save_pretrained(directory)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (directory / name).write_bytes((standin_backbone_directory() / name).read_bytes())
@@ -185,22 +187,24 @@ def bookkeeping(trainer: Trainer, folder: Path) -> float:
     return took
 
 
-def peak_memory(which: str, arguments: argparse.Namespace, folder: Path) -> float:
-    """Run one epoch of one way in a process of its own; return its peak resident size in GiB."""
+def memory(which: str, arguments: argparse.Namespace, folder: Path) -> str:
+    """Run one epoch of one way in a process of its own; say how much memory it held."""
     command = [sys.executable, __file__, "--memory-of", which, "--folder", str(folder)]
     command += ["--threads", str(arguments.threads), "--device", arguments.device, "--batch", str(arguments.batch)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
 
 
 def measure_memory(arguments: argparse.Namespace) -> None:
-    """Do one epoch and print the peak resident size in GiB."""
+    """Do one epoch and print the resident size: at its peak, start included, and after the epoch."""
     trainer = build(arguments.folder, arguments.threads, arguments.device, arguments.batch)
     if arguments.memory_of == "project":
         trainer.inputs.backbone.drop()
         one_epoch(trainer)
     else:
         build_baseline(trainer, arguments.batch).run(trainer.split.train, trainer.split.test)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    now = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**30
+    print(f"{peak:.2f} GiB at the peak, {now:.2f} GiB after the epoch")
 
 
 def main() -> None:
@@ -262,8 +266,8 @@ def report(arguments: argparse.Namespace, folder: Path) -> None:
         f"{median['files'] / median['epoch']:.2%} of this epoch, "
         f"{median['files'] / full_epoch:.2%} of the steps of one with 1,444 training images"
     )
-    memory = {which: peak_memory(which, arguments, folder) for which in ("baseline", "project")}
-    print(f"peak memory: full forward {memory['baseline']:.2f} GiB, this project {memory['project']:.2f} GiB")
+    for which in ("baseline", "project"):
+        print(f"resident memory, {which}: {memory(which, arguments, folder)}")
 
 
 if __name__ == "__main__":
