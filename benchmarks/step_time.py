@@ -9,7 +9,6 @@ cost of ledger and checkpoints, and the peak resident memory of either way in a 
 import argparse
 import logging
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -176,11 +175,16 @@ def bookkeeping(trainer: Trainer, folder: Path) -> float:
     for step in range(1, trainer.num_steps() + 1):
         ledger.record(trainer.epoch, step, {"batch": "0" * 16, "loss": 1.0})
     state = trainer.snapshot()
-    ledger.record(trainer.epoch, "end", {"state_digest": state.digest(), "state": trainer.leaf_digests()})
+    ledger.record(
+        trainer.epoch,
+        "end",
+        {"metrics": trainer.metrics, "state_digest": state.digest(), "state": trainer.leaf_digests()},
+    )
     ledger.commit()
     results.append((trainer.epoch, 0), format_row(trainer.metrics))
     results.commit()
     save_dora_parameters(trainer.model, directory.checkpoints, trainer.epoch, logger, True, state, origin)
+    directory.write_best(trainer.epoch, trainer.metrics["test_loss"])
     took = time.perf_counter() - began
     ledger.close()
     results.close()
@@ -201,9 +205,11 @@ def measure_memory(arguments: argparse.Namespace) -> None:
         trainer.inputs.backbone.drop()
         one_epoch(trainer)
     else:
+        trainer.inputs.backbone.drop()  # the baseline brings its own
         build_baseline(trainer, arguments.batch).run(trainer.split.train, trainer.split.test)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    now = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**30
+    # VmHWM, not ru_maxrss, which a process takes over from its parent
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    peak, now = (int(status[name].split()[0]) / 2**20 for name in ("VmHWM", "VmRSS"))
     print(f"{peak:.2f} GiB at the peak, {now:.2f} GiB after the epoch")
 
 

@@ -172,6 +172,9 @@ class Config(BaseModel):
             )
         if self.training_run > 1 and self.baseline_dora_directory is None:
             raise ValueError(f"training_run is {self.training_run}, so baseline_dora_directory is needed")
+        last = self.lr_schedule_epochs or self.epochs
+        if self.lr_schedule == "warmup_cosine" and self.lr_warmup_epochs > last > 0:
+            raise ValueError(f"lr_warmup_epochs is {self.lr_warmup_epochs}, but the schedule ends at epoch {last}")
         if self.lr_min > self.lr:
             raise ValueError(f"lr_min is {self.lr_min}, above lr, which is {self.lr}")
         if len(set(self.augmentation)) < len(self.augmentation):
@@ -228,7 +231,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise BadInputError(f"{path} cannot be read: {error}") from None
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadInputError(f"{path} is no YAML file: {' '.join(str(error).split())}") from None
     if content is None:
         return {}
@@ -250,6 +253,6 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
             raise BadInputError(f"--set {setting}: expected key=value")
         try:
             parsed[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise BadInputError(f"--set {setting}: the value is no YAML") from None
     return parsed

@@ -24,7 +24,8 @@ def run_demo(directory: Path) -> bool:
         directory: gets `baseline` and `resumed`. If it holds a demo already, a number is added.
 
     Returns:
-        Whether both runs ended in the same state and wrote the same ledger and results.
+        Whether both runs ended in the same state and wrote the same ledger and results, and the model
+        learned: test loss down, RSA up by at least 0.2.
     """
     directory = _free(directory.absolute())
     directory.mkdir(parents=True)
@@ -65,7 +66,9 @@ def run_demo(directory: Path) -> bool:
         f"ledger and results {'the same bytes' if same_files else 'DIFFER'}"
     )
     print(f"{time.monotonic() - began:.0f} s; both runs are in {directory}")
-    return comparison.equal() and same_files
+    rise = after["behavioral_rsa_rho"] - before["behavioral_rsa_rho"]
+    learned = after["test_loss"] < before["test_loss"] and rise >= 0.2
+    return comparison.equal() and same_files and learned
 
 
 def _free(directory: Path) -> Path:

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clip_hba_behavior.config import Config
+from clip_hba_behavior.config import Config, make_config
 from clip_hba_behavior.inputs import Inputs
+from clip_hba_behavior.reproducibility.checkpoint import Checkpoint
 from clip_hba_behavior.reproducibility.digest import digest
 from clip_hba_behavior.reproducibility.errors import BadInputError
 from clip_hba_behavior.reproducibility.numerics import library_versions, machine
@@ -60,7 +61,8 @@ def compare_environments(run: Path, recorded: Mapping[str, Any], found: Mapping[
     Raises:
         BadInputError: names what changed, the two values under each other.
     """
-    changed = _differing("", recorded["trajectory"], found["trajectory"])
+    # a key that was added since the run was made had its default's effect
+    changed = _differing("", make_config({}).trajectory() | recorded["trajectory"], found["trajectory"])
     changed += _differing("the digest of the ", recorded["digests"], found["digests"])
     if changed:
         images = [
@@ -74,13 +76,37 @@ def compare_environments(run: Path, recorded: Mapping[str, Any], found: Mapping[
             + "\n  ".join(changed)
             + "\n  put it back as it was, or start a new run"
         )
-    here = {"device": found["device"], "device_model": found["machine"]["device_model"], **found["versions"]}
-    there = {
-        "device": recorded["device"],
-        "device_model": recorded["machine"]["device_model"],
-        **recorded["versions"],
-    }
-    return [f"{key} was {there.get(key)}, is {here.get(key)}" for key in here if here[key] != there.get(key)]
+    there = {"device": recorded["device"], "device_model": recorded["machine"]["device_model"]}
+    return drift_from(there | recorded["versions"], found)
+
+
+def check_fork(parent: Checkpoint, found: Mapping[str, Any]) -> list[str]:
+    """Refuse a fork on other data or weights than its parent's; name other versions and machines.
+
+    Returns:
+        What differs and may change bits: a sentence each. Nothing for a parent of the earlier pipeline.
+
+    Raises:
+        BadInputError: names what differs, the two values under each other.
+    """
+    origin = parent.provenance
+    if "digests" not in origin:
+        return []
+    changed = _differing("the digest of the ", origin["digests"], found["digests"])
+    if changed:
+        raise BadInputError(
+            f"{parent.path} cannot be continued on other data or weights\n  "
+            + "\n  ".join(changed).replace("in the run:", "in parent:  ")
+            + "\n  name the data and the backbone of the baseline"
+        )
+    there = {"device": origin["device"], "device_model": origin["device_model"]}
+    return drift_from(there | origin["versions"], found)
+
+
+def drift_from(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Name what may change bits and is not as it was: device, processor, versions; a sentence each."""
+    now = {"device": found["device"], "device_model": found["machine"]["device_model"], **found["versions"]}
+    return [f"{key} was {recorded.get(key)}, is {now[key]}" for key in now if recorded.get(key) != now[key]]
 
 
 def _differing(what: str, recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:

@@ -41,6 +41,11 @@ def read_parent(config: Config) -> Checkpoint | None:
             "  set baseline_dora_directory to the baseline's dora_params"
         )
     parent = read_checkpoint(found[epoch])
+    if parent.state is not None and parent.state.epoch != epoch:
+        raise BadInputError(
+            f"{parent.path} holds another epoch's state\n  found:    epoch {parent.state.epoch}\n"
+            f"  expected: epoch {epoch}\n  put the files back under their own names"
+        )
     recorded = parent.provenance.get("config", {})
     for key in SPLIT_KEYS & config.model_fields_set & recorded.keys():
         if getattr(config, key) != recorded[key]:
@@ -59,6 +64,8 @@ def inherit(config: Config, parent: Checkpoint) -> Config:
     """
     given = config.model_dump(include=config.model_fields_set)
     inherited = dict(parent.provenance.get("config", {}))
+    if "device" in parent.provenance:
+        inherited["device"] = parent.provenance["device"]
     last = max(list_checkpoints(parent.path.parent))
     if last >= config.training_run:  # else the baseline has not come further than the fork's start
         given["epochs"] = min(config.epochs, last)

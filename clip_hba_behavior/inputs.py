@@ -1,7 +1,7 @@
 """Everything that a model reads in training: frozen features, targets, prompts, the human RDM."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +190,7 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         numerics
         | {
             "images": list(image_digests),
-            "preprocessing": asdict(preprocessing),
+            "preprocessing": preprocessing.digest_fields(),
             "pillow": library_versions()["pillow"],
             "vision_layers": config.vision_layers,
         },

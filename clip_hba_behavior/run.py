@@ -11,11 +11,10 @@ from clip_hba_behavior import seed_protocol
 from clip_hba_behavior.config import DATA_KEYS, FREE_KEYS, STANDIN, Config, make_config
 from clip_hba_behavior.data.check import DataReport, check_data
 from clip_hba_behavior.data.standin import standin_backbone_directory, write_standin_dataset
-from clip_hba_behavior.environment import compare_environments, describe_environment, provenance
+from clip_hba_behavior.environment import check_fork, compare_environments, describe_environment, provenance
 from clip_hba_behavior.fork import adopt, inherit, read_parent
 from clip_hba_behavior.inputs import load_inputs
 from clip_hba_behavior.model.clip_hba import CLIPHBA
-from clip_hba_behavior.reproducibility import rng
 from clip_hba_behavior.reproducibility.checkpoint import (
     Checkpoint,
     checkpoint_path,
@@ -25,6 +24,7 @@ from clip_hba_behavior.reproducibility.errors import BadInputError
 from clip_hba_behavior.reproducibility.files import publish
 from clip_hba_behavior.reproducibility.ledger import END_OF_EPOCH
 from clip_hba_behavior.reproducibility.numerics import apply_numerics, check_sdpa_backend, resolve_device
+from clip_hba_behavior.reproducibility.rng import load_and_restore_rng_state
 from clip_hba_behavior.run_directory import RunDirectory, format_row
 from clip_hba_behavior.run_log import LOGGER_NAME, Report, logging_to, reporting
 from clip_hba_behavior.training import Trainer
@@ -99,6 +99,8 @@ def start(config: Config) -> Path:
             seed_protocol.draw_initial_parameters(trainer.model, trainer.inputs.backbone.get().config)
             trainer.begin()
         else:
+            environment["drift"] = check_fork(parent, environment)
+            _warn_of(environment["drift"], logger)
             environment["parent"] = adopt(trainer, parent, logger)
         directory.write_config(config)
         directory.write_environment(environment)
@@ -158,7 +160,7 @@ def resume(
 def check_data_of(config: Config) -> DataReport:
     """Check the data that a configuration names; without any, the stand-in's."""
     with reporting(logging.getLogger(LOGGER_NAME)) as report:
-        data = _with_standin(resolve_config(config))
+        data = _with_standin(resolve_config(make_config(config.model_dump() | {"device": "cpu"})))
         return check_data(
             *(Path(str(getattr(data, key))) for key in DATA_KEYS),
             progress=lambda done, total: report("opening images", done, total),
@@ -174,24 +176,35 @@ def _continue(
     logger: logging.Logger,
 ) -> None:
     state = checkpoint.whole_state()
+    if config.epochs < state.epoch:
+        raise BadInputError(
+            f"epochs is below what the run has done\n  found:    epochs {config.epochs}\n"
+            f"  expected: at least {state.epoch}, the epoch of {checkpoint.path.name}"
+        )
     recorded = source.read_environment()
     trainer, environment = build_trainer(config, report, logger)
     drift = compare_environments(source.path, recorded, environment)
-    for each in drift:
-        logger.warning("Not the same environment, so bits may differ: %s", each)
+    _warn_of(drift, logger)
+    trainer.restore(state)  # it may refuse; nothing has been written yet
     environment |= {"parent": recorded["parent"], "drift": sorted({*recorded["drift"], *drift})}
     if target is not source:
         origin = {"run": str(source.path), "epoch": state.epoch, "state_digest": checkpoint.state_digest}
         environment["continued_from"] = origin
+        target.write_config(config)
         target.write_environment(environment)
         target.copy_history(source, state.epoch)
-    elif drift:
-        target.write_environment(recorded | {"drift": environment["drift"]})
-    target.write_config(config)
+    else:
+        target.write_config(config)
+        if drift:
+            target.write_environment(recorded | {"drift": environment["drift"]})
     logger.info("Resuming from the state after epoch %d (%s)", state.epoch, checkpoint.path)
-    logger.info(rng.RESTORED)
-    trainer.restore(state)
+    load_and_restore_rng_state({"rng_state": state.rng_state}, logger)
     train_model(trainer, target, environment, logger, report)
+
+
+def _warn_of(drift: list[str], logger: logging.Logger) -> None:
+    for each in drift:
+        logger.warning("Not the same environment, so bits may differ: %s", each)
 
 
 def _changed(config: Config, settings: Mapping[str, Any]) -> Config:

@@ -142,14 +142,14 @@ class RunDirectory:
         return max(found)
 
     def copy_history(self, source: "RunDirectory", epoch: int) -> None:
-        """Copy another run's checkpoints, ledger and results up to an epoch, so that this run holds both."""
+        """Copy another run's ledger, results and checkpoints up to an epoch, so that this run holds both."""
+        for name in ("steps.jsonl", "training_res.csv"):
+            if (source.path / name).exists():
+                publish(self.path / name, (source.path / name).read_bytes())
         self.checkpoints.mkdir(exist_ok=True)
         for each, path in list_checkpoints(source.checkpoints).items():
             if each <= epoch:
                 publish(self.checkpoints / path.name, path.read_bytes())
-        for name in ("steps.jsonl", "training_res.csv"):
-            if (source.path / name).exists():
-                publish(self.path / name, (source.path / name).read_bytes())
 
     def open_ledger(self, after: Position) -> Ledger:
         """Open `steps.jsonl` for a run that goes on from the state `after`."""
@@ -161,16 +161,17 @@ class RunDirectory:
         Rows that are missing or torn are made again from the checkpoints, each of which holds its own.
         """
         path = self.path / "training_res.csv"
-        checkpoints = list_checkpoints(self.checkpoints)
-        rows = [
-            format_row(read_checkpoint(file).whole_state().metrics)
-            for epoch, file in checkpoints.items()
-            if min(checkpoints) < epoch <= after[0]  # the first state's row, if any, is its parent's
-        ]
         results = RecordFile(path, after, _results_position, header=",".join(COLUMNS))
-        if len(results.kept_lines) < len(rows):
+        rows = {int(line.partition(",")[0]): line for line in results.kept_lines}
+        checkpoints = list_checkpoints(self.checkpoints)
+        first = min(checkpoints)  # the first state's row, if it has one, is its parent's
+        lost = [epoch for epoch in checkpoints if first < epoch <= after[0] and epoch not in rows]
+        if lost:
+            for epoch in lost:
+                rows[epoch] = format_row(self.read_state(epoch).whole_state().metrics) + "\n"
             results.close()
-            replace(path, "\n".join([",".join(COLUMNS), *rows, ""]).encode())
+            lines = [rows[epoch] for epoch in sorted(rows)]
+            replace(path, "".join([",".join(COLUMNS) + "\n", *lines]).encode())
             results = RecordFile(path, after, _results_position, header=",".join(COLUMNS))
         return results
 

@@ -1,7 +1,6 @@
 """What a run says while it works: log lines always, progress bars where there is a terminal."""
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,13 +15,20 @@ SECONDS_BETWEEN_LINES = 30.0
 Report = Callable[[str, int, int], None]
 
 
+class _ToStandardOutput(logging.Handler):
+    """Prints to what standard output is now: a progress bar puts itself in its place while it shows."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
+
+
 @contextmanager
 def logging_to(path: Path | None) -> Iterator[logging.Logger]:
     """Log to standard output and, with times, to a file; let go of both in the end."""
     logger = logging.getLogger(LOGGER_NAME)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    handlers: list[logging.Handler] = [_ToStandardOutput()]
     if path is not None:
         file = logging.FileHandler(path, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

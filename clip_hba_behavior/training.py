@@ -80,7 +80,7 @@ class Trainer:
     def begin(self) -> None:
         """Evaluate the initial model: its test loss is early stopping's first best."""
         draw_loader_seed()  # the test loader's
-        self.metrics = {"epoch": self.epoch, "test_loss": self.test_loss(), **self.behavioral_rsa()}
+        self.metrics = {"epoch": self.epoch, "test_loss": self.finite_test_loss(), **self.behavioral_rsa()}
         self.early_stopping.best_test_loss = self.metrics["test_loss"]
 
     def snapshot(self) -> TrainingState:
@@ -136,7 +136,9 @@ class Trainer:
         if self.step_in_epoch > 0:
             restore_rng_state(rng_state)
         for group in self.optimizer.param_groups:
+            # a fork's config may differ from the parent whose optimizer state it restored
             group["lr"] = self._learning_rate()
+            group["weight_decay"] = self.config.weight_decay
 
         batches = list(self.split.train[order].split(self.config.batch_size))[self.step_in_epoch :]
         for rows, features in zip(batches, self._features_of(batches), strict=True):
@@ -151,10 +153,13 @@ class Trainer:
 
         Returns:
             The epoch's CSV row.
+
+        Raises:
+            NonFiniteLossError: the test loss is infinite or not a number; the epoch stays open.
         """
         train_loss = self.loss_sum / self.num_samples
         draw_loader_seed()  # the test loader's iterator draws; without it the next order shifts
-        test_loss = self.test_loss()
+        test_loss = self.finite_test_loss()
         draw_loader_seed()  # and the RSA loader's
         self.early_stopping.update(test_loss)
         self.epoch += 1
@@ -186,6 +191,20 @@ class Trainer:
             targets = self.inputs.targets[rows.to(self.inputs.device)]
             total += functional.mse_loss(self.predict(rows), targets).item() * len(rows)
         return total / len(self.split.test)
+
+    def finite_test_loss(self) -> float:
+        """Return the test loss.
+
+        Raises:
+            NonFiniteLossError: it is infinite or not a number: the last steps broke the parameters.
+        """
+        value = self.test_loss()
+        if not math.isfinite(value):
+            raise NonFiniteLossError(
+                f"the test loss is {value} after {self.step_in_epoch} steps of epoch {self.epoch + 1}\n"
+                "  the last whole state is kept; lower lr, or check the targets with `clip-hba data check`"
+            )
+        return value
 
     def behavioral_rsa(self) -> dict[str, float]:
         """Compare the held-out images' predicted RDM with the human one (Spearman's rho and its p)."""

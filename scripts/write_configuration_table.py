@@ -11,9 +11,6 @@ from clip_hba_behavior.config import FREE_KEYS, RETIRED_KEYS, Config
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 
-# Read when a run starts. They are free at resume, but changing them there serves nothing.
-ONLY_AT_THE_START = {"run_dir", "training_run", "baseline_dora_directory"}
-
 INTRODUCTION = """\
 # Configuration
 
@@ -58,11 +55,11 @@ def configuration_page() -> str:
     for key, field in Config.model_fields.items():
         cells = (f"`{key}`", _allowed(schemas[key]), _default(field.default), field.description or "")
         rows.append(f"| {' | '.join(_escaped(cell) for cell in cells)} |")
-    free = [key for key in Config.model_fields if key in FREE_KEYS and key not in ONLY_AT_THE_START]
+    free = [key for key in Config.model_fields if key in FREE_KEYS]
     resume = (
         "\n## What a resumed run may change\n\n"
         "`clip-hba resume RUN_DIR --set key=value` takes the keys below; any other must stay as it was. Data and\n"
-        "backbone may lie elsewhere (give absolute paths), but must have the same content: their digests are\n"
+        "backbone may lie elsewhere, but must have the same content: their digests are\n"
         f"compared.\n\n{', '.join(f'`{key}`' for key in free)}\n"
     )
     retired = [f"| `{key}` | {why} |" for key, why in RETIRED_KEYS.items()]

@@ -1,10 +1,11 @@
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fresh_process
 import pytest
+import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
 
@@ -19,6 +20,15 @@ def _caches_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or fills the user's own cache; all share one."""
     fresh_process.start_server()
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _numerics_of_this_process() -> Iterator[None]:
+    """A test that trains in this process leaves its numerics to no other."""
+    num_threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(num_threads)
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session")

@@ -40,6 +40,7 @@ def test_an_empty_configuration_is_the_recorded_runs_settings_on_the_stand_in() 
         ({"criterion": "mse"}, "criterion: the loss is always the mean squared error; remove the key"),
         ({"dora_parameters_path": "x"}, "set run_dir"),
         ({"random_seed": -1}, "random_seed: found -1"),
+        ({"lr_schedule": "warmup_cosine", "epochs": 3}, "lr_warmup_epochs is 5, but the schedule ends at epoch 3"),
         ({"lr_min": 0.5}, "lr_min is 0.5, above lr"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -89,6 +90,8 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path: Path) -> None:
         ("a: [1\n", "is no YAML file"),
         ("a: !!python/object/apply:os.system ['touch ran']\n", "is no YAML file"),
         ("1: 2\n", "expected one `key: value` a line"),
+        ("run_dir: 2020-13-45\n", "is no YAML file"),
+        ("a: " + "[" * 5000, "is no YAML file"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_refused(

@@ -86,8 +86,16 @@ def _load_hugging_face(name: str) -> CLIPModel:
 
 
 def weights_digest(backbone: CLIPModel) -> str:
-    """Return the digest of all weights after conversion to float32, the same for every file format."""
-    return digest(dict(backbone.named_parameters()))
+    """Return the digest of all weights after conversion to float32, the same for every file format.
+
+    With them goes what decides how they are used and shows in no weight's shape.
+    """
+    towers = {"vision": backbone.config.vision_config, "text": backbone.config.text_config}
+    used_as = {
+        name: [tower.hidden_act, tower.num_attention_heads, float(tower.layer_norm_eps)]
+        for name, tower in towers.items()
+    }
+    return digest({"weights": dict(backbone.named_parameters()), "used_as": used_as})
 
 
 def tokenize_prompts(

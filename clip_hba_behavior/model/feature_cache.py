@@ -121,11 +121,15 @@ class FeatureCache:
     def _fill(self, key: Mapping[str, Any], progress: Progress) -> None:
         replace(self.folder / "key.json", json.dumps(dict(key), indent=1).encode())
         features = self.folder / "features.bin"
-        with features.open("ab"):
-            os.truncate(features, self.num_rows * math.prod(self.row_shape) * 4)
+        with features.open("ab") as file:
+            size = self.num_rows * math.prod(self.row_shape) * 4
+            os.truncate(features, size)
+            # a full disk shows here, as an error; in a mapped hole it would kill the process
+            os.posix_fallocate(file.fileno(), 0, size)
         rows = self._map("r+")
         journal = self.folder / "filling.jsonl"
         done = {chunk: recorded for chunk, recorded in _journal(journal) if recorded == self._digest(rows, chunk)}
+        replace(journal, b"".join(_journal_line(chunk, recorded) for chunk, recorded in done.items()))
         with journal.open("ab") as file:
             for chunk in range(self._num_chunks()):
                 progress(chunk, self._num_chunks())
@@ -134,7 +138,7 @@ class FeatureCache:
                     rows[start:stop] = self._compute(start, stop).cpu().numpy()
                     rows.flush()
                     done[chunk] = self._digest(rows, chunk)
-                    file.write(json.dumps([chunk, done[chunk]]).encode() + b"\n")
+                    file.write(_journal_line(chunk, done[chunk]))
                     file.flush()
                     os.fsync(file.fileno())
         progress(self._num_chunks(), self._num_chunks())
@@ -171,6 +175,10 @@ class FeatureCache:
 
 def _rows_digest(rows: Rows) -> str:
     return hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()
+
+
+def _journal_line(chunk: int, recorded: str) -> bytes:
+    return json.dumps([chunk, recorded]).encode() + b"\n"
 
 
 def _journal(path: Path) -> Iterator[tuple[int, str]]:

@@ -76,13 +76,12 @@ def load_openai_file(path: Path, trust_backbone_file: bool) -> CLIPModel:
     missing = wanted - weights.keys()
     if missing:
         raise BadInputError(f"{path} holds no OpenAI CLIP: it lacks {', '.join(sorted(missing))}")
-    config = _config_from_shapes(weights)
-    with torch.device("meta"):
-        model = CLIPModel(config)
     try:
+        with torch.device("meta"):
+            model = CLIPModel(_config_from_shapes(weights))
         converted = dict(_convert(weights))
         model.load_state_dict(converted, strict=True, assign=True)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         raise BadInputError(f"{path} holds no OpenAI CLIP: {error}") from error
     for module in model.modules():  # buffers that no file holds; made anew where `meta` left them empty
         for name, buffer in list(module.named_buffers(recurse=False)):
@@ -113,7 +112,12 @@ def _read_script(path: Path, trust_backbone_file: bool) -> dict[str, torch.Tenso
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is how these files are stored
-        script = torch.jit.load(str(path), map_location="cpu")
+        try:
+            script = torch.jit.load(str(path), map_location="cpu")
+        except RuntimeError as error:
+            raise BadInputError(
+                f"{path} is a damaged TorchScript archive: {str(error).splitlines()[0]}"
+            ) from error
         return dict(script.state_dict())
 
 

@@ -36,7 +36,7 @@ class RecordFile:
         self.path = path
         self.kept_lines: list[str] = []
         self._to_come: dict[Position, str] = {}
-        found = path.read_text(encoding="utf-8") if path.exists() else ""
+        found = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         lines = found.splitlines(keepends=True)
         for line in lines[1:] if header else lines:
             position = position_of(line) if line.endswith("\n") else None

@@ -37,7 +37,7 @@ def resolve_device(name: str) -> torch.device:
             raise BadInputError(
                 f"this machine cannot honour device: {name}\n"
                 f"  found:    {found} CUDA devices\n  expected: device {index}\n"
-                "  run it where the device is, or start a new run with device: cpu"
+                "  run it where the device is, or set device: cpu"
             )
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
@@ -66,8 +66,6 @@ def apply_numerics(num_threads: int, deterministic: bool, tf32: bool) -> None:
         deterministic: refuse operations whose bits change from call to call.
         tf32: let CUDA round the inputs of float32 products to TF32.
     """
-    # cuBLAS reads it once, when its first handle is made
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(num_threads)
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = False

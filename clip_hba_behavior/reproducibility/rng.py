@@ -75,7 +75,7 @@ def load_and_restore_rng_state(checkpoint: Mapping[str, Any], logger: logging.Lo
     """
     say = logger.info if logger is not None else print
     warn = logger.warning if logger is not None else print
-    if "rng_state" not in checkpoint:
+    if not {"torch_rng_state", "numpy_rng_state", "python_rng_state"} <= checkpoint.get("rng_state", {}).keys():
         warn(MISSING)
         return False
     restore_rng_state(checkpoint["rng_state"])

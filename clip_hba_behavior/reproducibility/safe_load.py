@@ -41,6 +41,20 @@ _ALLOWED_GLOBALS = (
 )
 
 
+# What a damaged or forged archive makes torch.load and its unpickler raise.
+_LOADING_ERRORS = (
+    pickle.UnpicklingError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
 class _NumpyDtype:
     """Stands for `numpy.dtype` while reading; only `uint32` is let through."""
 
@@ -99,7 +113,7 @@ def load(path: Path, what: str = "checkpoint") -> dict[str, Any]:
         with torch.serialization.safe_globals(_NUMPY_STAND_INS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about deprecated storages; the content is checked below
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
+    except _LOADING_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInputError(f"{path} is no {what}: {reason}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

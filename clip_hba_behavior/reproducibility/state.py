@@ -53,10 +53,6 @@ class TrainingState:
         """Return the state digest: SHA-256 over the canonical encoding of every field."""
         return digest(self.as_dict())
 
-    def is_epoch_boundary(self) -> bool:
-        """Whether no epoch is under way."""
-        return self.step_in_epoch == 0
-
 
 def snapshot(value: Any) -> Any:
     """Copy nested containers with every tensor detached, on the CPU and in memory of its own."""

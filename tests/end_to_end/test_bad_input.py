@@ -10,8 +10,10 @@ import fresh_process
 import pytest
 import torch
 from fresh_process import Outcome
-from runs import write_config
 from transformers import BertConfig
+
+from clip_hba_behavior.reproducibility.checkpoint import list_checkpoints
+from runs import write_config
 
 ClipHba = Callable[..., Outcome]
 
@@ -148,7 +150,7 @@ def run(clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path) -> Path
 
 
 def files_of(run: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    return {str(path): path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "run.lock"}
 
 
 def test_bad_uses_of_a_run_are_refused_and_the_run_stays_as_it_is(
@@ -165,6 +167,7 @@ def test_bad_uses_of_a_run_are_refused_and_the_run_stays_as_it_is(
         (["resume", tmp_path / "nowhere"], "there is no run in"),
         (["resume", run, "--from-epoch", "0", "--run-dir", run], "is not empty: it holds a run"),
         (["resume", run, "--set", "lr=0.5"], "lr\n    in the run: 0.001\n    given:      0.5"),
+        (["resume", run, "--set", "epochs=0"], "epochs is below what the run has done"),
         (["resume", run, "--set", "run_dir=elsewhere"], "a run stays where it is"),
         (["resume", run, "--set", "epoch=9"], "epoch: no such key; did you mean epochs?"),
         (["train", tmp_path / "config.yaml", "--run-dir", run], "is not empty: it holds a run"),
@@ -213,3 +216,55 @@ def test_a_run_directory_in_use_is_refused(run: Path, clip_hba: ClipHba, tmp_pat
     assert outcome.code == 2
     assert "is in use" in outcome.output
     assert str(holder.pid) in outcome.output
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_whole(
+    clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "config.yaml", small_config, lr=1e38)
+    outcome = clip_hba("train", config, "--run-dir", tmp_path / "run")
+    assert outcome.code == 1, outcome.output
+    assert "loss is nan" in outcome.output
+    assert "the last whole state is kept" in outcome.output
+    assert [each.name for each in (tmp_path / "run/dora_params").iterdir()] == ["epoch0_dora_params.pth"]
+
+
+def train_until_interrupted(config: str, run: str) -> None:
+    """Ctrl-C after the second epoch, as a terminal sends it."""
+    import os
+    import signal
+    import sys
+    import threading
+
+    from clip_hba_behavior.cli import main
+
+    def wait_and_interrupt() -> None:
+        while not Path(run, "dora_params/epoch2_dora_params.pth").exists():
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=wait_and_interrupt, daemon=True).start()
+    sys.exit(main(["train", config, "--run-dir", run]))
+
+
+def test_ctrl_c_leaves_with_75_and_the_run_can_be_resumed(
+    clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "config.yaml", small_config, epochs=400, early_stopping_patience=400)
+    outcome = fresh_process.call(
+        train_until_interrupted, str(config), str(tmp_path / "run"), output=tmp_path / "interrupted.txt"
+    )
+    assert outcome.code == 75, outcome.output
+    assert "`clip-hba resume RUN_DIR` goes on from it" in outcome.output
+    newest = max(list_checkpoints(tmp_path / "run/dora_params"))
+    outcome = clip_hba("resume", tmp_path / "run", "--set", f"epochs={newest + 1}")
+    assert outcome.code == 0, outcome.output
+
+
+def test_an_input_output_error_leaves_with_74(clip_hba: ClipHba, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = write_config(tmp_path / "config.yaml", {"cache_dir": str(tmp_path / "file"), "num_threads": 1})
+    outcome = clip_hba("train", config, "--run-dir", tmp_path / "run")
+    assert outcome.code == 74, outcome.output
+    assert "Traceback" not in outcome.output
+    assert not (tmp_path / "run").exists()

@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 import torch
 from fresh_process import Outcome
-from runs import write_config
 
-from clip_hba_behavior.reproducibility.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
+from clip_hba_behavior.reproducibility.checkpoint import (
+    checkpoint_path,
+    list_checkpoints,
+    parameters_digest,
+    read_checkpoint,
+)
+from runs import write_config
 
 ClipHba = Callable[..., Outcome]
 
@@ -84,6 +89,29 @@ def test_a_fork_of_another_seed_is_refused(
     assert not forked.exists()
 
 
+def test_a_fork_on_other_data_is_refused(
+    baseline: Path, clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(Path(str(small_config["prompts_file"])).read_text().replace("red", "ruby"))
+    outcome, forked = fork(clip_hba, small_config, tmp_path, baseline / "dora_params", prompts_file=str(prompts))
+    assert outcome.code == 2
+    assert "the digest of the prompts\n    in parent:  " in outcome.output
+    assert not forked.exists()
+
+
+def test_a_forks_own_weight_decay_takes_the_place_of_its_parents(
+    baseline: Path, clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
+) -> None:
+    outcome, forked = fork(clip_hba, small_config, tmp_path, baseline / "dora_params", weight_decay=0.5, epochs=3)
+    assert outcome.code == 0, outcome.output
+    theirs, mine = (
+        read_checkpoint(checkpoint_path(run / "dora_params", 3)).whole_state() for run in (baseline, forked)
+    )
+    assert [group["weight_decay"] for group in mine.optimizer_state["param_groups"]] == [0.5]
+    assert parameters_digest(mine.parameters) != parameters_digest(theirs.parameters)
+
+
 def test_a_fork_of_another_rank_is_refused(
     baseline: Path, clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -135,7 +163,6 @@ def test_the_guides_entry_points_train_and_continue(
     """In this process, as a notebook would: the dict, then training_run = 2."""
     from clip_hba_behavior import load_and_restore_rng_state, run_behavioral_training
 
-    before = torch.get_num_threads()
     keys = small_config | {"epochs": 2}
     first = run_behavioral_training(keys | {"run_dir": tmp_path / "first"})
     second = run_behavioral_training(
@@ -148,8 +175,6 @@ def test_the_guides_entry_points_train_and_continue(
     assert "Saved RNG states for reproducibility" in output
     assert "Restored RNG states from checkpoint for reproducible shuffle order" in output
     assert load_and_restore_rng_state(torch.load(checkpoint_path(first / "dora_params", 1)))
-    torch.set_num_threads(before)
-    torch.use_deterministic_algorithms(False)
 
 
 def test_the_guides_script_trains(tmp_path: Path, small_config: dict[str, Any]) -> None:

@@ -20,7 +20,8 @@ ClipHba = Callable[..., Outcome]
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # name: (keys of the run, keys set when it is resumed)
     "plain": ({}, {}),
-    "cosine schedule": ({"lr_schedule": "warmup_cosine", "lr_warmup_epochs": 2}, {}),
+    "cosine schedule": ({"lr_schedule": "cosine", "lr_min": 1e-5}, {}),
+    "warm-up and cosine schedule": ({"lr_schedule": "warmup_cosine", "lr_warmup_epochs": 2}, {}),
     "dropout": ({"dora_dropout": 0.3}, {}),
     "augmentation": ({"augmentation": ["random_resized_crop", "horizontal_flip", "color_jitter"]}, {}),
     "more workers after": (

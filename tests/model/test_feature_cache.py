@@ -88,6 +88,11 @@ def test_a_fill_that_was_interrupted_goes_on_where_it_was(tmp_path: Path) -> Non
     with pytest.raises(KeyboardInterrupt):
         open_cache(tmp_path, breaks_off)
     assert computed == [0, CHUNK]
+    journal = next(tmp_path.glob("*/filling.jsonl"))
+    with journal.open("a") as file:
+        file.write("[2, ")  # torn: the next fill must not append to it
+    with pytest.raises(KeyboardInterrupt):
+        open_cache(tmp_path, breaks_off)
 
     def goes_on(start: int, stop: int) -> torch.Tensor:
         computed.append(start)

@@ -58,6 +58,7 @@ def test_the_guides_messages(caplog: pytest.LogCaptureFixture, capsys: pytest.Ca
     ]
     assert caplog.records[1].levelno == logging.WARNING
     assert load_and_restore_rng_state({}) is False
+    assert load_and_restore_rng_state({"rng_state": {"torch_rng_state": torch.get_rng_state()}}) is False
     assert "WARNING: No RNG states in checkpoint. Batch order will differ." in capsys.readouterr().out
 
 
