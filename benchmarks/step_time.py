@@ -20,7 +20,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from full_forward import BaselineEpoch, FullForward
 from transformers import CLIPConfig, CLIPModel
 from transformers.utils import logging as transformers_logging
 
@@ -33,6 +32,7 @@ from clip_hba_behavior.reproducibility.checkpoint import save_dora_parameters
 from clip_hba_behavior.run import build_trainer, resolve_config
 from clip_hba_behavior.run_directory import RunDirectory, format_row
 from clip_hba_behavior.training import Trainer
+from full_forward import BaselineEpoch, FullForward
 
 # width, blocks, patch of the image tower; width, blocks of the text tower; embedding
 SIZES = {

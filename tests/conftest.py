@@ -3,9 +3,10 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import fresh_process
 import pytest
 import torch
+
+import fresh_process
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
 

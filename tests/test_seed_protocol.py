@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_clip import small_clip
 from torch.utils.data import DataLoader, TensorDataset
 
 from clip_hba_behavior import seed_protocol
@@ -12,6 +11,7 @@ from clip_hba_behavior.model.backbone import load_backbone
 from clip_hba_behavior.model.clip_hba import CLIPHBA
 from clip_hba_behavior.reproducibility.checkpoint import read_checkpoint
 from clip_hba_behavior.reproducibility.digest import digest
+from small_clip import small_clip
 
 
 def test_the_order_is_what_a_shuffling_dataloader_gives() -> None:

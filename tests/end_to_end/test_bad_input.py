@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fresh_process
 import pytest
 import torch
-from fresh_process import Outcome
 from transformers import BertConfig
 
+import fresh_process
 from clip_hba_behavior.reproducibility.checkpoint import list_checkpoints
-from runs import write_config
+from fresh_process import Outcome
+from run_tools import write_config
 
 ClipHba = Callable[..., Outcome]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import yaml
-from fresh_process import Outcome
 
 from clip_hba_behavior.config import make_config
-from runs import write_config
+from fresh_process import Outcome
+from run_tools import write_config
 
 ClipHba = Callable[..., Outcome]
 

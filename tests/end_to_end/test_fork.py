@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from fresh_process import Outcome
 
 from clip_hba_behavior.reproducibility.checkpoint import (
     checkpoint_path,
@@ -15,7 +14,8 @@ from clip_hba_behavior.reproducibility.checkpoint import (
     parameters_digest,
     read_checkpoint,
 )
-from runs import write_config
+from fresh_process import Outcome
+from run_tools import write_config
 
 ClipHba = Callable[..., Outcome]
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fresh_process import Outcome
-from runs import write_config
 
 from clip_hba_behavior.reproducibility.checkpoint import checkpoint_path, read_checkpoint
 from clip_hba_behavior.reproducibility.digest import digest
 from clip_hba_behavior.run import build_trainer
 from clip_hba_behavior.run_directory import RunDirectory
+from fresh_process import Outcome
+from run_tools import write_config
 
 
 @pytest.fixture(params=["backbone", "tiny_clip_openai_format.pt"], ids=["Hugging Face format", "OpenAI's format"])

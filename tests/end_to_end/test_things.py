@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fresh_process import Outcome
 
 from clip_hba_behavior.data.standin import PROMPTS, write_images
 from clip_hba_behavior.data.things import read_annotations
-from runs import differences, write_config
+from fresh_process import Outcome
+from run_tools import differences, write_config
 
 TABLES = ("spose_embedding66d_rescaled_1806train.csv", "spose_embedding66d_rescaled_48val_reordered.csv")
 

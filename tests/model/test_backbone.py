@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_clip import small_clip
 from transformers import BertConfig
 
 from clip_hba_behavior.data.standin import PROMPTS, standin_backbone_directory
 from clip_hba_behavior.model import backbone as backbone_module
 from clip_hba_behavior.model.backbone import load_backbone, resolve_backbone, tokenize_prompts, weights_digest
 from clip_hba_behavior.reproducibility.errors import BadInputError
+from small_clip import small_clip
 
 
 def test_a_directory_in_hugging_face_format_is_loaded_in_float32(tmp_path: Path) -> None:

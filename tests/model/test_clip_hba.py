@@ -1,9 +1,9 @@
 import pytest
 import torch
-from small_clip import prompts, small_clip
 from torch.nn import functional
 
 from clip_hba_behavior.model.clip_hba import CLIPHBA, DORA_PARAMETERS, FrozenPrefix
+from small_clip import prompts, small_clip
 
 
 def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:

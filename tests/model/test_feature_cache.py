@@ -2,11 +2,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import fresh_process
 import numpy as np
 import pytest
 import torch
 
+import fresh_process
 from clip_hba_behavior.model.feature_cache import FeatureCache
 from clip_hba_behavior.reproducibility.errors import NotReproducibleError
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_clip import small_clip
 from torch import nn
 from transformers import CLIPModel
 
 from clip_hba_behavior.model.backbone import load_backbone, weights_digest
 from clip_hba_behavior.reproducibility.errors import BadInputError
+from small_clip import small_clip
 
 
 def openai_names(model: CLIPModel) -> Iterator[tuple[str, torch.Tensor]]:

@@ -3,9 +3,9 @@ import signal
 import time
 from pathlib import Path
 
-import fresh_process
 import pytest
 
+import fresh_process
 from clip_hba_behavior.reproducibility.errors import BadInputError
 from clip_hba_behavior.reproducibility.files import one_writer, publish, replace
 
