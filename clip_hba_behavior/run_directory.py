@@ -164,7 +164,7 @@ class RunDirectory:
         results = RecordFile(path, after, _results_position, header=",".join(COLUMNS))
         rows = {int(line.partition(",")[0]): line for line in results.kept_lines}
         checkpoints = list_checkpoints(self.checkpoints)
-        first = min(checkpoints)  # the first state's row, if it has one, is its parent's
+        first = min(checkpoints, default=0)  # the first state's row, if it has one, is its parent's
         lost = [epoch for epoch in checkpoints if first < epoch <= after[0] and epoch not in rows]
         if lost:
             for epoch in lost:
