@@ -24,6 +24,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "warm-up and cosine schedule": ({"lr_schedule": "warmup_cosine", "lr_warmup_epochs": 2}, {}),
     "dropout": ({"dora_dropout": 0.3}, {}),
     "augmentation": ({"augmentation": ["random_resized_crop", "horizontal_flip", "color_jitter"]}, {}),
+    "two workers": ({"augmentation": ["horizontal_flip"], "num_workers": 2}, {}),
     "more workers after": (
         {"augmentation": ["random_resized_crop"], "dora_dropout": 0.1, "num_workers": 0},
         {"num_workers": 2},
