@@ -10,6 +10,7 @@ and strides are known to lie within the file.
 import math
 import pickle
 import pickletools
+import struct
 import warnings
 import zipfile
 from pathlib import Path
@@ -139,9 +140,9 @@ def _check_archive(path: Path, what: str) -> None:
             if len(pickles) != 1 or pickles[0].file_size > _MAX_PICKLE_BYTES:
                 raise BadInputError(f"{path} is no {what}: it was not made by torch.save")
             _check_globals(path, what, archive.read(pickles[0]))
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
-        if isinstance(error, BadInputError):
-            raise
+    except BadInputError:
+        raise
+    except (zipfile.BadZipFile, struct.error, *_LOADING_ERRORS) as error:
         raise BadInputError(f"{path} is no {what}, or a torn one ({size} bytes): {error}") from error
 
 

@@ -135,6 +135,15 @@ def test_a_flipped_byte_in_the_file_is_refused_or_changes_nothing(saved: Path, s
     assert num_refused > 50
 
 
+def test_a_record_that_says_it_is_encrypted_is_refused(saved: Path) -> None:
+    content = bytearray(saved.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # the flag in the archive's directory, one flipped bit
+    damaged = saved.with_name("damaged.pth")
+    damaged.write_bytes(content)
+    with pytest.raises(BadInputError, match="is no checkpoint, or a torn one"):
+        read_checkpoint(damaged)
+
+
 def test_a_torn_file_is_refused(saved: Path) -> None:
     content = saved.read_bytes()
     torn = saved.with_name("torn.pth")
