@@ -1,7 +1,7 @@
 """`clip-hba <verb>`: parse, call, print. The work is done elsewhere.
 
-Exit codes: 0 yes; 1 no; 2 bad use or bad input, nothing done; 70 internal error; 74 input/output
-error; 75 interrupted, resume to go on.
+Exit codes: 0 yes; 1 no; 2 bad use or bad input, nothing done; 3 consistent, but not the whole state;
+70 internal error; 74 input/output error; 75 interrupted, resume to go on.
 """
 
 import sys
@@ -24,10 +24,20 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at a data set.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+verify_app = typer.Typer(help="Show whether a run is reproducible.", no_args_is_help=True)
+app.add_typer(verify_app, name="verify")
+
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the configuration.")
 ]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="The run's new directory.")]
+WhereDataLie = Annotated[
+    Path | None,
+    typer.Option("--config", help="YAML file: where data and backbone lie; for old checkpoints all of the run."),
+]
+Epochs = Annotated[str, typer.Option("--epochs", help="Such as 3,10,20 or 5-9; or all.")]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Only the first steps of each epoch.")]
+Certificate = Annotated[Path | None, typer.Option("--json", help="Write the whole result here, as a certificate.")]
 
 
 @app.command()
@@ -99,6 +109,59 @@ def data_check(
     report = check_data_of(make_config(read_config_file(config) | parse_settings(settings or [])))
     print(report)
     raise typer.Exit(YES if report.ok else NO)
+
+
+@app.command()
+def diff(
+    run_a: Annotated[Path, typer.Argument(help="A run's directory, or a directory of checkpoints.")],
+    run_b: Annotated[Path, typer.Argument(help="Another.")],
+    replay: Annotated[
+        bool, typer.Option("--replay/--no-replay", help="Also train the differing epoch of each again.")
+    ] = True,
+    json: Certificate = None,
+) -> None:
+    """Find the first epoch, step and thing in which two runs differ, and the likely cause."""
+    from clip_hba_behavior.verification.commands import diff
+
+    raise typer.Exit(diff(run_a, run_b, replay, json))
+
+
+@verify_app.command("quick")
+def verify_quick(json: Certificate = None) -> None:
+    """Train, save, go on in a new process, compare: on made-up data, in half a minute."""
+    from clip_hba_behavior.verification.commands import verify_quick
+
+    raise typer.Exit(verify_quick(json))
+
+
+@verify_app.command("checkpoints")
+def verify_checkpoints(
+    run: Annotated[Path, typer.Argument(help="A run's directory, or a directory of checkpoints of any age.")],
+    config: WhereDataLie = None,
+    epochs: Epochs = "all",
+    steps: Steps = None,
+    settings: Settings = None,
+    json: Certificate = None,
+) -> None:
+    """Train each epoch again from the checkpoint before it, and compare the bits."""
+    from clip_hba_behavior.verification.commands import verify_run
+
+    raise typer.Exit(verify_run(run, None, config, settings or [], epochs, steps, json))
+
+
+@verify_app.command("results")
+def verify_results(
+    csv: Annotated[Path, typer.Argument(help="A results CSV, of this project or of the earlier pipeline.")],
+    checkpoints: Annotated[Path, typer.Option("--checkpoints", help="The run, or its checkpoints' directory.")],
+    config: WhereDataLie = None,
+    epochs: Epochs = "all",
+    settings: Settings = None,
+    json: Certificate = None,
+) -> None:
+    """The same, and compare losses, RSA and p-value with the rows of a CSV."""
+    from clip_hba_behavior.verification.commands import verify_run
+
+    raise typer.Exit(verify_run(checkpoints, csv, config, settings or [], epochs, None, json))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,6 +15,7 @@ from clip_hba_behavior.reproducibility.errors import BadInputError
 STANDIN = "standin"
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
+BatchOrder = Literal["earlier", "later", "later_persistent"]
 DATA_KEYS = ("csv_file", "img_dir", "inference_csv_file", "RDM48_triplet_dir", "prompts_file")
 
 # Keys that may be changed when a run is resumed, because they do not shape its trajectory. Paths count by
@@ -97,6 +98,12 @@ class Config(BaseModel):
     )
     random_seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         1, description="Seeds split, initial parameters, batch orders and augmentation."
+    )
+    batch_order: BatchOrder = Field(
+        "earlier",
+        description="Which version of the earlier pipeline's shuffling the batch order follows: `earlier` draws "
+        "from torch's global generator; `later` from a generator of the train loader's own, seeded once; "
+        "`later_persistent` is `later` with worker processes that live on from epoch to epoch.",
     )
     augmentation: list[Literal["random_resized_crop", "horizontal_flip", "color_jitter"]] = Field(
         [], description="What training images undergo; none by default."

@@ -29,6 +29,10 @@ def describe_environment(config: Config, inputs: Inputs) -> dict[str, Any]:
             path.name: image_digest[:16]
             for path, image_digest in zip(inputs.image_paths, inputs.image_digests, strict=True)
         },
+        "targets": {
+            path.name: target_digest[:16]
+            for path, target_digest in zip(inputs.image_paths, inputs.target_digests, strict=False)
+        },
     }
 
 
@@ -42,6 +46,7 @@ def provenance(config: Config, environment: Mapping[str, Any]) -> dict[str, Any]
         "versions": environment["versions"],
         "device": environment["device"],
         "device_model": environment["machine"]["device_model"],
+        "host": environment["machine"]["host"],
         "parent": environment["parent"],
         "drift": environment["drift"],
     }
@@ -63,14 +68,8 @@ def compare_environments(run: Path, recorded: Mapping[str, Any], found: Mapping[
     """
     # a key that was added since the run was made had its default's effect
     changed = _differing("", make_config({}).trajectory() | recorded["trajectory"], found["trajectory"])
-    changed += _differing("the digest of the ", recorded["digests"], found["digests"])
+    changed += changed_data(recorded, found)
     if changed:
-        images = [
-            name for name, value in found["images"].items() if recorded["images"].get(name, value) != value
-        ] + sorted(recorded["images"].keys() ^ found["images"].keys())
-        if images:
-            more = f" and {len(images) - 5} more" if len(images) > 5 else ""
-            changed.append(f"images that differ: {', '.join(images[:5])}{more}")
         raise BadInputError(
             f"cannot resume {run}: what it was made from changed\n  "
             + "\n  ".join(changed)
@@ -78,6 +77,25 @@ def compare_environments(run: Path, recorded: Mapping[str, Any], found: Mapping[
         )
     there = {"device": recorded["device"], "device_model": recorded["machine"]["device_model"]}
     return drift_from(there | recorded["versions"], found)
+
+
+def changed_data(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Name what of data and weights is not what it was: digests under each other, then the files.
+
+    Args:
+        recorded: an `environment.json`, or a checkpoint's provenance, which knows no single files.
+        found: `describe_environment` now.
+    """
+    changed = _differing("the digest of the ", recorded["digests"], found["digests"])
+    for key, what in (("images", "images that differ"), ("targets", "targets that differ, of the images")):
+        then, now = recorded.get(key), found[key]
+        if then and changed:
+            names = [name for name, value in now.items() if then.get(name, value) != value]
+            names += sorted(then.keys() ^ now.keys())
+            if names:
+                more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+                changed.append(f"{what}: {', '.join(names[:5])}{more}")
+    return changed
 
 
 def check_fork(parent: Checkpoint, found: Mapping[str, Any]) -> list[str]:
@@ -92,7 +110,7 @@ def check_fork(parent: Checkpoint, found: Mapping[str, Any]) -> list[str]:
     origin = parent.provenance
     if "digests" not in origin:
         return []
-    changed = _differing("the digest of the ", origin["digests"], found["digests"])
+    changed = changed_data(origin, found)
     if changed:
         raise BadInputError(
             f"{parent.path} cannot be continued on other data or weights\n  "

@@ -25,9 +25,10 @@ from clip_hba_behavior.reproducibility.files import publish
 from clip_hba_behavior.reproducibility.ledger import END_OF_EPOCH
 from clip_hba_behavior.reproducibility.numerics import apply_numerics, check_sdpa_backend, resolve_device
 from clip_hba_behavior.reproducibility.rng import load_and_restore_rng_state
+from clip_hba_behavior.reproducibility.state import TrainingState
 from clip_hba_behavior.run_directory import RunDirectory, format_row
 from clip_hba_behavior.run_log import LOGGER_NAME, Report, logging_to, reporting
-from clip_hba_behavior.training import Trainer
+from clip_hba_behavior.training import Step, Trainer
 
 STEPS_BETWEEN_DIGESTS = 50
 
@@ -307,15 +308,11 @@ def train_model(
             began = time.monotonic()
             what = f"epoch {trainer.epoch + 1} of {config.epochs}"
             for step in trainer.steps():
-                entry: dict[str, Any] = {"batch": step.batch_digest, "loss": step.loss}
-                if step.step % STEPS_BETWEEN_DIGESTS == 0:
-                    entry["state"] = trainer.leaf_digests()
-                ledger.record(step.epoch, step.step, entry)
+                ledger.record(step.epoch, step.step, ledger_entry(trainer, step))
                 report(what, step.step, trainer.num_steps())
             metrics = trainer.finish_epoch()
             state = trainer.snapshot()
-            closing = {"metrics": metrics, "state_digest": state.digest(), "state": trainer.leaf_digests()}
-            ledger.record(trainer.epoch, END_OF_EPOCH, closing)
+            ledger.record(trainer.epoch, END_OF_EPOCH, closing_entry(trainer, state))
             ledger.commit()
             results.append((trainer.epoch, 0), format_row(metrics))
             results.commit()
@@ -337,6 +334,19 @@ def train_model(
         )
     else:
         logger.info("Finished at epoch %d", trainer.epoch)
+
+
+def ledger_entry(trainer: Trainer, step: Step) -> dict[str, Any]:
+    """Return what the ledger says of a step."""
+    entry: dict[str, Any] = {"batch": step.batch_digest, "loss": step.loss}
+    if step.step % STEPS_BETWEEN_DIGESTS == 0:
+        entry["state"] = trainer.leaf_digests()
+    return entry
+
+
+def closing_entry(trainer: Trainer, state: TrainingState) -> dict[str, Any]:
+    """Return what the ledger says of an epoch's end."""
+    return {"metrics": dict(state.metrics), "state_digest": state.digest(), "state": trainer.leaf_digests()}
 
 
 def _epoch_line(metrics: Mapping[str, Any], config: Config, seconds: float) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from clip_hba_behavior import rsa
-from clip_hba_behavior.batch_order import draw_epoch_order, draw_loader_seed
+from clip_hba_behavior.batch_order import draw_evaluation_seeds, draw_loader_seed, epoch_order
 from clip_hba_behavior.config import Config
 from clip_hba_behavior.early_stopping import EarlyStopping
 from clip_hba_behavior.inputs import Inputs
@@ -132,7 +132,9 @@ class Trainer:
         if self.step_in_epoch == 0:
             self.epoch_start_rng_state = rng_state
         restore_rng_state(self._epoch_start())
-        order = draw_epoch_order(len(self.split.train))
+        order = epoch_order(
+            self.config.batch_order, self.config.random_seed, self.epoch + 1, len(self.split.train)
+        )
         if self.step_in_epoch > 0:
             restore_rng_state(rng_state)
         for group in self.optimizer.param_groups:
@@ -158,9 +160,8 @@ class Trainer:
             NonFiniteLossError: the test loss is infinite or not a number; the epoch stays open.
         """
         train_loss = self.loss_sum / self.num_samples
-        draw_loader_seed()  # the test loader's iterator draws; without it the next order shifts
         test_loss = self.finite_test_loss()
-        draw_loader_seed()  # and the RSA loader's
+        draw_evaluation_seeds(self.config.batch_order, self.epoch + 1)
         self.early_stopping.update(test_loss)
         self.epoch += 1
         self.step_in_epoch, self.loss_sum, self.num_samples = 0, 0.0, 0

@@ -66,6 +66,19 @@ class Checkpoint:
         return self.state
 
 
+class AlteredCheckpointError(BadInputError):
+    """A file's state is not the one that was saved: its digest does not fit.
+
+    Attributes:
+        altered: what the file says now. To be compared, never to be continued.
+    """
+
+    def __init__(self, message: str, altered: Checkpoint) -> None:
+        """Keep the content, so that what was altered can be named."""
+        super().__init__(message)
+        self.altered = altered
+
+
 def checkpoint_path(directory: Path, epoch: int) -> Path:
     """Return the path of the checkpoint after `epoch` completed epochs."""
     return directory / f"epoch{epoch}_dora_params.pth"
@@ -184,7 +197,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     Raises:
         BadInputError: there is no such file, it is no checkpoint, it is damaged, or it was made by
-            a later version.
+            a later version; as `AlteredCheckpointError` where only its digest does not fit.
     """
     path = Path(path)
     content = safe_load.load(path)
@@ -205,14 +218,16 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if missing:
         raise BadInputError(f"{path} is damaged: it lacks {', '.join(missing)}")
     state = TrainingState(parameters=parameters, **{key: content[key] for key in _STATE_KEYS})
-    if state.digest() != content["state_digest"]:
-        raise BadInputError(
+    checkpoint = Checkpoint(path, parameters, rng_state, state, content["state_digest"], content["provenance"])
+    if state.digest() != checkpoint.state_digest:
+        raise AlteredCheckpointError(
             f"{path} is damaged: its state is not the one that was saved\n"
             f"  digest of its content: {state.digest()}\n"
-            f"  digest recorded in it: {content['state_digest']}\n"
-            "  use another epoch's checkpoint"
+            f"  digest recorded in it: {checkpoint.state_digest}\n"
+            "  use another epoch's checkpoint",
+            checkpoint,
         )
-    return Checkpoint(path, parameters, rng_state, state, content["state_digest"], content["provenance"])
+    return checkpoint
 
 
 def parameters_digest(parameters: Mapping[str, torch.Tensor]) -> str:

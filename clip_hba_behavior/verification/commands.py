@@ -1,0 +1,96 @@
+"""The commands that verify: read what they are given, verify, print, and say the exit code."""
+
+import dataclasses
+from pathlib import Path
+
+from clip_hba_behavior.config import parse_settings, read_config_file
+from clip_hba_behavior.reproducibility.errors import BadInputError
+from clip_hba_behavior.run_log import logging_to, reporting
+from clip_hba_behavior.verification import certificate, quick
+from clip_hba_behavior.verification.checkpoints import verify_checkpoints
+from clip_hba_behavior.verification.diff import describe, diff_runs
+from clip_hba_behavior.verification.results_table import read_results_table
+from clip_hba_behavior.verification.text import epoch_block, summary
+
+
+def verify_quick(json: Path | None) -> int:
+    """Run the quick check; return the exit code."""
+    certificate.check_free(json)
+    result = quick.verify_quick()
+    if json is not None:
+        certificate.write_certificate(json, certificate.headed("quick verification", result.as_dict()))
+    return 0 if result.reproducible else 1
+
+
+def verify_run(
+    run: Path,
+    csv: Path | None,
+    config: Path | None,
+    settings: list[str],
+    epochs: str,
+    steps: int | None,
+    json: Path | None,
+) -> int:
+    """Verify a run against its checkpoints, and against a results CSV if one is given.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        BadInputError: something given cannot be used; nothing was verified.
+    """
+    certificate.check_free(json)
+    chosen = parse_epochs(epochs)
+    given = (read_config_file(config) if config is not None else {}) | parse_settings(settings)
+    results = None if csv is None else read_results_table(csv)
+    if results is not None:
+        print(f"{results.path}: {results.form}")
+    with logging_to(None) as logger, reporting(logger) as report:
+        verification = verify_checkpoints(
+            run, given, chosen, steps, logger, report, lambda each: logger.info(epoch_block(each)), results
+        )
+    print(summary(verification))
+    if json is not None:
+        certificate.write_certificate(json, certificate.certificate(verification))
+    return verification.word().exit_code()
+
+
+def diff(first: Path, second: Path, with_replay: bool, json: Path | None) -> int:
+    """Say where two runs first differ; return the exit code.
+
+    Raises:
+        BadInputError: there is nothing to compare.
+    """
+    certificate.check_free(json)
+    with logging_to(None) as logger, reporting(logger) as report:
+        difference = diff_runs(first, second, with_replay, logger, report)
+    print(describe(difference))
+    if json is not None:
+        content = dataclasses.asdict(difference) | {"equal": difference.equal()}
+        certificate.write_certificate(json, certificate.headed("difference", content))
+    return 0 if difference.equal() else 1
+
+
+def parse_epochs(text: str) -> list[int] | None:
+    """Read `all`, or epochs and ranges of epochs: `3,10,20-25`.
+
+    Returns:
+        The epochs in ascending order, each once; None for all.
+
+    Raises:
+        BadInputError: anything else.
+    """
+    if text.strip() == "all":
+        return None
+    epochs: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        bounds = (first, last) if dash else (first, first)
+        if not all(each.isdecimal() and 0 < int(each) < 10**6 for each in bounds) or int(bounds[0]) > int(
+            bounds[1]
+        ):
+            raise BadInputError(
+                f"--epochs {text}: found {part.strip()!r}, expected such as 3,10,20 or 5-9, or all"
+            )
+        epochs.update(range(int(bounds[0]), int(bounds[1]) + 1))
+    return sorted(epochs)

@@ -1,0 +1,354 @@
+"""Verify one epoch: train it again from the recorded state before it, compare with the one after it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from clip_hba_behavior.reproducibility.checkpoint import Checkpoint
+from clip_hba_behavior.reproducibility.compare import Comparison, compare
+from clip_hba_behavior.reproducibility.digest import digest
+from clip_hba_behavior.reproducibility.ledger import END_OF_EPOCH
+from clip_hba_behavior.reproducibility.rng import MISSING, RESTORED, RngState
+from clip_hba_behavior.reproducibility.state import TrainingState, restore_parameters
+from clip_hba_behavior.run_log import Report
+from clip_hba_behavior.training import NonFiniteLossError, Trainer
+from clip_hba_behavior.verification.causes import (
+    FirstDifference,
+    cause_of_state,
+    cause_of_steps,
+    first_difference,
+    group,
+)
+from clip_hba_behavior.verification.derived import DerivedRun
+from clip_hba_behavior.verification.history import Entry, History, Recorded
+from clip_hba_behavior.verification.outcome import EpochOutcome, Metric
+from clip_hba_behavior.verification.replay import Replay, epoch_batches, replay_epoch
+from clip_hba_behavior.verification.results_table import METRICS, ResultsTable
+from clip_hba_behavior.verification.verdict import ELSEWHERE, NOT_WHOLE, Claim, Word, claim
+
+_CPU_STREAMS = ("torch_rng_state", "numpy_rng_state", "python_rng_state")
+
+
+@dataclass
+class EpochVerifier:
+    """Verifies epochs of one run, one after the other, with one trainer.
+
+    Attributes:
+        history: what the run left behind.
+        trainer: of the run's configuration and data, as they are now.
+        environment: `describe_environment` now.
+        results: the results CSV to compare with; None for none.
+        derived: what the seed decides; None for a run whose files hold all that is needed.
+        fresh_optimizer: the optimizer's state before its first step.
+        num_steps: replay only the first steps of an epoch; None for all.
+        report: told of the progress.
+        suspects: images of which each one alone would explain all batches that differed so far.
+    """
+
+    history: History
+    trainer: Trainer
+    environment: Mapping[str, Any]
+    results: ResultsTable | None
+    derived: DerivedRun | None
+    fresh_optimizer: dict[str, Any]
+    num_steps: int | None
+    report: Report
+    suspects: set[int] | None = field(default=None)
+
+    def verify(self, epoch: int) -> EpochOutcome:
+        """Replay one epoch and compare it with everything that was recorded of it."""
+        before, after = self.history.read(epoch - 1), self.history.read(epoch)
+        start, why = self._start(before, after)
+        if start is None:
+            return EpochOutcome(epoch, Word.UNTESTED, differences=(why,))
+        if after.checkpoint is None:
+            return EpochOutcome(epoch, Word.UNTESTED, differences=(str(after.problem),))
+        found = claim(after.checkpoint.provenance, self.environment)
+        try:
+            replay = replay_epoch(self.trainer, start, self.num_steps, self.report)
+        except NonFiniteLossError as error:
+            return EpochOutcome(epoch, Word.DIFFERENT, found, differences=(str(error).partition("\n")[0],))
+        whole = before.checkpoint is not None and before.checkpoint.state is not None
+        if whole and after.checkpoint.state is not None:
+            return self._compare_whole(epoch, found, start, after, after.checkpoint.state, replay)
+        return self._compare_partial(epoch, found, start, before, after.checkpoint, replay)
+
+    # --- the state to start from ------------------------------------------------------------------
+
+    def _start(self, before: Recorded, after: Recorded) -> tuple[TrainingState | None, str]:
+        """Return the state to begin with, or None and the reason why there is none."""
+        checkpoint = before.sound()
+        if checkpoint is not None and checkpoint.state is not None:
+            return checkpoint.state, ""
+        if before.checkpoint is not None and before.checkpoint.state is not None:
+            return None, f"no state to begin with: {before.problem}"
+        derived = self.derived
+        if checkpoint is None:
+            whole = after.checkpoint is not None and after.checkpoint.state is not None
+            if before.epoch > 0 or whole or derived is None:
+                return None, f"no state to begin with: {before.problem}"
+            return self._state_of(0, derived.initial_parameters, derived.rng_states[0]), ""
+        rng_state = checkpoint.rng_state
+        if rng_state is None and derived is not None:
+            rng_state = derived.rng_states[before.epoch]
+        if rng_state is None:
+            return None, f"{checkpoint.path.name} holds no random states, and they cannot be derived"
+        return self._state_of(before.epoch, checkpoint.parameters, rng_state), ""
+
+    def _state_of(self, epoch: int, parameters: Mapping[str, Any], rng_state: RngState) -> TrainingState:
+        return TrainingState(
+            parameters=dict(parameters),
+            optimizer_state=self.fresh_optimizer,
+            rng_state=rng_state,
+            early_stopping_state={"best_test_loss": math.inf, "epochs_no_improve": 0},
+            epoch=epoch,
+        )
+
+    # --- the whole state: bits ----------------------------------------------------------------------
+
+    def _compare_whole(
+        self,
+        epoch: int,
+        found: Claim,
+        start: TrainingState,
+        after: Recorded,
+        recorded: TrainingState,
+        replay: Replay,
+    ) -> EpochOutcome:
+        ledger = {step: entry for (each, step), entry in self.history.ledger.items() if each == epoch}
+        first = first_difference(ledger, replay.entries)
+        comparison = compare(recorded.as_dict(), replay.state.as_dict()) if replay.state is not None else None
+        metrics = self._metrics(epoch, recorded.metrics, replay)
+        differences = [after.problem] if after.problem is not None else []
+        differences += [] if first is None else [str(first)]
+        differences += [] if comparison is None else group(comparison.differences)
+        differences += self._beside_the_ledger(start, recorded if replay.state is not None else None)
+        differences += [_metric_line(each) for each in metrics if not each.same()]
+        if replay.state is None and not ledger.keys() & replay.entries.keys():
+            reason = "the ledger has no steps of this epoch to compare with"
+            return EpochOutcome(epoch, Word.UNTESTED, found, differences=(reason,))
+
+        word = Word.REPRODUCIBLE
+        cause = None
+        if differences:
+            near = (
+                not found.bitwise()
+                and after.problem is None
+                and _same_order(ledger, replay.entries)
+                and (replay.state is None or _same_streams(recorded.rng_state, replay.state.rng_state))
+                and all(each.within(ELSEWHERE) for each in metrics)
+            )
+            word = Word.CONSISTENT if near else Word.DIFFERENT
+            cause = self._cause(epoch, start, recorded, first, ledger, replay, comparison)
+            if near:
+                cause = f"another environment: {'; '.join(found.reasons)}"
+        checkpoint = after.checkpoint
+        return EpochOutcome(
+            epoch=epoch,
+            word=word,
+            claim=found,
+            order=_order_line(ledger, replay.entries),
+            order_digest=self._order_digest(epoch, start),
+            num_steps=sum(step != END_OF_EPOCH for step in replay.entries),
+            start_digest=start.digest(),
+            recorded_digest=None if checkpoint is None else checkpoint.state_digest,
+            replayed_digest=None if replay.state is None else replay.state.digest(),
+            num_differing_tensors=None if comparison is None else comparison.num_differing_tensors,
+            max_parameter_difference=None if comparison is None else _largest(comparison),
+            metrics=metrics,
+            differences=tuple(differences),
+            cause=cause,
+            notes=(RESTORED,),
+        )
+
+    def _order_digest(self, epoch: int, start: TrainingState) -> str:
+        num_images = self.trainer.inputs.num_images()
+        return digest(torch.cat(epoch_batches(self.trainer.config, num_images, start.rng_state, epoch)))
+
+    def _beside_the_ledger(self, start: TrainingState, recorded: TrainingState | None) -> list[str]:
+        """Name what in the two recorded states is not what the ledger says they were."""
+        lines = []
+        for state in (start, recorded):
+            other = None if state is None else self.history.leaves_beside_the_ledger(state)
+            if state is not None and other:
+                more = f" and {len(other) - 1} more" if len(other) > 1 else ""
+                lines.append(f"the file of epoch {state.epoch} and the ledger disagree: {other[0]}{more}")
+        return lines
+
+    def _cause(
+        self,
+        epoch: int,
+        start: TrainingState,
+        recorded: TrainingState,
+        first: FirstDifference | None,
+        ledger: Mapping[int | str, Entry],
+        replay: Replay,
+        comparison: Comparison | None,
+    ) -> str | None:
+        if self.history.leaves_beside_the_ledger(start):
+            return f"the state that the epoch started from: see epoch {start.epoch}"
+        other = self.history.epoch_with_parameters(recorded)
+        if comparison is not None and not comparison.equal() and other not in (None, epoch):
+            return f"two files were exchanged: this one holds the parameters of epoch {other}"
+        if first is not None and (first.step != END_OF_EPOCH or comparison is None):
+            suspects, same_rows = self._suspects(epoch, start, ledger, replay)
+            return cause_of_steps(first, same_rows, suspects)
+        if comparison is not None and not comparison.equal():
+            steps_agree = first is None and any(isinstance(step, int) for step in ledger)
+            why = cause_of_state(comparison.differences, len(recorded.parameters), steps_agree)
+            if END_OF_EPOCH in ledger and first is None:
+                why += "; the ledger and the replay agree, so it was changed after it was written"
+            return why
+        if first is not None:
+            return "the ledger was changed: the checkpoint and the replay agree"
+        return "the results file was changed: the checkpoint and the replay agree"
+
+    def _suspects(
+        self, epoch: int, start: TrainingState, ledger: Mapping[int | str, Entry], replay: Replay
+    ) -> tuple[list[str], bool]:
+        """Name the images that stand in every batch that differs and in none that agrees.
+
+        Returns:
+            The images, and whether the batches held the same rows: then some of them agree.
+        """
+        inputs = self.trainer.inputs
+        batches = epoch_batches(self.trainer.config, inputs.num_images(), start.rng_state, epoch)
+        agreeing, differing = set[int](), set[int]()
+        for step, rows in enumerate(batches, 1):
+            if step in ledger and step in replay.entries:
+                same = ledger[step].get("batch") == replay.entries[step]["batch"]
+                (agreeing if same else differing).update(rows.tolist())
+        if not agreeing:
+            return [], False
+        if differing:
+            found = differing - agreeing
+            self.suspects = found if self.suspects is None else self.suspects & found
+        return [inputs.image_paths[row].name for row in sorted(self.suspects or ())], True
+
+    # --- part of a state: how near ------------------------------------------------------------------
+
+    def _compare_partial(
+        self,
+        epoch: int,
+        found: Claim,
+        start: TrainingState,
+        before: Recorded,
+        after: Checkpoint,
+        replay: Replay,
+    ) -> EpochOutcome:
+        holds = "parameters and random states" if after.rng_state is not None else "parameters only"
+        order, order_fits = self._order_of_partial(epoch, before, after, replay)
+        held = before.checkpoint if before.checkpoint is not None else after
+        notes = (MISSING if held.rng_state is None else RESTORED,)
+        if replay.state is None:
+            reason = "the file holds no record of single steps to compare with; leave --steps out"
+            return EpochOutcome(epoch, Word.UNTESTED, found, holds, order, differences=(reason,), notes=notes)
+        comparison = compare(after.parameters, replay.state.parameters)
+        largest = _largest(comparison, prefix="")
+        metrics = self._metrics(epoch, self._evaluate(after) if self.results is None else {}, replay)
+        near = order_fits and all(each.within(NOT_WHOLE) for each in metrics)
+        differences = [_metric_line(each) for each in metrics if not each.within(NOT_WHOLE)]
+        if not order_fits:
+            differences.append(order)
+        from_the_seed = before.checkpoint is None
+        if from_the_seed:
+            cause = "none missing: epoch 1 began from the seed, with everything; only rounding is left"
+        else:
+            lacks = "optimizer_state and early_stopping_state"
+            lacks += "" if before.checkpoint is not None and before.checkpoint.rng_state else " and rng_state"
+            cause = (
+                f"the file of epoch {epoch - 1} lacks {lacks}: AdamW's moments began anew, so a replay "
+                "moves results by about 1-5 %"
+            )
+        return EpochOutcome(
+            epoch=epoch,
+            word=Word.CONSISTENT if near else Word.DIFFERENT,
+            claim=found,
+            holds=holds,
+            order=order,
+            order_digest=self._order_digest(epoch, start),
+            num_steps=sum(step != END_OF_EPOCH for step in replay.entries),
+            num_differing_tensors=comparison.num_differing_tensors,
+            max_parameter_difference=largest,
+            metrics=metrics,
+            differences=tuple(differences),
+            cause=cause,
+            notes=notes,
+        )
+
+    def _order_of_partial(
+        self, epoch: int, before: Recorded, after: Checkpoint, replay: Replay
+    ) -> tuple[str, bool]:
+        """Say what can be said of the batch order, and whether it speaks against the record."""
+        seed = self.trainer.config.random_seed
+        recorded_before = before.checkpoint is not None and before.checkpoint.rng_state is not None
+        if after.rng_state is None:
+            if recorded_before:
+                return "from the recorded random state; none was recorded after the epoch to compare with", True
+            return f"reconstructed from seed {seed}; the file records none to compare with", True
+        reached = self.history.files and replay.state is not None
+        fits = reached and _same_streams(after.rng_state, replay.state.rng_state)  # type: ignore[union-attr]
+        derived = self.derived
+        from_seed = derived is not None and _same_streams(after.rng_state, derived.rng_states[epoch])
+        if fits:
+            text = "equal: the replay reached the recorded random state after the epoch"
+            return text + (f", which is also the one derived from seed {seed}" if from_seed else ""), True
+        if from_seed:
+            text = f"equal to the one derived from seed {seed}; the random state before the epoch is another"
+            return text, True
+        return f"not equal: neither the replay nor seed {seed} gives the recorded random state", False
+
+    def _evaluate(self, recorded: Checkpoint) -> dict[str, Any]:
+        """Evaluate the recorded parameters: an old file holds no results to compare with."""
+        restore_parameters(self.trainer.parameters, recorded.parameters)
+        return {"test_loss": self.trainer.test_loss(), **self.trainer.behavioral_rsa()}
+
+    # --- results ------------------------------------------------------------------------------------
+
+    def _metrics(self, epoch: int, recorded: Mapping[str, Any], replay: Replay) -> tuple[Metric, ...]:
+        """Pair the recorded results, of the CSV if it has the epoch, with the replayed ones."""
+        if replay.state is None:
+            return ()
+        source = "checkpoint"
+        if self.results is not None and epoch in self.results.rows:
+            recorded, source = self.results.rows[epoch], self.results.path.name
+        replayed = replay.state.metrics
+        return tuple(
+            Metric(name, source, float(recorded[name]), float(replayed[name]))
+            for name in METRICS
+            if name in recorded
+        )
+
+
+def _metric_line(metric: Metric) -> str:
+    return (
+        f"{metric.name}: {metric.recorded!r} in {metric.source}, {metric.replayed!r} replayed "
+        f"({metric.relative_difference():.2%})"
+    )
+
+
+def _largest(comparison: Comparison, prefix: str = "parameters/") -> float:
+    found = [each.largest or 0.0 for each in comparison.differences if each.name.startswith(prefix)]
+    return max(found, default=0.0)
+
+
+def _same_order(recorded: Mapping[int | str, Entry], replayed: Mapping[int | str, Entry]) -> bool:
+    return all(
+        recorded[step].get("batch") == replayed[step].get("batch") for step in recorded.keys() & replayed.keys()
+    )
+
+
+def _order_line(recorded: Mapping[int | str, Entry], replayed: Mapping[int | str, Entry]) -> str:
+    steps = [step for step in recorded.keys() & replayed.keys() if step != END_OF_EPOCH]
+    if not steps:
+        return "the ledger has no steps to compare with"
+    same = sum(recorded[step].get("batch") == replayed[step].get("batch") for step in steps)
+    return f"{same} of {len(steps)} batches equal"
+
+
+def _same_streams(recorded: RngState, replayed: RngState) -> bool:
+    """Whether the generators on the CPU stand where they stood; a GPU's is not on every machine."""
+    return all(digest(recorded.get(name)) == digest(replayed.get(name)) for name in _CPU_STREAMS)

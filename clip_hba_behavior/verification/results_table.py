@@ -1,0 +1,86 @@
+"""A results CSV, of this project or of the earlier pipeline in either of its two forms."""
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from clip_hba_behavior.reproducibility.errors import BadInputError
+
+METRICS = ("train_loss", "test_loss", "behavioral_rsa_rho", "behavioral_rsa_p_value")
+# the names of METRICS in the file, and the number of its first epoch
+_FORMS = (
+    (METRICS, 1),
+    (("train_loss", "val_loss", "rsa_behavioral_corr", "rsa_behavioral_p"), 0),
+)
+
+
+@dataclass(frozen=True)
+class ResultsTable:
+    """The rows of a results CSV.
+
+    Attributes:
+        path: where it was read.
+        form: says which form was found, for a person.
+        rows: by number of completed epochs, `METRICS` as they stand in the file.
+    """
+
+    path: Path
+    form: str
+    rows: dict[int, dict[str, float]]
+
+
+def read_results_table(path: Path) -> ResultsTable:
+    """Read a results CSV; its header tells which form it has.
+
+    The form with `test_loss` counts epochs from 1; the one with `val_loss` from 0, so its row 0 is the
+    state after one completed epoch.
+
+    Raises:
+        BadInputError: no such file, neither header, or a row that is wrong; names the line.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            header = [name.strip() for name in reader.fieldnames or []]
+            reader.fieldnames = header
+            names, first = _form_of(path, header)
+            rows: dict[int, dict[str, float]] = {}
+            for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                epoch = _number(where, "epoch", row.get("epoch"))
+                if epoch != int(epoch) or epoch < first or int(epoch) - first + 1 in rows:
+                    raise BadInputError(
+                        f"{where}: an epoch that cannot be\n  found:    {row['epoch']}\n"
+                        f"  expected: a whole number from {first} on, each once"
+                    )
+                rows[int(epoch) - first + 1] = {
+                    metric: _number(where, name, row.get(name))
+                    for metric, name in zip(METRICS, names, strict=True)
+                }
+    except FileNotFoundError:
+        raise BadInputError(f"there is no results CSV {path}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadInputError(f"{path} is no CSV: {error}") from None
+    form = f"header {', '.join(names)}; epochs from {first}"
+    return ResultsTable(path, form, rows)
+
+
+def _form_of(path: Path, header: list[str]) -> tuple[tuple[str, ...], int]:
+    for names, first in _FORMS:
+        if {"epoch", *names} <= set(header):
+            return names, first
+    raise BadInputError(
+        f"{path} is no results CSV\n  found:    {', '.join(header) or 'nothing'}\n  expected: "
+        + "\n         or ".join(", ".join(("epoch", *names)) for names, _ in _FORMS)
+    )
+
+
+def _number(where: str, name: str, text: str | None) -> float:
+    try:
+        value = float(text or "")
+    except ValueError:
+        raise BadInputError(f"{where}: {name} is {text!r}, not a number") from None
+    if name == "epoch" and not math.isfinite(value):
+        raise BadInputError(f"{where}: epoch is {text!r}, not a number")
+    return value

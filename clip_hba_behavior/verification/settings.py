@@ -1,0 +1,99 @@
+"""What differs between two runs in config, data, weights, numerics and versions, the likeliest cause first."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from clip_hba_behavior.verification.history import History
+
+_NUMERICS = {"num_threads", "deterministic", "tf32", "sdpa_backend", "eval_batch_size", "chunk_size"}
+_ORDER_KEYS = {"random_seed", "train_portion", "batch_size", "batch_order"}
+_UPDATE_KEYS = {"lr", "weight_decay", "lr_schedule", "lr_min", "lr_warmup_epochs", "lr_schedule_epochs"}
+_EVALUATION = {"eval_batch_size", "the digest of the inference_targets", "the digest of the human_rdm"}
+
+# Which kinds of settings bear on a thing, the likeliest first.
+_LIKELY: dict[str, tuple[str, ...]] = {
+    "batch order": ("order", "config", "data", "weights", "versions", "update", "numerics"),
+    "batch content": ("data", "order", "config", "weights", "versions", "numerics", "update"),
+    "loss": ("update", "config", "weights", "data", "numerics", "versions", "order"),
+    "metrics": ("evaluation", "data", "numerics", "versions", "weights", "config", "update", "order"),
+    "parameters": ("order", "update", "config", "weights", "data", "numerics", "versions"),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting that two runs do not share.
+
+    Attributes:
+        name: a key of the configuration, a digest, a version, or `images`.
+        first: the first run's value.
+        second: the second's.
+    """
+
+    name: str
+    first: Any
+    second: Any
+
+    def __str__(self) -> str:
+        """Put the two values under each other."""
+        return f"{self.name}\n    in A: {self.first}\n    in B: {self.second}"
+
+
+def differing_settings(
+    pair: tuple[History, History], origins: tuple[Mapping[str, Any], Mapping[str, Any]], thing: str | None
+) -> list[Setting]:
+    """List the settings that differ.
+
+    Args:
+        pair: the two runs.
+        origins: of each a checkpoint's provenance, for what the run's own files do not say.
+        thing: what differs between the runs (a key of `_LIKELY`); it decides which comes first.
+    """
+    facts = [_facts(history, origin) for history, origin in zip(pair, origins, strict=True)]
+    found = [
+        Setting(name, facts[0][name], facts[1][name])
+        for name in facts[0]
+        if name in facts[1] and facts[0][name] != facts[1][name]
+    ]
+    for key in ("images", "targets"):
+        files = [(history.environment or {}).get(key) for history in pair]
+        if files[0] and files[1]:
+            found += [
+                Setting(f"{key}: {name}", files[0].get(name, "absent"), files[1].get(name, "absent"))
+                for name in sorted(files[0].keys() | files[1].keys())
+                if files[0].get(name) != files[1].get(name)
+            ]
+    kinds = _LIKELY.get(thing or "", _LIKELY["parameters"])
+    return sorted(found, key=lambda each: kinds.index(kind) if (kind := _kind(each.name, kinds)) in kinds else 99)
+
+
+def _facts(history: History, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every setting that bears on bits, by name: from the run's files, else from a checkpoint."""
+    environment = history.environment or {}
+    trajectory = history.config.trajectory() if history.config is not None else origin.get("config", {})
+    digests = environment.get("digests") or origin.get("digests", {})
+    machine = environment.get("machine") or origin
+    facts = dict(trajectory)
+    facts |= {f"the digest of the {name}": value for name, value in digests.items()}
+    facts |= {key: value for key in ("device", "device_model") if (value := machine.get(key) or origin.get(key))}
+    versions = environment.get("versions") or origin.get("versions", {})
+    return facts | {f"version of {name}": value for name, value in versions.items()}
+
+
+def _kind(name: str, kinds: tuple[str, ...]) -> str:
+    if name in _EVALUATION and "evaluation" in kinds:
+        return "evaluation"
+    if name in _ORDER_KEYS:
+        return "order"
+    if name in _UPDATE_KEYS:
+        return "update"
+    if name in _NUMERICS or name.startswith("device"):
+        return "numerics"
+    if name.startswith("version of "):
+        return "versions"
+    if name == "the digest of the weights":
+        return "weights"
+    if name.startswith(("the digest of the ", "images: ", "targets: ")):
+        return "data"
+    return "config"

@@ -1,0 +1,105 @@
+"""A verification for a person: a block an epoch, a table, one closing line."""
+
+import io
+
+from rich.console import Console
+from rich.table import Table
+
+from clip_hba_behavior.verification.outcome import EpochOutcome, Metric, Verification
+from clip_hba_behavior.verification.verdict import MEANING, Word
+
+_LABELS = {
+    "train_loss": "Train Loss: ",
+    "test_loss": "Test Loss:  ",
+    "behavioral_rsa_rho": "RSA Rho:    ",
+    "behavioral_rsa_p_value": "RSA p-value:",
+}
+_HEADLINES = {
+    Word.REPRODUCIBLE: "✅ EPOCH {} PASSED: Training results are reproducible!",
+    Word.CONSISTENT: "✅ EPOCH {} PASSED: Training results are consistent.",
+    Word.DIFFERENT: "❌ EPOCH {} FAILED: Training results are not reproducible.",
+    Word.UNTESTED: "❔ EPOCH {} could not be tested.",
+}
+
+
+def epoch_block(outcome: EpochOutcome) -> str:
+    """Return what an epoch showed, in the guide's form."""
+    lines = [*outcome.notes, _HEADLINES[outcome.word].format(outcome.epoch)]
+    if outcome.holds != "the whole training state":
+        lines.append(f"   The file holds {outcome.holds}, not the whole training state.")
+    if outcome.order:
+        lines.append(f"   Batch order: {outcome.order}")
+    if outcome.max_parameter_difference is not None:
+        tensors = outcome.num_differing_tensors
+        lines.append(
+            f"   Maximum parameter difference: {outcome.max_parameter_difference:.2e}"
+            + (f"  ({tensors} tensors differ)" if tensors else "  (0 bits differ)" if tensors == 0 else "")
+        )
+    lines += [f"   {_metric(each)}" for each in outcome.metrics]
+    lines += ["   " + line.replace("\n", "\n   ") for line in outcome.differences]
+    if outcome.cause is not None:
+        lines.append(f"   Likely cause: {outcome.cause}")
+    return "\n".join(lines)
+
+
+def _metric(metric: Metric) -> str:
+    if metric.same():
+        return f"{_LABELS[metric.name]} 0.00% difference"
+    if metric.name.endswith("p_value"):  # of values such as 1e-50 a ratio says nothing
+        return f"{_LABELS[metric.name]} {metric.recorded:.3g} recorded, {metric.replayed:.3g} replayed"
+    return f"{_LABELS[metric.name]} {metric.relative_difference():.2%} difference"
+
+
+def summary(verification: Verification) -> str:
+    """Return the table of all epochs, what concerns the whole run, and the closing line."""
+    table = Table(title="All epochs")
+    for column in ("epoch", "verdict", "level", "tensors", "largest parameter", "train loss", "test loss", "RSA"):
+        table.add_column(column, justify="left" if column == "verdict" else "right")
+    for each in verification.epochs:
+        metrics = {metric.name: metric for metric in each.metrics}
+        largest = each.max_parameter_difference
+        table.add_row(
+            str(each.epoch),
+            each.word.value,
+            each.claim.level if each.claim is not None else "-",
+            "-" if each.num_differing_tensors is None else str(each.num_differing_tensors),
+            "-" if largest is None else f"{largest:.1e}",
+            *(
+                f"{metrics[name].relative_difference():.2%}" if name in metrics else "-"
+                for name in ("train_loss", "test_loss")
+            ),
+            _absolute(metrics.get("behavioral_rsa_rho")),
+        )
+    text = io.StringIO()
+    Console(file=text, width=110, highlight=False).print(table)
+    lines = [text.getvalue().rstrip()]
+    lines += [f"note: {note}" for note in verification.notes]
+    lines += [f"problem: {problem}" for problem in verification.problems]
+    claim = verification.claim()
+    if claim is not None:
+        lines.append(f"claim level {claim.level}: {MEANING[claim.level]}")
+        lines += [f"  because {reason}" for reason in claim.reasons]
+    lines.append(closing_line(verification))
+    return "\n".join(lines)
+
+
+def _absolute(metric: Metric | None) -> str:
+    return "-" if metric is None else f"{abs(metric.replayed - metric.recorded):.1e}"
+
+
+def closing_line(verification: Verification) -> str:
+    """Return the verdict in one line."""
+    word, epochs = verification.word(), verification.epochs
+    counts = {each: sum(outcome.word is each for outcome in epochs) for each in Word}
+    extent = f"the first {verification.num_steps} steps of " if verification.num_steps else ""
+    if word is Word.REPRODUCIBLE:
+        compared = "every batch and loss" if verification.num_steps else "every state, step and result"
+        return f"reproducible: {extent}{len(epochs)} of {len(epochs)} epochs repeat to the last bit, {compared}"
+    if word is Word.CONSISTENT:
+        whole = all(each.holds == "the whole training state" for each in epochs)
+        name = "consistent" if whole else "consistent but not whole"
+        return f"{name}: {extent}{len(epochs)} epochs are within tolerance; equal bits are not claimed"
+    tail = ", ".join(f"{count} {each.value}" for each, count in counts.items() if count)
+    first = next((each.epoch for each in epochs if each.word is word), None)
+    where = f"; first: epoch {first}" if first is not None else "; the run's records disagree"
+    return f"{word.value}: of {len(epochs)} epochs {tail}{where}"
