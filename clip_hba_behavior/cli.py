@@ -126,6 +126,32 @@ def diff(
     raise typer.Exit(diff(run_a, run_b, replay, json))
 
 
+@app.command()
+def reconstruct(
+    directory: Annotated[Path, typer.Argument(help="The old checkpoints.")],
+    config: Annotated[Path, typer.Option("--config", help="YAML file with everything that shaped the run.")],
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="In place of the configuration's random_seed.")
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="A new directory for what is re-created.")
+    ] = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="Repeat the run, and so recover all of its state.")
+    ] = False,
+    order: Annotated[
+        str, typer.Option("--order", help="auto, or the batch order's rule: earlier, later, later_persistent.")
+    ] = "auto",
+    epochs: Epochs = "all",
+    settings: Settings = None,
+    json: Certificate = None,
+) -> None:
+    """Re-create an old run from its seed, and check it against its checkpoints."""
+    from clip_hba_behavior.verification.commands import reconstruct
+
+    raise typer.Exit(reconstruct(directory, config, seed, run_dir, train, order, epochs, settings or [], json))
+
+
 @verify_app.command("quick")
 def verify_quick(json: Certificate = None) -> None:
     """Train, save, go on in a new process, compare: on made-up data, in half a minute."""

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from clip_hba_behavior.run_log import LOGGER_NAME, Report, logging_to, reporting
 from clip_hba_behavior.training import Step, Trainer
 
 STEPS_BETWEEN_DIGESTS = 50
+Check = Callable[[TrainingState], None]
 
 
 def resolve_config(config: Config) -> Config:
@@ -54,7 +55,7 @@ def resolve_config(config: Config) -> Config:
     return make_config(config.model_dump() | values)
 
 
-def _with_standin(config: Config) -> Config:
+def with_standin(config: Config) -> Config:
     """Put the stand-in's files where no data or no backbone is named."""
     values: dict[str, Any] = {}
     if config.csv_file is None:
@@ -82,8 +83,12 @@ def run_behavioral_training(config: Mapping[str, Any]) -> Path:
     return start(make_config(config))
 
 
-def start(config: Config) -> Path:
+def start(config: Config, check: Check = lambda state: None) -> Path:
     """Start a new run, or with `training_run` above 1 a fork of another, and train it to its end.
+
+    Args:
+        config: not resolved yet.
+        check: given each epoch's state before it is written down; what it raises stops the run.
 
     Returns:
         The run's directory.
@@ -114,7 +119,7 @@ def start(config: Config) -> Path:
             save_dora_parameters(
                 trainer.model, directory.checkpoints, state.epoch, logger, training_state=state, provenance=origin
             )
-        train_model(trainer, directory, environment, logger, report)
+        train_model(trainer, directory, environment, logger, report, check=check)
     return directory.path
 
 
@@ -161,7 +166,7 @@ def resume(
 def check_data_of(config: Config) -> DataReport:
     """Check the data that a configuration names; without any, the stand-in's."""
     with reporting(logging.getLogger(LOGGER_NAME)) as report:
-        data = _with_standin(resolve_config(make_config(config.model_dump() | {"device": "cpu"})))
+        data = with_standin(resolve_config(make_config(config.model_dump() | {"device": "cpu"})))
         return check_data(
             *(Path(str(getattr(data, key))) for key in DATA_KEYS),
             progress=lambda done, total: report("opening images", done, total),
@@ -249,7 +254,7 @@ def build_trainer(config: Config, report: Report, logger: logging.Logger) -> tup
     device = resolve_device(config.device)
     check_sdpa_backend(config.sdpa_backend, device)
     apply_numerics(int(config.num_threads or 1), config.deterministic, config.tf32)
-    with_data = _with_standin(config)
+    with_data = with_standin(config)
     if config.csv_file is None:
         logger.info("No csv_file given: training on the stand-in, images drawn from 66-d vectors")
     if config.backbone == STANDIN:
@@ -275,6 +280,7 @@ def train_model(
     logger: logging.Logger,
     report: Report = lambda what, done, total: None,
     save_rng_state: bool = True,
+    check: Check = lambda state: None,
 ) -> None:
     """Train epoch by epoch to the run's end, and write each epoch down.
 
@@ -288,6 +294,7 @@ def train_model(
         logger: for a line an epoch.
         report: told of the progress within an epoch.
         save_rng_state: without it the checkpoints are partial and cannot be continued.
+        check: given each epoch's state before it is written down; what it raises stops the run.
 
     Raises:
         NonFiniteLossError: the loss is no longer a number.
@@ -312,6 +319,7 @@ def train_model(
                 report(what, step.step, trainer.num_steps())
             metrics = trainer.finish_epoch()
             state = trainer.snapshot()
+            check(state)
             ledger.record(trainer.epoch, END_OF_EPOCH, closing_entry(trainer, state))
             ledger.commit()
             results.append((trainer.epoch, 0), format_row(metrics))

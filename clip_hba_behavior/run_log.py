@@ -28,7 +28,9 @@ def logging_to(path: Path | None) -> Iterator[logging.Logger]:
     logger = logging.getLogger(LOGGER_NAME)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    handlers: list[logging.Handler] = [_ToStandardOutput()]
+    handlers: list[logging.Handler] = []
+    if not any(isinstance(each, _ToStandardOutput) for each in logger.handlers):  # a run within a command
+        handlers.append(_ToStandardOutput())
     if path is not None:
         file = logging.FileHandler(path, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -2,13 +2,17 @@
 
 import dataclasses
 from pathlib import Path
+from typing import get_args
 
-from clip_hba_behavior.config import parse_settings, read_config_file
+from clip_hba_behavior.config import BatchOrder, make_config, parse_settings, read_config_file
 from clip_hba_behavior.reproducibility.errors import BadInputError
 from clip_hba_behavior.run_log import logging_to, reporting
 from clip_hba_behavior.verification import certificate, quick
 from clip_hba_behavior.verification.checkpoints import verify_checkpoints
 from clip_hba_behavior.verification.diff import describe, diff_runs
+from clip_hba_behavior.verification.reconstruct import as_dict
+from clip_hba_behavior.verification.reconstruct import describe as describe_reconstruction
+from clip_hba_behavior.verification.reconstruct import reconstruct as re_create
 from clip_hba_behavior.verification.results_table import read_results_table
 from clip_hba_behavior.verification.text import epoch_block, summary
 
@@ -71,8 +75,47 @@ def diff(first: Path, second: Path, with_replay: bool, json: Path | None) -> int
     return 0 if difference.equal() else 1
 
 
-def parse_epochs(text: str) -> list[int] | None:
+def reconstruct(
+    directory: Path,
+    config: Path,
+    seed: int | None,
+    run_dir: Path | None,
+    train: bool,
+    order: str,
+    epochs: str,
+    settings: list[str],
+    json: Path | None,
+) -> int:
+    """Re-create an old run.
+
+    Returns:
+        0 if the old files confirm it, 3 if nothing in them can, 1 if they contradict it.
+
+    Raises:
+        BadInputError: something given cannot be used; nothing was written.
+    """
+    certificate.check_free(json)
+    chosen = parse_epochs(epochs, first=0)
+    if order not in ("auto", *get_args(BatchOrder)):
+        raise BadInputError(f"--order {order}: expected auto, {', '.join(get_args(BatchOrder))}")
+    rule = None if order == "auto" else make_config({"batch_order": order}).batch_order
+    given = read_config_file(config) | parse_settings(settings)
+    if seed is not None:
+        given["random_seed"] = seed
+    with logging_to(None) as logger, reporting(logger) as report:
+        result = re_create(directory, given, run_dir, train, rule, chosen, logger, report)
+    print(describe_reconstruction(result))
+    if json is not None:
+        certificate.write_certificate(json, certificate.headed("reconstruction", as_dict(result)))
+    return 1 if result.misfit() is not None else 0 if result.confirmed() else 3
+
+
+def parse_epochs(text: str, first: int = 1) -> list[int] | None:
     """Read `all`, or epochs and ranges of epochs: `3,10,20-25`.
+
+    Args:
+        text: as it was given.
+        first: the lowest epoch allowed.
 
     Returns:
         The epochs in ascending order, each once; None for all.
@@ -84,9 +127,9 @@ def parse_epochs(text: str) -> list[int] | None:
         return None
     epochs: set[int] = set()
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        bounds = (first, last) if dash else (first, first)
-        if not all(each.isdecimal() and 0 < int(each) < 10**6 for each in bounds) or int(bounds[0]) > int(
+        low, dash, high = part.strip().partition("-")
+        bounds = (low, high) if dash else (low, low)
+        if not all(each.isdecimal() and first <= int(each) < 10**6 for each in bounds) or int(bounds[0]) > int(
             bounds[1]
         ):
             raise BadInputError(

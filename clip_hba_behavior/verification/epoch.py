@@ -25,11 +25,9 @@ from clip_hba_behavior.verification.causes import (
 from clip_hba_behavior.verification.derived import DerivedRun
 from clip_hba_behavior.verification.history import Entry, History, Recorded
 from clip_hba_behavior.verification.outcome import EpochOutcome, Metric
-from clip_hba_behavior.verification.replay import Replay, epoch_batches, replay_epoch
+from clip_hba_behavior.verification.replay import Replay, epoch_batches, replay_epoch, same_streams
 from clip_hba_behavior.verification.results_table import METRICS, ResultsTable
 from clip_hba_behavior.verification.verdict import ELSEWHERE, NOT_WHOLE, Claim, Word, claim
-
-_CPU_STREAMS = ("torch_rng_state", "numpy_rng_state", "python_rng_state")
 
 
 @dataclass
@@ -138,7 +136,7 @@ class EpochVerifier:
                 not found.bitwise()
                 and after.problem is None
                 and _same_order(ledger, replay.entries)
-                and (replay.state is None or _same_streams(recorded.rng_state, replay.state.rng_state))
+                and (replay.state is None or same_streams(recorded.rng_state, replay.state.rng_state))
                 and all(each.within(ELSEWHERE) for each in metrics)
             )
             word = Word.CONSISTENT if near else Word.DIFFERENT
@@ -290,9 +288,9 @@ class EpochVerifier:
                 return "from the recorded random state; none was recorded after the epoch to compare with", True
             return f"reconstructed from seed {seed}; the file records none to compare with", True
         reached = self.history.files and replay.state is not None
-        fits = reached and _same_streams(after.rng_state, replay.state.rng_state)  # type: ignore[union-attr]
+        fits = reached and same_streams(after.rng_state, replay.state.rng_state)  # type: ignore[union-attr]
         derived = self.derived
-        from_seed = derived is not None and _same_streams(after.rng_state, derived.rng_states[epoch])
+        from_seed = derived is not None and same_streams(after.rng_state, derived.rng_states[epoch])
         if fits:
             text = "equal: the replay reached the recorded random state after the epoch"
             return text + (f", which is also the one derived from seed {seed}" if from_seed else ""), True
@@ -348,7 +346,3 @@ def _order_line(recorded: Mapping[int | str, Entry], replayed: Mapping[int | str
     same = sum(recorded[step].get("batch") == replayed[step].get("batch") for step in steps)
     return f"{same} of {len(steps)} batches equal"
 
-
-def _same_streams(recorded: RngState, replayed: RngState) -> bool:
-    """Whether the generators on the CPU stand where they stood; a GPU's is not on every machine."""
-    return all(digest(recorded.get(name)) == digest(replayed.get(name)) for name in _CPU_STREAMS)

@@ -12,6 +12,7 @@ import torch
 from clip_hba_behavior import seed_protocol
 from clip_hba_behavior.batch_order import epoch_order
 from clip_hba_behavior.config import DATA_KEYS, FREE_KEYS, Config, make_config
+from clip_hba_behavior.reproducibility.digest import digest
 from clip_hba_behavior.reproducibility.errors import BadInputError
 from clip_hba_behavior.reproducibility.ledger import END_OF_EPOCH
 from clip_hba_behavior.reproducibility.numerics import SDPA_BACKENDS, check_sdpa_backend, resolve_device
@@ -20,6 +21,8 @@ from clip_hba_behavior.reproducibility.state import TrainingState
 from clip_hba_behavior.run import build_trainer, closing_entry, ledger_entry, resolve_config
 from clip_hba_behavior.run_log import Report
 from clip_hba_behavior.training import Trainer
+
+_CPU_STREAMS = ("torch_rng_state", "numpy_rng_state", "python_rng_state")
 
 
 @dataclass(frozen=True)
@@ -153,3 +156,8 @@ def epoch_batches(config: Config, num_images: int, rng_state: RngState, epoch: i
         restore_rng_state(rng_state)
         order = epoch_order(config.batch_order, config.random_seed, epoch, len(split.train))
         return tuple(split.train[order].split(config.batch_size))
+
+
+def same_streams(first: RngState, second: RngState) -> bool:
+    """Whether the generators on the CPU stand at the same place; a GPU's is not on every machine."""
+    return all(digest(first.get(name)) == digest(second.get(name)) for name in _CPU_STREAMS)
