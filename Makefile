@@ -9,7 +9,7 @@ demo: $(STAMP)  ## train the stand-in, resume it in a new process, compare the b
 	$(VENV)/bin/clip-hba demo
 
 test: $(STAMP)  ## the quick tests, under 10 minutes on 2 cores
-	$(VENV)/bin/python -m pytest -m "not system"
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not system"
 
 test-system: $(STAMP)  ## the slow ones
 	$(VENV)/bin/python -m pytest -m system

@@ -1,5 +1,6 @@
 """Tools of the tests: configurations as files, and two runs compared byte for byte."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,38 @@ from clip_hba_behavior.reproducibility.checkpoint import (
 )
 from clip_hba_behavior.reproducibility.compare import compare
 from clip_hba_behavior.reproducibility.state import TrainingState
+from fresh_process import Outcome
 
 
 def write_config(path: Path, keys: dict[str, Any], **changes: Any) -> Path:
     path.write_text(yaml.safe_dump(keys | changes))
     return path
+
+
+def trained(
+    clip_hba: Callable[..., Outcome], tmp_path: Path, keys: dict[str, Any], name: str = "run", **changes: Any
+) -> Path:
+    """Train a run in a fresh process and return its directory."""
+    config = write_config(tmp_path / f"{name}.yaml", keys, **changes)
+    outcome = clip_hba("train", config, "--run-dir", tmp_path / name)
+    assert outcome.code == 0, outcome.output
+    return tmp_path / name
+
+
+def recorded_run_keys(reference: Path, things: Path) -> dict[str, Any]:
+    """The configuration of the run that the earlier pipeline recorded."""
+    data = reference / "dataset"
+    return {
+        "csv_file": str(data / "train160.csv"),
+        "img_dir": str(data / "images"),
+        "inference_csv_file": str(data / "val48.csv"),
+        "RDM48_triplet_dir": str(data / "RDM48_triplet.mat"),
+        "prompts_file": str(things / "prompts66.txt"),
+        "backbone": str(reference / "backbone"),
+        "random_seed": 1,
+        "batch_size": 16,
+        "num_threads": 1,
+    }
 
 
 def differences(first: Path, second: Path) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from clip_hba_behavior.cli import main
 
 checkpoints = Path(__file__).parents[2] / "runs" / "seed1"  # a run, or a directory of old checkpoints
-config_file = None  # a YAML file: where data lie now; for old checkpoints everything that shaped the run
+config_file: Path | None = None  # YAML: where data lie now; for old checkpoints the whole run's keys
 epochs = "all"  # or such as "3,10,20"
 
 

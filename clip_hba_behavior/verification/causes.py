@@ -11,6 +11,9 @@ from clip_hba_behavior.reproducibility.ledger import END_OF_EPOCH
 ROUNDING = 1e-5
 
 Entries = Mapping[int | str, Mapping[str, Any]]
+Sides = tuple[str, str]
+REPLAYED: Sides = ("in the record", "in the replay")
+RUNS: Sides = ("in A", "in B")
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,10 @@ class FirstDifference:
     first: Any
     second: Any
 
-    def __str__(self) -> str:
-        """Say it in a line."""
+    def line(self, sides: Sides) -> str:
+        """Say it in a line; `sides` say where each value stands."""
         where = "at its end" if self.step == END_OF_EPOCH else f"at step {self.step}"
-        return f"first differs {where}: {self.thing} ({self.first!r} first, {self.second!r} second)"
+        return f"first differs {where}: {self.thing} ({self.first!r} {sides[0]}, {self.second!r} {sides[1]})"
 
     def relative(self) -> float | None:
         """Return the relative difference of two numbers."""
@@ -70,8 +73,9 @@ def cause_of_steps(first: FirstDifference, same_random_start: bool, suspects: Se
     if first.thing == "batch":
         if not same_random_start:
             return "the random state at the epoch's start: a draw more or less before it, or another seed"
-        named = f": {_some(suspects)}" if suspects else ""
-        return f"an image or a target is not what it was, in a batch of the same rows{named}"
+        if not suspects:
+            return "images or targets are not what they were, in batches of the same rows"
+        return f"an image or its targets are not what they were, in batches of the same rows: {_some(suspects)}"
     relative = first.relative()
     if relative is not None and relative < ROUNDING:
         return (
@@ -96,40 +100,67 @@ def cause_of_state(differences: Sequence[Difference], num_parameters: int, steps
         num_parameters: how many parameters the state has.
         steps_agree: whether the ledger was compared, and all its steps came out the same.
     """
-    names = [each.name for each in differences]
-    parts = {_part(name) for name in names}
-    if any(name.endswith("/lr") for name in names):
-        return "another learning rate in this epoch"
-    if any(name.endswith("/weight_decay") for name in names):
-        return "another weight decay in this epoch"
+    parts = {_part(each.name) for each in differences}
+    setting = cause_in_optimizer(differences)
+    if setting is not None:
+        return setting
     if parts == {"random states"}:
         return "a random draw more or less than the epoch makes"
-    if parts == {"optimizer"} and all("only in" in each.what for each in differences):
+    if parts == {"optimizer"} and all(each.what in _ONE_SIDED for each in differences):
         return "optimizer state was dropped from the file"
     if parts <= {"metrics", "early stopping"}:
-        return "results were changed: parameters, optimizer and random states are the same"
-    if len([name for name in names if name.startswith("parameters/")]) < num_parameters or steps_agree:
-        return "the file was changed after training: no step of training gives such a state"
-    largest = max(
-        (each.largest or 0.0 for each in differences if each.name.startswith("parameters/")), default=0.0
-    )
-    if largest < ROUNDING:
-        return "a difference as small as rounding: another number of threads, processor or library version"
-    return "the epoch was trained in another way, or the state it started from is another"
+        columns = [_short(each.name) for each in differences if each.name.startswith("metrics/")]
+        return (
+            f"results were changed, or evaluated in another way ({', '.join(columns) or 'early stopping'}): "
+            "parameters, optimizer and random states are the same"
+        )
+    changed = [each for each in differences if each.name.startswith("parameters/")]
+    if {"parameters", "optimizer"} <= parts:  # as every other update leaves them
+        if max(each.largest or 0.0 for each in changed) < ROUNDING:
+            return "a difference as small as rounding: another number of threads, processor or library version"
+        if len(changed) == num_parameters and not steps_agree:
+            return "the epoch was trained in another way, or the state it started from is another"
+    return "the file was changed after training: no step of training gives such a state"
 
 
-def group(differences: Sequence[Difference]) -> list[str]:
+def cause_in_optimizer(differences: Sequence[Difference]) -> str | None:
+    """Name another learning rate or weight decay that the optimizer's state itself tells."""
+    for each in differences:
+        for key, name in (("/lr", "learning rate"), ("/weight_decay", "weight decay")):
+            if each.name.startswith("optimizer_state/param_groups/") and each.name.endswith(key):
+                return f"another {name} in this epoch: {each.what}"
+    return None
+
+
+def group(differences: Sequence[Difference], sides: Sides) -> list[str]:
     """Put differences into sentences, one for each part of the state, the largest first."""
     by_part: dict[str, list[Difference]] = {}
     for each in differences:
         by_part.setdefault(_part(each.name), []).append(each)
     lines = []
     for part, found in by_part.items():
-        worst = max(found, key=lambda each: each.largest or 0.0)
-        largest = f", by up to {worst.largest:.3g}" if worst.largest is not None else ""
-        more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
-        lines.append(f"{part}: {worst.name.partition('/')[2] or worst.name}: {worst.what}{largest}{more}")
+        both = [each for each in found if each.what not in _ONE_SIDED]
+        if both:
+            worst = max(both, key=lambda each: each.largest or 0.0)
+            largest = f", by up to {worst.largest:.3g}" if worst.largest is not None else ""
+            more = f"; and {len(both) - 1} more" if len(both) > 1 else ""
+            lines.append(f"{part}: {_short(worst.name)}: {worst.what}{largest}{more}")
+        for what, side in zip(_ONE_SIDED, sides, strict=True):
+            names = [each.name for each in found if each.what == what]
+            # an empty container is a leaf of its own; it says nothing where the other side fills it
+            names = [name for name in names if not any(each.name.startswith(f"{name}/") for each in found)]
+            if names:
+                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+                lines.append(f"{part}: only {side}: {_short(names[0])}{more}")
     return lines
+
+
+# What `compare` says of a leaf that only one of two states has.
+_ONE_SIDED = ("only in the first", "only in the second")
+
+
+def _short(name: str) -> str:
+    return name.partition("/")[2] or name
 
 
 def _part(name: str) -> str:

@@ -11,10 +11,14 @@ from clip_hba_behavior.reproducibility.checkpoint import Checkpoint
 from clip_hba_behavior.reproducibility.compare import Comparison, compare
 from clip_hba_behavior.reproducibility.errors import BadInputError
 from clip_hba_behavior.reproducibility.ledger import END_OF_EPOCH
+from clip_hba_behavior.reproducibility.state import TrainingState
 from clip_hba_behavior.run_log import Report
 from clip_hba_behavior.training import NonFiniteLossError
 from clip_hba_behavior.verification.causes import (
+    REPLAYED,
+    RUNS,
     FirstDifference,
+    cause_in_optimizer,
     cause_of_state,
     cause_of_steps,
     first_difference,
@@ -72,7 +76,7 @@ class _Run:
 
     def origin(self, epoch: int | None) -> Mapping[str, Any]:
         origins = origins_of(self.files)
-        return origins.get(epoch or 0) or (origins[max(origins)] if origins else {})
+        return origins.get(max(origins, default=0) if epoch is None else epoch, {})
 
     def problems(self) -> list[str]:
         """Name where this run's own records disagree, and files that are not what they were."""
@@ -88,15 +92,25 @@ class _Run:
                 found.append(f"the file of epoch {recorded.epoch} and the ledger disagree: {other[0]}{more}")
             elif state is not None and end.get("state_digest", state.digest()) != state.digest():
                 found.append(f"the file of epoch {recorded.epoch} and the ledger disagree: the state digest")
-            row = self.history.results.rows.get(recorded.epoch) if self.history.results is not None else None
-            for name, value in (row or {}).items():
-                kept = state.metrics.get(name) if state is not None else None
-                if kept is not None and repr(float(kept)) != repr(value):
-                    found.append(
-                        f"{name} of epoch {recorded.epoch}: training_res.csv and the checkpoint disagree\n"
-                        f"    in the CSV:        {value!r}\n    in the checkpoint: {kept!r}"
-                    )
+            columns = self.columns_beside_the_file(recorded)
+            if state is not None and self.history.results is not None and columns:
+                row = self.history.results.rows[recorded.epoch]
+                more = f", and {', '.join(columns[1:])} too" if len(columns) > 1 else ""
+                found.append(
+                    f"{columns[0]} of epoch {recorded.epoch}: training_res.csv and the checkpoint disagree{more}\n"
+                    f"    in the CSV:        {row[columns[0]]!r}\n"
+                    f"    in the checkpoint: {state.metrics[columns[0]]!r}"
+                )
         return [f"{self.name}: {each}" for each in found]
+
+    def columns_beside_the_file(self, recorded: Recorded) -> list[str]:
+        """Name the columns of the CSV whose value is not the one in an epoch's file."""
+        state = recorded.checkpoint.state if recorded.checkpoint is not None else None
+        if state is None or self.history.results is None:
+            return []
+        row = self.history.results.rows.get(recorded.epoch, {})
+        kept = {name: state.metrics[name] for name in row if state.metrics.get(name) is not None}
+        return [name for name, value in kept.items() if repr(float(value)) != repr(row[name])]
 
 
 @dataclass(frozen=True)
@@ -156,7 +170,7 @@ def diff_runs(
         epoch=place.epoch,
         step=None if place.epoch == epochs[0] else first_step.step if first_step is not None else END_OF_EPOCH,
         thing=thing,
-        lines=place.lines + ((str(first_step),) if place.first is None and first_step is not None else ()),
+        lines=place.lines + ((first_step.line(RUNS),) if place.first is None and first_step is not None else ()),
         replays=tuple(text for text, _, _ in replays),
         settings=tuple(settings),
         cause=_cause((a, b), place, first_step, settings, [each[2] for each in replays], same_rows, suspects),
@@ -172,7 +186,7 @@ def _open(name: str, path: Path) -> _Run:
 def _compare_epoch(a: _Run, b: _Run, epoch: int, start: int) -> _Place | None:
     """Compare everything that both recorded of an epoch."""
     first = first_difference(a.steps(epoch), b.steps(epoch)) if epoch > start else None
-    lines = [] if first is None else [str(first)]
+    lines = [] if first is None else [first.line(RUNS)]
     files = [run.files[epoch].checkpoint for run in (a, b)]
     comparison = None
     if files[0] is None or files[1] is None:
@@ -181,7 +195,7 @@ def _compare_epoch(a: _Run, b: _Run, epoch: int, start: int) -> _Place | None:
             lines.append(f"the checkpoint of {unreadable[0]} cannot be read")
     else:
         comparison = compare(*(_content(file) for file in _alike(files[0], files[1])))
-        lines += group(comparison.differences)
+        lines += group(comparison.differences, RUNS)
     for name, here, there in _rows(a, b, epoch):
         if repr(here) != repr(there):
             lines.append(f"{name} in the results: {here!r} in A, {there!r} in B")
@@ -233,7 +247,7 @@ def _replay(
     first = first_difference(run.steps(epoch), replay.entries)
     if comparison.equal() and first is None:
         return f"{run.name}: epoch {epoch} replayed: it repeats the record, 0 bits differ", replay, True
-    lines = [*([] if first is None else [str(first)]), *group(comparison.differences)]
+    lines = [*([] if first is None else [first.line(REPLAYED)]), *group(comparison.differences, REPLAYED)]
     return f"{run.name}: epoch {epoch} replayed: the record is another\n    " + "\n    ".join(lines), replay, False
 
 
@@ -288,16 +302,29 @@ def _cause(
     suspects: list[str],
 ) -> str:
     """Name the likely cause: what contradicts itself, else the likeliest setting, else what the place says."""
-    for run in runs:
+    differences = place.comparison.differences if place.comparison is not None else ()
+    steps_agree = first is None or first.step == END_OF_EPOCH
+    file = runs[0].files[place.epoch].checkpoint
+    in_state = ""
+    if differences and file is not None:
+        in_state = cause_of_state(differences, len(file.parameters), steps_agree)
+    for run, other, repeated in zip(runs, reversed(runs), repeats or (None, None), strict=True):
         recorded = run.files[place.epoch]
         state = recorded.checkpoint.state if recorded.checkpoint is not None else None
-        other = run.history.epoch_with_parameters(state) if state is not None else None
-        if other is not None and other != place.epoch:
-            return f"files of {run.name} were exchanged: this one holds the parameters of epoch {other}"
+        if state is not None and differences:
+            # where a run does not repeat its record, the other's ledger may know what its file holds
+            exchanged = _exchanged(run, state, place.epoch, (run, other) if repeated is False else (run,))
+            if exchanged is not None:
+                return exchanged
         if recorded.problem is not None:
-            return f"{run.name}: {recorded.problem}"
+            return f"{run.name}: {recorded.problem.partition(chr(10))[0]}" + (in_state and f"; {in_state}")
         if state is not None and run.history.leaves_beside_the_ledger(state):
-            return f"the file of {run.name} was changed after it was written: its own ledger says otherwise"
+            why = "was changed after it was written: its own ledger says otherwise"
+            return f"the file of {run.name} {why}" + (in_state and f"; {in_state}")
+        columns = run.columns_beside_the_file(recorded)
+        if not differences and columns:
+            why = f"{', '.join(columns)} of epoch {place.epoch}, says its checkpoint"
+            return f"training_res.csv of {run.name} was changed: {why}"
     if settings:
         likeliest = settings[0]
         return f"{likeliest.name}: {likeliest.first} in A, {likeliest.second} in B"
@@ -306,10 +333,18 @@ def _cause(
         good, bad = (runs[0].name, runs[1].name) if repeats[0] else (runs[1].name, runs[0].name)
         why = f"{good} repeats its record and {bad} does not: {bad} was changed, or trained in another way; "
     if first is not None and first.step != END_OF_EPOCH:
-        return why + cause_of_steps(first, same_rows, suspects)
-    if place.comparison is not None and place.comparison.differences:
-        return why + cause_of_state(place.comparison.differences, place.comparison.num_tensors, first is None)
-    return why + "the results or the ledger were changed: the states are the same"
+        return why + (cause_in_optimizer(differences) or cause_of_steps(first, same_rows, suspects))
+    return why + (in_state or "the results or the ledger were changed: the states are the same")
+
+
+def _exchanged(run: _Run, state: TrainingState, epoch: int, witnesses: tuple[_Run, ...]) -> str | None:
+    """Say whether a run's file holds the parameters that a ledger has under another epoch."""
+    for each in witnesses:
+        other = each.history.epoch_with_parameters(state)
+        if other not in (None, epoch):
+            what = f"epoch {epoch}'s holds the parameters of epoch {other}"
+            return f"files of {run.name} were exchanged: {what}, says the ledger of {each.name}"
+    return None
 
 
 def describe(difference: RunDifference) -> str:

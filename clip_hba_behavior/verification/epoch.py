@@ -16,7 +16,9 @@ from clip_hba_behavior.reproducibility.state import TrainingState, restore_param
 from clip_hba_behavior.run_log import Report
 from clip_hba_behavior.training import NonFiniteLossError, Trainer
 from clip_hba_behavior.verification.causes import (
+    REPLAYED,
     FirstDifference,
+    cause_in_optimizer,
     cause_of_state,
     cause_of_steps,
     first_difference,
@@ -61,7 +63,8 @@ class EpochVerifier:
         before, after = self.history.read(epoch - 1), self.history.read(epoch)
         start, why = self._start(before, after)
         if start is None:
-            return EpochOutcome(epoch, Word.UNTESTED, differences=(why,))
+            also = () if after.problem is None else (after.problem,)
+            return EpochOutcome(epoch, Word.UNTESTED, differences=(why, *also))
         if after.checkpoint is None:
             return EpochOutcome(epoch, Word.UNTESTED, differences=(str(after.problem),))
         found = claim(after.checkpoint.provenance, self.environment)
@@ -121,8 +124,8 @@ class EpochVerifier:
         comparison = compare(recorded.as_dict(), replay.state.as_dict()) if replay.state is not None else None
         metrics = self._metrics(epoch, recorded.metrics, replay)
         differences = [after.problem] if after.problem is not None else []
-        differences += [] if first is None else [str(first)]
-        differences += [] if comparison is None else group(comparison.differences)
+        differences += [] if first is None else [first.line(REPLAYED)]
+        differences += [] if comparison is None else group(comparison.differences, REPLAYED)
         differences += self._beside_the_ledger(start, recorded if replay.state is not None else None)
         differences += [_metric_line(each) for each in metrics if not each.same()]
         if replay.state is None and not ledger.keys() & replay.entries.keys():
@@ -140,7 +143,8 @@ class EpochVerifier:
                 and all(each.within(ELSEWHERE) for each in metrics)
             )
             word = Word.CONSISTENT if near else Word.DIFFERENT
-            cause = self._cause(epoch, start, recorded, first, ledger, replay, comparison)
+            cause = self._cause_in_settings(epoch, after) or self._exchanged(epoch, start, recorded, replay)
+            cause = cause or self._cause(epoch, start, recorded, first, ledger, replay, comparison)
             if near:
                 cause = f"another environment: {'; '.join(found.reasons)}"
         checkpoint = after.checkpoint
@@ -176,6 +180,30 @@ class EpochVerifier:
                 lines.append(f"the file of epoch {state.epoch} and the ledger disagree: {other[0]}{more}")
         return lines
 
+    def _cause_in_settings(self, epoch: int, after: Recorded) -> str | None:
+        """Name a setting that was another than the run's, as the epoch's own file says."""
+        origin = after.checkpoint.provenance.get("config", {}) if after.checkpoint is not None else {}
+        config = self.history.config or self.trainer.config
+        for key, value in config.trajectory().items():
+            if origin.get(key, value) != value:
+                return f"{key} was {origin[key]!r} in epoch {epoch}, its file says; the run's is {value!r}"
+        return None
+
+    def _exchanged(self, epoch: int, start: TrainingState, recorded: TrainingState, replay: Replay) -> str | None:
+        """Say whether a file holds another epoch's state, as far as the ledger tells."""
+        for number, state in ((epoch, recorded), (epoch - 1, start)):
+            other = self.history.epoch_with_parameters(state)
+            if other not in (None, number):
+                return f"files were exchanged: epoch {number}'s holds the parameters of epoch {other}"
+        other = None if replay.state is None else self.history.epoch_with_parameters(replay.state)
+        if other not in (None, epoch):
+            return f"files were exchanged: the replay reached the parameters recorded for epoch {other}"
+        other = self.history.epoch_with_batch(replay.entries[1]["batch"])
+        if other not in (None, epoch):
+            why = f"the state that epoch {epoch} started from leads to the batches of epoch {other}"
+            return f"files or their random states were exchanged: {why}"
+        return None
+
     def _cause(
         self,
         epoch: int,
@@ -188,12 +216,11 @@ class EpochVerifier:
     ) -> str | None:
         if self.history.leaves_beside_the_ledger(start):
             return f"the state that the epoch started from: see epoch {start.epoch}"
-        other = self.history.epoch_with_parameters(recorded)
-        if comparison is not None and not comparison.equal() and other not in (None, epoch):
-            return f"two files were exchanged: this one holds the parameters of epoch {other}"
         if first is not None and (first.step != END_OF_EPOCH or comparison is None):
-            suspects, same_rows = self._suspects(epoch, start, ledger, replay)
-            return cause_of_steps(first, same_rows, suspects)
+            same_order = replay.state is not None and same_streams(recorded.rng_state, replay.state.rng_state)
+            suspects, same_rows = self._suspects(epoch, start, ledger, replay, same_order)
+            setting = None if comparison is None else cause_in_optimizer(comparison.differences)
+            return cause_of_steps(first, same_rows, suspects) if setting is None else setting
         if comparison is not None and not comparison.equal():
             steps_agree = first is None and any(isinstance(step, int) for step in ledger)
             why = cause_of_state(comparison.differences, len(recorded.parameters), steps_agree)
@@ -205,12 +232,17 @@ class EpochVerifier:
         return "the results file was changed: the checkpoint and the replay agree"
 
     def _suspects(
-        self, epoch: int, start: TrainingState, ledger: Mapping[int | str, Entry], replay: Replay
+        self,
+        epoch: int,
+        start: TrainingState,
+        ledger: Mapping[int | str, Entry],
+        replay: Replay,
+        same_order: bool,
     ) -> tuple[list[str], bool]:
         """Name the images that stand in every batch that differs and in none that agrees.
 
         Returns:
-            The images, and whether the batches held the same rows: then some of them agree.
+            The images, and whether the batches held the same rows: `same_order`, or some of them agree.
         """
         inputs = self.trainer.inputs
         batches = epoch_batches(self.trainer.config, inputs.num_images(), start.rng_state, epoch)
@@ -219,8 +251,8 @@ class EpochVerifier:
             if step in ledger and step in replay.entries:
                 same = ledger[step].get("batch") == replay.entries[step]["batch"]
                 (agreeing if same else differing).update(rows.tolist())
-        if not agreeing:
-            return [], False
+        if not agreeing:  # every batch differs: no image can be told from the others
+            return [], same_order
         if differing:
             found = differing - agreeing
             self.suspects = found if self.suspects is None else self.suspects & found
@@ -345,4 +377,3 @@ def _order_line(recorded: Mapping[int | str, Entry], replayed: Mapping[int | str
         return "the ledger has no steps to compare with"
     same = sum(recorded[step].get("batch") == replayed[step].get("batch") for step in steps)
     return f"{same} of {len(steps)} batches equal"
-

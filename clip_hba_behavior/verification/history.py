@@ -77,8 +77,12 @@ class History:
         except (BadInputError, OSError) as error:
             return Recorded(epoch, None, str(error))
         if checkpoint.state is not None and (checkpoint.state.epoch, checkpoint.state.step_in_epoch) != (epoch, 0):
-            found = f"epoch {checkpoint.state.epoch}, step {checkpoint.state.step_in_epoch}"
-            problem = f"{path.name} holds another state than its name says: the one after {found}"
+            step = checkpoint.state.step_in_epoch
+            found = f"epoch {checkpoint.state.epoch}" + (f" and {step} steps" if step else "")
+            problem = (
+                f"{path.name} holds another state than its name says: the one after {found}; "
+                "was it renamed, or exchanged with another?"
+            )
             return Recorded(epoch, checkpoint, problem)
         return Recorded(epoch, checkpoint, None)
 
@@ -109,6 +113,13 @@ class History:
             if step == END_OF_EPOCH and now.items() <= entry.get("state", {}).items():
                 return epoch
         return None
+
+    def epoch_with_batch(self, batch: str) -> int | None:
+        """Return the epoch in whose first step the ledger recorded this very batch."""
+        found = (
+            epoch for (epoch, step), entry in self.ledger.items() if step == 1 and entry.get("batch") == batch
+        )
+        return next(found, None)
 
 
 def ledger_leaves(state: TrainingState) -> dict[str, str]:

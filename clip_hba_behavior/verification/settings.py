@@ -47,7 +47,8 @@ def differing_settings(
 
     Args:
         pair: the two runs.
-        origins: of each a checkpoint's provenance, for what the run's own files do not say.
+        origins: of each a checkpoint's provenance: the configuration under which this very state was made,
+            and what the run's own files do not say.
         thing: what differs between the runs (a key of `_LIKELY`); it decides which comes first.
     """
     facts = [_facts(history, origin) for history, origin in zip(pair, origins, strict=True)]
@@ -65,13 +66,19 @@ def differing_settings(
                 if files[0].get(name) != files[1].get(name)
             ]
     kinds = _LIKELY.get(thing or "", _LIKELY["parameters"])
-    return sorted(found, key=lambda each: kinds.index(kind) if (kind := _kind(each.name, kinds)) in kinds else 99)
+
+    def likeliest(each: Setting) -> tuple[int, bool]:
+        kind = _kind(each.name, kinds)
+        # the file that differs says more than the digest of all
+        return kinds.index(kind) if kind in kinds else len(kinds), each.name.startswith("the digest of ")
+
+    return sorted(found, key=likeliest)
 
 
 def _facts(history: History, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every setting that bears on bits, by name: from the run's files, else from a checkpoint."""
+    """Return every setting that bears on bits, by name."""
     environment = history.environment or {}
-    trajectory = history.config.trajectory() if history.config is not None else origin.get("config", {})
+    trajectory = (history.config.trajectory() if history.config is not None else {}) | origin.get("config", {})
     digests = environment.get("digests") or origin.get("digests", {})
     machine = environment.get("machine") or origin
     facts = dict(trajectory)

@@ -33,13 +33,17 @@ def epoch_block(outcome: EpochOutcome) -> str:
         tensors = outcome.num_differing_tensors
         lines.append(
             f"   Maximum parameter difference: {outcome.max_parameter_difference:.2e}"
-            + (f"  ({tensors} tensors differ)" if tensors else "  (0 bits differ)" if tensors == 0 else "")
+            + ("" if tensors is None else f"  ({_tensors_differ(tensors)})")
         )
     lines += [f"   {_metric(each)}" for each in outcome.metrics]
     lines += ["   " + line.replace("\n", "\n   ") for line in outcome.differences]
     if outcome.cause is not None:
         lines.append(f"   Likely cause: {outcome.cause}")
     return "\n".join(lines)
+
+
+def _tensors_differ(number: int) -> str:
+    return "0 bits differ" if number == 0 else "1 tensor differs" if number == 1 else f"{number} tensors differ"
 
 
 def _metric(metric: Metric) -> str:

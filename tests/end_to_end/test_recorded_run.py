@@ -15,7 +15,7 @@ from clip_hba_behavior.reproducibility.digest import digest
 from clip_hba_behavior.run import build_trainer
 from clip_hba_behavior.run_directory import RunDirectory
 from fresh_process import Outcome
-from run_tools import write_config
+from run_tools import recorded_run_keys, write_config
 
 
 @pytest.fixture(params=["backbone", "tiny_clip_openai_format.pt"], ids=["Hugging Face format", "OpenAI's format"])
@@ -26,28 +26,9 @@ def run(
     clip_hba: Callable[..., Outcome],
     tmp_path: Path,
 ) -> Path:
-    data = reference / "dataset"
-    config = write_config(
-        tmp_path / "config.yaml",
-        {
-            "csv_file": str(data / "train160.csv"),
-            "img_dir": str(data / "images"),
-            "inference_csv_file": str(data / "val48.csv"),
-            "RDM48_triplet_dir": str(data / "RDM48_triplet.mat"),
-            "prompts_file": str(things / "prompts66.txt"),
-            "backbone": str(reference / request.param),
-            "tokenizer": str(reference / "backbone"),
-            "random_seed": 1,
-            "epochs": 6,
-            "batch_size": 16,
-            "lr": 3e-4,
-            "train_portion": 0.8,
-            "rank": 32,
-            "vision_layers": 2,
-            "transformer_layers": 1,
-            "num_threads": 1,
-        },
-    )
+    keys = recorded_run_keys(reference, things)
+    keys |= {"backbone": str(reference / request.param), "tokenizer": str(reference / "backbone"), "epochs": 6}
+    config = write_config(tmp_path / "config.yaml", keys)
     outcome = clip_hba("train", config, "--run-dir", tmp_path / "run")
     assert outcome.code == 0, outcome.output
     return tmp_path / "run"
