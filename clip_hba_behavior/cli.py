@@ -72,12 +72,17 @@ def resume(
     ] = None,
     settings: Settings = None,
     run_dir: RunDir = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option("--allow", metavar="KEY", help="Go on although this changed (images, torch, lr, ...)."),
+    ] = None,
 ) -> None:
     """Continue a run, bit for bit."""
     from clip_hba_behavior.config import parse_settings
     from clip_hba_behavior.run import resume
 
-    print(f"The run is in {resume(run, parse_settings(settings or []), from_epoch, run_dir)}")
+    allowed = [key.strip() for each in allow or [] for key in each.split(",")]
+    print(f"The run is in {resume(run, parse_settings(settings or []), from_epoch, run_dir, allowed)}")
 
 
 @app.command()
@@ -219,8 +224,16 @@ def _say_interrupted() -> int:
 
 def _explain(error: Exception) -> int:
     """Say what went wrong; only what this program did not foresee shows its traceback."""
-    from clip_hba_behavior.reproducibility.errors import BadInputError, NotReproducibleError, StoppedError
+    from clip_hba_behavior.reproducibility.errors import (
+        BadInputError,
+        InterruptedRunError,
+        NotReproducibleError,
+        StoppedError,
+    )
 
+    if isinstance(error, InterruptedRunError):
+        print(f"{error}; `clip-hba resume RUN_DIR` goes on from it", file=sys.stderr)
+        return INTERRUPTED
     if isinstance(error, BadInputError):
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from clip_hba_behavior.reproducibility.errors import BadInputError
+from clip_hba_behavior.reproducibility.untrusted import open_text, quote, shown
 
 STANDIN = "standin"
 Positive = Annotated[int, Field(ge=1)]
@@ -30,9 +31,23 @@ FREE_KEYS = {
     "num_workers",
     "device",
     "cache_dir",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
 }
 # Keys that say where a run lies and which state it began with; they are the run's own for good.
 _ORIGIN_KEYS = {"run_dir", "training_run", "baseline_dora_directory"}
+_MAX_BYTES = 2**16  # of YAML; a configuration with every key has 2,000
+_MAX_SHOWN = 20
+# What PyYAML raises on a value that its tag or form does not fit, beside its own errors.
+_YAML_ERRORS = (
+    yaml.YAMLError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 # Keys of earlier configurations that have no place here, and what became of them.
 RETIRED_KEYS = {
     "criterion": "the loss is always the mean squared error",
@@ -117,6 +132,15 @@ class Config(BaseModel):
         None, description="Directory of the baseline's checkpoints, needed where training_run is above 1."
     )
 
+    checkpoint_every_steps: Positive | None = Field(
+        None, description="Also save the state within an epoch, each time after this many of its steps."
+    )
+    keep_checkpoints: str = Field(
+        "all",
+        description="Which epochs' checkpoints stay: `all`, `last N`, `every N` or `best`. The first, the newest, "
+        "the best, and those that a fork began with stay in any case.",
+    )
+
     device: str = Field("auto", description="auto (a GPU if there is one), cpu, cuda or cuda:N.")
     num_workers: NotNegative = Field(0, description="Processes that read augmented images; changes no bit.")
     num_threads: Positive | None = Field(
@@ -144,6 +168,10 @@ class Config(BaseModel):
             return given
         given = dict(given)
         for key, value in given.items():
+            if isinstance(value, str) and key in cls.model_fields and not _can_be_a_path(value):
+                raise ValueError(f"{key}: found {quote(value)}, expected no NUL and no half of a surrogate pair")
+            if type(value) is int and key in cls.model_fields and abs(value) >= 2**63:
+                raise ValueError(f"{key}: found {quote(value)}, expected a number of at most 63 bits")
             if isinstance(value, str) and key in cls.model_fields and cls.model_fields[key].annotation is float:
                 with suppress(ValueError):
                     given[key] = float(value)
@@ -152,7 +180,7 @@ class Config(BaseModel):
             names = {-1: "cuda", 0: "cuda:0", 1: "cuda:1", 2: "cpu"}
             if type(cuda) is not int or cuda not in names:
                 raise ValueError(
-                    f"cuda: found {cuda!r}, expected -1, 0 or 1 (a GPU) or 2 (the CPU); or use device"
+                    f"cuda: found {quote(cuda)}, expected -1, 0 or 1 (a GPU) or 2 (the CPU); or use device"
                 )
             if "device" in given:
                 raise ValueError("cuda and device are both given; keep device")
@@ -168,6 +196,15 @@ class Config(BaseModel):
         if device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdecimal()):
             raise ValueError("expected auto, cpu, cuda or cuda:N")
         return device
+
+    @field_validator("keep_checkpoints")
+    @classmethod
+    def _policy_is_known(cls, policy: str) -> str:
+        word, _, number = policy.partition(" ")
+        counts = word in ("last", "every") and number.isdecimal() and int(number) > 0
+        if policy not in ("all", "best") and not counts:
+            raise ValueError("expected all, best, last N or every N")
+        return policy
 
     @model_validator(mode="after")
     def _keys_go_together(self) -> "Config":
@@ -185,7 +222,7 @@ class Config(BaseModel):
         if self.lr_min > self.lr:
             raise ValueError(f"lr_min is {self.lr_min}, above lr, which is {self.lr}")
         if len(set(self.augmentation)) < len(self.augmentation):
-            raise ValueError(f"augmentation: {self.augmentation} names one twice")
+            raise ValueError(f"augmentation: {quote(self.augmentation)} names one twice")
         return self
 
     def trajectory(self) -> dict[str, Any]:
@@ -195,6 +232,24 @@ class Config(BaseModel):
     def to_yaml(self) -> str:
         """Return the configuration as YAML, every key with its value."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def _can_be_a_path(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Builds plain values; an alias may stand for one value only, so that a few lines stay a few values."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        is_alias = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        if is_alias and not isinstance(node, yaml.ScalarNode):
+            raise yaml.YAMLError("an alias stands for a list or a mapping; write the values out")
+        return node
 
 
 def make_config(given: Mapping[str, Any]) -> Config:
@@ -209,19 +264,21 @@ def make_config(given: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(dict(given))
     except ValidationError as error:
-        lines = [_explain(detail, given) for detail in error.errors()]
+        details = error.errors()
+        lines = [_explain(detail, given) for detail in details[:_MAX_SHOWN]]
+        lines += [f"and {len(details) - _MAX_SHOWN} more"] if len(details) > _MAX_SHOWN else []
         raise BadInputError("the configuration is wrong\n  " + "\n  ".join(lines)) from None
 
 
 def _explain(detail: Any, given: Mapping[str, Any]) -> str:
-    location = ".".join(str(part) for part in detail["loc"])
+    location = shown(".".join(str(part) for part in detail["loc"]))
     if detail["type"] == "extra_forbidden":
         near = difflib.get_close_matches(location, Config.model_fields, n=1)
         return f"{location}: no such key" + (
             f"; did you mean {near[0]}?" if near else "; see docs/configuration.md"
         )
     message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "expected").rstrip(".")
-    return f"{location}: found {detail['input']!r}, {message}" if location else message
+    return f"{location}: found {quote(detail['input'])}, {message}" if location else message
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -231,15 +288,17 @@ def read_config_file(path: Path) -> dict[str, Any]:
         BadInputError: no such file, not YAML, or no mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_text(path, _MAX_BYTES) as file:
+            text = file.read()
     except FileNotFoundError:
         raise BadInputError(f"there is no configuration file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInputError(f"{path} cannot be read: {error}") from None
     try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise BadInputError(f"{path} is no YAML file: {' '.join(str(error).split())}") from None
+        content = yaml.load(text, _PlainLoader)
+    except _YAML_ERRORS as error:
+        reason = " ".join(str(error).split())[:1000] or type(error).__name__
+        raise BadInputError(f"{path} is no YAML file: {reason}") from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -257,9 +316,11 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
-            raise BadInputError(f"--set {setting}: expected key=value")
+            raise BadInputError(f"--set {shown(setting)}: expected key=value")
         try:
-            parsed[key.strip()] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError):
-            raise BadInputError(f"--set {setting}: the value is no YAML") from None
+            if len(text) > _MAX_BYTES:
+                raise ValueError
+            parsed[key.strip()] = yaml.load(text, _PlainLoader)
+        except _YAML_ERRORS:
+            raise BadInputError(f"--set {shown(setting)}: the value is no YAML") from None
     return parsed

@@ -1,7 +1,7 @@
 """What a run was made with: machine, versions, numerics, data; and whether this is still so."""
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from clip_hba_behavior.reproducibility.checkpoint import Checkpoint
 from clip_hba_behavior.reproducibility.digest import digest
 from clip_hba_behavior.reproducibility.errors import BadInputError
 from clip_hba_behavior.reproducibility.numerics import library_versions, machine
+
+_VERSIONS_THAT_MATTER = ("torch", "transformers", "numpy", "scipy", "pillow", "cuda")
 
 
 def describe_environment(config: Config, inputs: Inputs) -> dict[str, Any]:
@@ -52,31 +54,55 @@ def provenance(config: Config, environment: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def compare_environments(run: Path, recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Refuse to continue a run on other data, weights or settings; name other versions and machines.
+def compare_environments(
+    run: Path, recorded: Mapping[str, Any], found: Mapping[str, Any], allow: Collection[str] = ()
+) -> list[str]:
+    """Refuse to continue a run on other data, weights, settings, machine or versions than it had.
 
     Args:
         run: the run's directory, for the message.
         recorded: its `environment.json`.
         found: `describe_environment` now.
+        allow: what may be another: keys of the configuration, of the digests, names of libraries, `device`,
+            `device_model`.
 
     Returns:
-        What differs and may change bits although the run can go on: a sentence each.
+        What differs and was allowed: a sentence each, to be recorded as drift.
 
     Raises:
-        BadInputError: names what changed, the two values under each other.
+        BadInputError: names what changed, the two values under each other, and the one way to go on.
     """
     # a key that was added since the run was made had its default's effect
-    changed = _differing("", make_config({}).trajectory() | recorded["trajectory"], found["trajectory"])
-    changed += changed_data(recorded, found)
-    if changed:
+    changes = _changes(make_config({}).trajectory() | recorded["trajectory"], found["trajectory"])
+    changes |= _changes(recorded["digests"], found["digests"])
+    changes |= _changes(_machine_and_versions(recorded), _machine_and_versions(found))
+    known = [*found["digests"], *_machine_and_versions(found), *found["trajectory"]]
+    unknown = sorted(set(allow) - set(known))
+    if unknown:
+        raise BadInputError(
+            f"--allow {', '.join(unknown)}: nothing of that name is compared\n  known: {', '.join(known)}"
+        )
+    refused = {key: values for key, values in changes.items() if key not in allow}
+    if refused:
+        lines = [f"{key}\n    in the run: {then}\n    now:        {now}" for key, (then, now) in refused.items()]
+        lines += changed_files(recorded, found) if refused.keys() & found["digests"].keys() else []
         raise BadInputError(
             f"cannot resume {run}: what it was made from changed\n  "
-            + "\n  ".join(changed)
-            + "\n  put it back as it was, or start a new run"
+            + "\n  ".join(lines)
+            + f"\n  put it back as it was, or go on all the same, on record, with --allow {','.join(refused)}"
         )
-    there = {"device": recorded["device"], "device_model": recorded["machine"]["device_model"]}
-    return drift_from(there | recorded["versions"], found)
+    return [f"{key} was {then}, is {now}" for key, (then, now) in changes.items()]
+
+
+def _changes(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    return {key: (recorded.get(key), now) for key, now in found.items() if recorded.get(key) != now}
+
+
+def _machine_and_versions(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of machine and libraries bears on the bits; Python and the tokenizer, for instance, do not."""
+    versions = {name: value for name, value in environment["versions"].items() if name in _VERSIONS_THAT_MATTER}
+    there = {"device": environment["device"], "device_model": environment["machine"]["device_model"]}
+    return there | versions
 
 
 def changed_data(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
@@ -87,9 +113,15 @@ def changed_data(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[
         found: `describe_environment` now.
     """
     changed = _differing("the digest of the ", recorded["digests"], found["digests"])
+    return changed + (changed_files(recorded, found) if changed else [])
+
+
+def changed_files(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Name the images, and the images' targets, that are not what they were."""
+    changed = []
     for key, what in (("images", "images that differ"), ("targets", "targets that differ, of the images")):
         then, now = recorded.get(key), found[key]
-        if then and changed:
+        if then:
             names = [name for name, value in now.items() if then.get(name, value) != value]
             names += sorted(then.keys() ^ now.keys())
             if names:

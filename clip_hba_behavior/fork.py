@@ -14,6 +14,7 @@ from clip_hba_behavior.reproducibility.checkpoint import (
 from clip_hba_behavior.reproducibility.errors import BadInputError
 from clip_hba_behavior.reproducibility.rng import load_and_restore_rng_state
 from clip_hba_behavior.reproducibility.state import restore_parameters
+from clip_hba_behavior.run_directory import RunDirectory
 from clip_hba_behavior.training import Trainer
 
 SPLIT_KEYS = {"random_seed", "train_portion"}
@@ -70,6 +71,18 @@ def inherit(config: Config, parent: Checkpoint) -> Config:
     if last >= config.training_run:  # else the baseline has not come further than the fork's start
         given["epochs"] = min(config.epochs, last)
     return make_config(inherited | given)
+
+
+def note_fork(parent: Checkpoint, fork: Path, logger: logging.Logger) -> None:
+    """Write in the parent's run that a fork began here, so that it keeps this checkpoint."""
+    run = parent.path.parent.parent
+    if parent.path.parent.name != "dora_params" or not (run / "config.yaml").is_file():
+        return  # loose checkpoints: nobody removes any
+    epoch = parent.whole_state().epoch if parent.state is not None else -1
+    try:
+        RunDirectory(run).note_fork(epoch, fork)
+    except OSError as error:
+        logger.warning("The baseline cannot be written to, so it does not know of this fork: %s", error)
 
 
 def adopt(trainer: Trainer, parent: Checkpoint, logger: logging.Logger) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from clip_hba_behavior.config import DATA_KEYS, FREE_KEYS, STANDIN, Config, make
 from clip_hba_behavior.data.check import DataReport, check_data
 from clip_hba_behavior.data.standin import standin_backbone_directory, write_standin_dataset
 from clip_hba_behavior.environment import check_fork, compare_environments, describe_environment, provenance
-from clip_hba_behavior.fork import adopt, inherit, read_parent
+from clip_hba_behavior.fork import adopt, inherit, note_fork, read_parent
 from clip_hba_behavior.inputs import load_inputs
 from clip_hba_behavior.model.clip_hba import CLIPHBA
 from clip_hba_behavior.reproducibility.checkpoint import (
@@ -20,7 +20,7 @@ from clip_hba_behavior.reproducibility.checkpoint import (
     checkpoint_path,
     save_dora_parameters,
 )
-from clip_hba_behavior.reproducibility.errors import BadInputError
+from clip_hba_behavior.reproducibility.errors import BadInputError, InterruptedRunError
 from clip_hba_behavior.reproducibility.files import publish
 from clip_hba_behavior.reproducibility.ledger import END_OF_EPOCH
 from clip_hba_behavior.reproducibility.numerics import apply_numerics, check_sdpa_backend, resolve_device
@@ -28,6 +28,7 @@ from clip_hba_behavior.reproducibility.rng import load_and_restore_rng_state
 from clip_hba_behavior.reproducibility.state import TrainingState
 from clip_hba_behavior.run_directory import RunDirectory, format_row
 from clip_hba_behavior.run_log import LOGGER_NAME, Report, logging_to, reporting
+from clip_hba_behavior.signals import StopRequest, stopping_on_signals
 from clip_hba_behavior.training import Step, Trainer
 
 STEPS_BETWEEN_DIGESTS = 50
@@ -99,8 +100,14 @@ def start(config: Config, check: Check = lambda state: None) -> Path:
     parent = read_parent(config)
     config = resolve_config(config if parent is None else inherit(config, parent))
     directory = RunDirectory(Path(str(config.run_dir)))
-    with directory.created(), logging_to(directory.log_file) as logger, reporting(logger) as report:
-        trainer, environment = build_trainer(config, report, logger)
+    with (
+        stopping_on_signals() as stop,
+        directory.created(),
+        logging_to(directory.log_file) as logger,
+        reporting(logger) as report,
+    ):
+        trainer, environment = build_trainer(config, _until_stopped(report, stop), logger)
+        directory.check_space(_bytes_to_come(trainer))
         if parent is None:
             seed_protocol.draw_initial_parameters(trainer.model, trainer.inputs.backbone.get().config)
             trainer.begin()
@@ -108,10 +115,11 @@ def start(config: Config, check: Check = lambda state: None) -> Path:
             environment["drift"] = check_fork(parent, environment)
             _warn_of(environment["drift"], logger)
             environment["parent"] = adopt(trainer, parent, logger)
+            note_fork(parent, directory.path, logger)
         directory.write_config(config)
         directory.write_environment(environment)
         if parent is not None and parent.state is not None:
-            directory.checkpoints.mkdir()
+            directory.checkpoints.mkdir(exist_ok=True)
             publish(checkpoint_path(directory.checkpoints, trainer.epoch), parent.path.read_bytes())
         else:
             state = trainer.snapshot()
@@ -119,7 +127,7 @@ def start(config: Config, check: Check = lambda state: None) -> Path:
             save_dora_parameters(
                 trainer.model, directory.checkpoints, state.epoch, logger, training_state=state, provenance=origin
             )
-        train_model(trainer, directory, environment, logger, report, check=check)
+        train_model(trainer, directory, environment, logger, report, check=check, stop=stop)
     return directory.path
 
 
@@ -128,14 +136,18 @@ def resume(
     settings: Mapping[str, Any] | None = None,
     from_epoch: int | None = None,
     new_dir: str | os.PathLike[str] | None = None,
+    allow: Collection[str] = (),
 ) -> Path:
-    """Continue a run from its newest checkpoint, or from an epoch's into a new directory.
+    """Continue a run from its newest whole state, or from an epoch's into a new directory.
+
+    A newest checkpoint that is damaged is set aside, and the one before it taken.
 
     Args:
         run_dir: the run.
-        settings: keys to change; only those that do not shape the trajectory.
+        settings: keys to change; only those that do not shape the trajectory, unless allowed.
         from_epoch: continue from the state after this epoch; needs `new_dir`.
         new_dir: where the continued run goes; it gets the history up to `from_epoch` too.
+        allow: what may be another than it was, on record: see `compare_environments`.
 
     Returns:
         The directory that was written.
@@ -148,18 +160,28 @@ def resume(
         raise BadInputError("--from-epoch needs a new --run-dir: epochs that exist are never replaced")
     if not source.config_file.is_file():
         raise BadInputError(f"there is no run in {run_dir}: it has no config.yaml")
-    config = _changed(source.read_config(), settings or {})
+    config = _changed(source.read_config(), settings or {}, allow)
     if new_dir is None:
-        with source.held(), logging_to(source.log_file) as logger, reporting(logger) as report:
-            checkpoint = source.read_state(source.newest_epoch())
-            _continue(source, source, checkpoint, config, report, logger)
+        with (
+            stopping_on_signals() as stop,
+            source.held(),
+            logging_to(source.log_file) as logger,
+            reporting(logger) as report,
+        ):
+            source.remove_temporary_files()
+            _continue(source, source, source.newest_state(logger), config, allow, report, logger, stop)
         return source.path
 
     checkpoint = source.read_state(source.newest_epoch() if from_epoch is None else from_epoch)
     target = RunDirectory(Path(new_dir).expanduser().absolute())
     config = make_config(config.model_dump() | {"run_dir": str(target.path)})
-    with target.created(), logging_to(target.log_file) as logger, reporting(logger) as report:
-        _continue(source, target, checkpoint, config, report, logger)
+    with (
+        stopping_on_signals() as stop,
+        target.created(),
+        logging_to(target.log_file) as logger,
+        reporting(logger) as report,
+    ):
+        _continue(source, target, checkpoint, config, allow, report, logger, stop)
     return target.path
 
 
@@ -178,8 +200,10 @@ def _continue(
     target: RunDirectory,
     checkpoint: Checkpoint,
     config: Config,
+    allow: Collection[str],
     report: Report,
     logger: logging.Logger,
+    stop: StopRequest,
 ) -> None:
     state = checkpoint.whole_state()
     if config.epochs < state.epoch:
@@ -188,11 +212,12 @@ def _continue(
             f"  expected: at least {state.epoch}, the epoch of {checkpoint.path.name}"
         )
     recorded = source.read_environment()
-    trainer, environment = build_trainer(config, report, logger)
-    drift = compare_environments(source.path, recorded, environment)
+    trainer, environment = build_trainer(config, _until_stopped(report, stop), logger)
+    drift = compare_environments(source.path, recorded, environment, allow)
     _warn_of(drift, logger)
+    target.check_space(_bytes_to_come(trainer))
     trainer.restore(state)  # it may refuse; nothing has been written yet
-    environment |= {"parent": recorded["parent"], "drift": sorted({*recorded["drift"], *drift})}
+    environment |= {"parent": recorded["parent"], "drift": [*recorded["drift"], *drift]}
     if target is not source:
         origin = {"run": str(source.path), "epoch": state.epoch, "state_digest": checkpoint.state_digest}
         environment["continued_from"] = origin
@@ -202,10 +227,11 @@ def _continue(
     else:
         target.write_config(config)
         if drift:
-            target.write_environment(recorded | {"drift": environment["drift"]})
-    logger.info("Resuming from the state after epoch %d (%s)", state.epoch, checkpoint.path)
+            target.write_environment(environment | {"continued_from": recorded["continued_from"]})
+    within = f", step {state.step_in_epoch} of the next" if state.step_in_epoch else ""
+    logger.info("Resuming from the state after epoch %d%s (%s)", state.epoch, within, checkpoint.path)
     load_and_restore_rng_state({"rng_state": state.rng_state}, logger)
-    train_model(trainer, target, environment, logger, report)
+    train_model(trainer, target, environment, logger, report, stop=stop, supersede=bool(drift))
 
 
 def _warn_of(drift: list[str], logger: logging.Logger) -> None:
@@ -213,7 +239,29 @@ def _warn_of(drift: list[str], logger: logging.Logger) -> None:
         logger.warning("Not the same environment, so bits may differ: %s", each)
 
 
-def _changed(config: Config, settings: Mapping[str, Any]) -> Config:
+def _until_stopped(report: Report, stop: StopRequest) -> Report:
+    """Make of a report one that leaves when a signal has come: while data are read there is no state to save."""
+
+    def tell(what: str, done: int, total: int) -> None:
+        stop.check()
+        report(what, done, total)
+
+    return tell
+
+
+def _bytes_to_come(trainer: Trainer) -> int:
+    """Estimate what the rest of a run will write: its checkpoints, ledger and results."""
+    config = trainer.config
+    tensors = sum(each.numel() * each.element_size() for each in trainer.parameters.values())
+    checkpoint = 4 * tensors + 2**17  # parameters, two moments, and some to spare; random states and names
+    epochs = max(0, config.epochs - trainer.epoch)
+    word, _, number = config.keep_checkpoints.partition(" ")
+    kept = {"all": epochs, "best": 4, "last": int(number or 0) + 4, "every": epochs // int(number or 1) + 4}[word]
+    ledger = epochs * (trainer.num_steps() * 200 + 2**13)
+    return min(kept, epochs) * checkpoint + 4 * checkpoint + ledger
+
+
+def _changed(config: Config, settings: Mapping[str, Any], allow: Collection[str]) -> Config:
     """Apply settings to a run that exists."""
     if "run_dir" in settings:
         raise BadInputError("a run stays where it is\n  for a new directory give --run-dir, not --set run_dir")
@@ -222,7 +270,9 @@ def _changed(config: Config, settings: Mapping[str, Any]) -> Config:
         del before["device"]  # the old key stands for it
     changed = resolve_config(make_config(before | dict(settings)))
     fixed = [
-        key for key in Config.model_fields if key not in FREE_KEYS and getattr(changed, key) != before.get(key)
+        key
+        for key in Config.model_fields
+        if key not in FREE_KEYS and key not in allow and getattr(changed, key) != before.get(key)
     ]
     if fixed:
         lines = [
@@ -232,7 +282,8 @@ def _changed(config: Config, settings: Mapping[str, Any]) -> Config:
         raise BadInputError(
             "a run cannot go on under another configuration\n  "
             + "\n  ".join(lines)
-            + "\n  start a new run, or a fork with training_run and baseline_dora_directory"
+            + "\n  start a new run, or a fork with training_run and baseline_dora_directory;\n"
+            f"  or go on all the same, on record, with --allow {','.join(fixed)}"
         )
     return changed
 
@@ -281,6 +332,8 @@ def train_model(
     report: Report = lambda what, done, total: None,
     save_rng_state: bool = True,
     check: Check = lambda state: None,
+    stop: StopRequest | None = None,
+    supersede: bool = False,
 ) -> None:
     """Train epoch by epoch to the run's end, and write each epoch down.
 
@@ -295,8 +348,11 @@ def train_model(
         report: told of the progress within an epoch.
         save_rng_state: without it the checkpoints are partial and cannot be continued.
         check: given each epoch's state before it is written down; what it raises stops the run.
+        stop: asked after each step whether to save and leave.
+        supersede: lines recorded beyond this state are kept apart, and need not be repeated.
 
     Raises:
+        InterruptedRunError: a signal came; the state after the last step is saved.
         NonFiniteLossError: the loss is no longer a number.
         NotReproducibleError: what a file already records was not reached again.
     """
@@ -306,22 +362,34 @@ def train_model(
     if not config.augmentation:
         trainer.inputs.backbone.drop()  # its features are cached; the model keeps the blocks it trains
     after = (trainer.epoch, trainer.step_in_epoch)
-    ledger, results = directory.open_ledger(after), directory.open_results(after)
+    stop = stop or StopRequest()
+    ledger, results = directory.open_ledger(after, supersede), directory.open_results(after, supersede)
     try:
-        best = directory.find_best()
+        best = directory.find_best(logger)
         directory.write_best(*best)
+        directory.remove_steps_before(trainer.epoch)
         # A fork inherits the counters but is not stopped by them: it is compared with its baseline.
         while trainer.epoch < config.epochs and (is_fork or not trainer.early_stopping.should_stop()):
             began = time.monotonic()
             what = f"epoch {trainer.epoch + 1} of {config.epochs}"
             for step in trainer.steps():
                 ledger.record(step.epoch, step.step, ledger_entry(trainer, step))
+                due = config.checkpoint_every_steps is not None and step.step % config.checkpoint_every_steps == 0
+                if stop.name is not None or (due and step.step < trainer.num_steps()):
+                    ledger.commit()
+                    directory.check_held()
+                    directory.save_step(trainer.snapshot(), origin)
+                if stop.name is not None:
+                    raise InterruptedRunError(
+                        f"stopped by {stop.name} after epoch {step.epoch}, step {step.step}; the state is saved"
+                    )
                 report(what, step.step, trainer.num_steps())
             metrics = trainer.finish_epoch()
             state = trainer.snapshot()
             check(state)
             ledger.record(trainer.epoch, END_OF_EPOCH, closing_entry(trainer, state))
             ledger.commit()
+            directory.check_held()
             results.append((trainer.epoch, 0), format_row(metrics))
             results.commit()
             logger.info(_epoch_line(metrics, config, time.monotonic() - began))
@@ -331,6 +399,12 @@ def train_model(
             if metrics["test_loss"] < best[1]:
                 best = (trainer.epoch, metrics["test_loss"])
                 directory.write_best(*best)
+            directory.remove_steps_before(trainer.epoch)
+            directory.remove_checkpoints(config.keep_checkpoints, best[0])
+            if stop.name is not None and trainer.epoch < config.epochs:
+                raise InterruptedRunError(
+                    f"stopped by {stop.name} after epoch {trainer.epoch}; the state is saved"
+                )
     finally:
         ledger.close()
         results.close()

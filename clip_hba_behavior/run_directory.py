@@ -3,8 +3,12 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +17,15 @@ from clip_hba_behavior.reproducibility.checkpoint import (
     Checkpoint,
     checkpoint_path,
     list_checkpoints,
+    list_step_checkpoints,
     read_checkpoint,
+    save_step_checkpoint,
 )
-from clip_hba_behavior.reproducibility.errors import BadInputError
-from clip_hba_behavior.reproducibility.files import one_writer, publish, replace
+from clip_hba_behavior.reproducibility.errors import AnotherFormatError, BadInputError
+from clip_hba_behavior.reproducibility.files import publish, replace, sync_directory
+from clip_hba_behavior.reproducibility.lease import Lease, LeaseLostError, hold
 from clip_hba_behavior.reproducibility.ledger import Ledger, Position, RecordFile
+from clip_hba_behavior.reproducibility.state import TrainingState
 
 COLUMNS = (
     "epoch",
@@ -38,9 +46,12 @@ class RunDirectory:
         """Name a run directory; nothing is read or made yet."""
         self.path = path
         self.checkpoints = path / "dora_params"
+        self.step_checkpoints = path / "step_checkpoints"
         self.log_file = path / "training_log.txt"
+        self.forks_file = path / "forks.txt"
         self.config_file = path / "config.yaml"
         self.environment_file = path / "environment.json"
+        self.lease: Lease | None = None
 
     @contextmanager
     def created(self) -> Iterator[None]:
@@ -52,25 +63,48 @@ class RunDirectory:
         made = [each for each in (self.path, *self.path.parents) if not each.exists()]
         self._refuse_if_used()
         self.path.mkdir(parents=True, exist_ok=True)
-        with one_writer(self.path):
+        with self._hold():
             self._refuse_if_used()  # another process may have come first
+            self.remove_temporary_files()
             try:
                 yield
             finally:
                 if not list_checkpoints(self.checkpoints):
-                    self._remove_empty(made)
+                    with suppress(LeaseLostError):  # what is there now may be another's
+                        self.check_held()
+                        self._remove_empty(made)
 
     def _refuse_if_used(self) -> None:
-        found = [each.name for each in self.path.iterdir()] if self.path.is_dir() else []
-        if self.path.exists() and (not self.path.is_dir() or set(found) - {"run.lock"}):
+        if self.path.exists() and not self._never_began():
             holds = "a run" if self.config_file.exists() else "other files"
             raise BadInputError(
                 f"the run directory {self.path} is not empty: it holds {holds}\n"
                 f"  go on with it by `clip-hba resume {self.path}`, or give another --run-dir"
             )
 
+    def _never_began(self) -> bool:
+        """Whether nothing is here but what a start leaves that was killed before its first state."""
+        if not self.path.is_dir() or list_checkpoints(self.checkpoints):
+            return False
+        own = {"run.lock", "config.yaml", "environment.json", "training_log.txt", "dora_params"}
+        found = {each.name for each in self.path.iterdir() if not _is_temporary(each)}
+        if "config.yaml" in found:  # another's config.yaml does not name this directory
+            try:
+                return found <= own and self.read_config().run_dir == str(self.path)
+            except BadInputError:
+                return False
+        return found <= {"run.lock", "training_log.txt"}
+
+    def remove_temporary_files(self) -> None:
+        """Remove what a killed process had not published yet. Only for the process that holds the run."""
+        for directory in (self.path, self.checkpoints, self.step_checkpoints):
+            for path in directory.iterdir() if directory.is_dir() else []:
+                if _is_temporary(path):
+                    path.unlink(missing_ok=True)
+
     def _remove_empty(self, made: list[Path]) -> None:
         """Take back what a start that failed has made: its own files, and directories it created."""
+        self.remove_temporary_files()
         for name in ("config.yaml", "environment.json", "training_log.txt", "run.lock"):
             (self.path / name).unlink(missing_ok=True)
         for directory in (self.checkpoints, *made):
@@ -86,8 +120,25 @@ class RunDirectory:
         """
         if not self.config_file.is_file():
             raise BadInputError(f"there is no run in {self.path}: it has no config.yaml")
-        with one_writer(self.path):
+        with self._hold():
             yield
+
+    @contextmanager
+    def _hold(self) -> Iterator[None]:
+        with hold(self.path) as self.lease:
+            try:
+                yield
+            finally:
+                self.lease = None
+
+    def check_held(self) -> None:
+        """Return if a directory that this process holds is still its own; to be asked before publishing in it.
+
+        Raises:
+            LeaseLostError: another process holds it, or could have taken it.
+        """
+        if self.lease is not None:
+            self.lease.check()
 
     def write_config(self, config: Config) -> None:
         """Write the resolved configuration, once for a new run, again when `epochs` is extended."""
@@ -131,15 +182,108 @@ class RunDirectory:
         return checkpoint
 
     def newest_epoch(self) -> int:
-        """Return the newest checkpoint's epoch.
+        """Return the newest epoch's number, whatever state its file is in.
 
         Raises:
             BadInputError: there is none.
         """
         found = list_checkpoints(self.checkpoints)
         if not found:
-            raise BadInputError(f"{self.path} has no checkpoint; start the run again in a new --run-dir")
+            raise BadInputError(f"{self.path} has no checkpoint: it never began")
         return max(found)
+
+    def newest_state(self, logger: logging.Logger) -> Checkpoint:
+        """Find the newest whole state. A file that is damaged is named and set aside, and the one before it taken.
+
+        Raises:
+            BadInputError: there is none, or a file of a later version of this package is in the way.
+        """
+        found = {(epoch, 0): path for epoch, path in list_checkpoints(self.checkpoints).items()}
+        found |= list_step_checkpoints(self.step_checkpoints)
+        for position, path in sorted(found.items(), reverse=True):
+            try:
+                checkpoint = read_checkpoint(path)
+                if checkpoint.state is None:
+                    raise BadInputError(f"{path} holds only part of a state")
+                reached = (checkpoint.state.epoch, checkpoint.state.step_in_epoch)
+                if reached != position:
+                    raise BadInputError(
+                        f"{path} holds another state than its name says\n"
+                        f"  found:    {reached[0]} epochs and {reached[1]} steps\n"
+                        f"  expected: {position[0]} epochs and {position[1]} steps"
+                    )
+                return checkpoint
+            except AnotherFormatError:
+                raise
+            except BadInputError as error:
+                aside = _set_aside(path)
+                logger.warning("Not a whole state, set aside as %s: %s", aside.name, error)
+        raise BadInputError(
+            f"{self.path} has no whole checkpoint to go on from\n"
+            f"  found:    {len(found)} files, all refused; see the lines above\n"
+            "  start the run again in a new --run-dir"
+            if found
+            else f"{self.path} has no checkpoint: it never began\n  start it again with `clip-hba train`"
+        )
+
+    def save_step(self, state: TrainingState, provenance: Mapping[str, Any]) -> None:
+        """Save the state within an epoch; of those, the two newest stay."""
+        save_step_checkpoint(self.step_checkpoints, state, provenance)
+        for path in list(list_step_checkpoints(self.step_checkpoints).values())[:-2]:
+            path.unlink()
+
+    def remove_steps_before(self, epoch: int) -> None:
+        """Remove the states within epochs that are complete: the epoch's own checkpoint is whole."""
+        for (completed, _), path in list_step_checkpoints(self.step_checkpoints).items():
+            if completed < epoch:
+                path.unlink()
+
+    def remove_checkpoints(self, policy: str, best: int) -> None:
+        """Remove what `keep_checkpoints` does not keep.
+
+        The first and the newest checkpoint, the best, and those that a fork began with always stay.
+        """
+        epochs = list(list_checkpoints(self.checkpoints))
+        word, _, number = policy.partition(" ")
+        if word == "all" or len(epochs) < 3:
+            return
+        keep = {epochs[0], epochs[-1], best, *self.forked_epochs()}
+        if word == "last":
+            keep.update(epochs[-int(number) :])
+        elif word == "every":
+            keep.update(epoch for epoch in epochs if epoch % int(number) == 0)
+        for epoch in epochs:
+            if epoch not in keep:
+                checkpoint_path(self.checkpoints, epoch).unlink()
+
+    def forked_epochs(self) -> set[int]:
+        """Return the epochs that forks began with, as they wrote them down here."""
+        try:
+            lines = self.forks_file.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return set()
+        return {int(line.partition(" ")[0]) for line in lines if line.partition(" ")[0].isdecimal()}
+
+    def note_fork(self, epoch: int, fork: Path) -> None:
+        """Write down that a fork begins with the state after `epoch`, so that its checkpoint stays."""
+        with self.forks_file.open("a", encoding="utf-8") as file:
+            file.write(f"{epoch} {fork}\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def check_space(self, needed: int) -> None:
+        """Refuse to train on where the disk cannot hold what is to come.
+
+        Raises:
+            BadInputError: names both amounts.
+        """
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise BadInputError(
+                f"there is not enough space in {self.path}\n  found:    {free / 1e9:.2f} GB free\n"
+                f"  expected: {needed / 1e9:.2f} GB, for all epochs\n"
+                "  make space, or keep fewer checkpoints: keep_checkpoints"
+            )
 
     def copy_history(self, source: "RunDirectory", epoch: int) -> None:
         """Copy another run's ledger, results and checkpoints up to an epoch, so that this run holds both."""
@@ -151,17 +295,18 @@ class RunDirectory:
             if each <= epoch:
                 publish(self.checkpoints / path.name, path.read_bytes())
 
-    def open_ledger(self, after: Position) -> Ledger:
-        """Open `steps.jsonl` for a run that goes on from the state `after`."""
-        return Ledger(self.path / "steps.jsonl", after)
+    def open_ledger(self, after: Position, supersede: bool = False) -> Ledger:
+        """Open `steps.jsonl` for a run that goes on from the state `after`; see `RecordFile`."""
+        return Ledger(self.path / "steps.jsonl", after, supersede)
 
-    def open_results(self, after: Position) -> RecordFile:
-        """Open `training_res.csv` for a run that goes on from the state `after`.
+    def open_results(self, after: Position, supersede: bool = False) -> RecordFile:
+        """Open `training_res.csv` for a run that goes on from the state `after`; see `RecordFile`.
 
         Rows that are missing or torn are made again from the checkpoints, each of which holds its own.
         """
         path = self.path / "training_res.csv"
-        results = RecordFile(path, after, _results_position, header=",".join(COLUMNS))
+        header = ",".join(COLUMNS)
+        results = RecordFile(path, after, _results_position, header, supersede)
         rows = {int(line.partition(",")[0]): line for line in results.kept_lines}
         checkpoints = list_checkpoints(self.checkpoints)
         first = min(checkpoints, default=0)  # the first state's row, if it has one, is its parent's
@@ -171,18 +316,22 @@ class RunDirectory:
                 rows[epoch] = format_row(self.read_state(epoch).whole_state().metrics) + "\n"
             results.close()
             lines = [rows[epoch] for epoch in sorted(rows)]
-            replace(path, "".join([",".join(COLUMNS) + "\n", *lines]).encode())
-            results = RecordFile(path, after, _results_position, header=",".join(COLUMNS))
+            replace(path, "".join([header + "\n", *lines]).encode())
+            results = RecordFile(path, after, _results_position, header)
         return results
 
-    def find_best(self) -> tuple[int, float]:
+    def find_best(self, logger: logging.Logger) -> tuple[int, float]:
         """Return the recorded epoch with the lowest test loss, and that loss; the first state counts."""
+        losses: dict[int, float] = {}
         first = min(list_checkpoints(self.checkpoints))
-        losses = {first: float(self.read_state(first).whole_state().metrics["test_loss"])}
+        try:
+            losses[first] = float(self.read_state(first).whole_state().metrics["test_loss"])
+        except BadInputError as error:
+            logger.warning("The first state cannot be read, so it does not count for best.json: %s", error)
         with (self.path / "training_res.csv").open(newline="") as file:
             losses |= {int(row["epoch"]): float(row["test_loss"]) for row in csv.DictReader(file)}
-        epoch = min(losses, key=lambda each: (losses[each], each))
-        return epoch, losses[epoch]
+        epoch = min(losses, key=lambda each: (losses[each], each), default=first)
+        return epoch, losses.get(epoch, math.inf)
 
     def write_best(self, epoch: int, test_loss: float) -> None:
         """Name "the model" of the run in `best.json`: the epoch with the lowest test loss."""
@@ -198,6 +347,20 @@ def format_row(metrics: dict[str, Any]) -> str:
         [repr(value) if isinstance(value, float) else value for value in (metrics[each] for each in COLUMNS)]
     )
     return text.getvalue()
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a refused file, so that it is out of the way and not lost."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.refused{number}")).exists():
+        number += 1
+    path.rename(aside)
+    sync_directory(path.parent)
+    return aside
 
 
 def _results_position(line: str) -> Position | None:

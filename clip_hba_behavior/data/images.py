@@ -16,7 +16,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import PREFIXES, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from clip_hba_behavior.data.things import DataError
+from clip_hba_behavior.data.things import MAX_IMAGE_BYTES, DataError
+from clip_hba_behavior.reproducibility.untrusted import open_regular
 
 # Image.open would warn above its own limit, and silencing a warning is not thread-safe. Its decoders do not
 # warn, and naming them leaves the many rarely used ones out.
@@ -60,7 +61,7 @@ def read_image(path: Path, max_pixels: int = 100_000_000) -> Image.Image:
         DataError: The file cannot be read or decoded whole, or claims more than `max_pixels`.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path, MAX_IMAGE_BYTES) as file:
             image = _open(file, path)
             width, height = image.size
             if width * height > max_pixels:

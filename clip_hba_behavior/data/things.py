@@ -2,8 +2,11 @@
 
 import csv
 import hashlib
+import io
 import math
 import re
+import struct
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,11 +17,19 @@ import scipy.io
 from numpy.typing import NDArray
 
 from clip_hba_behavior.reproducibility.errors import BadInputError
+from clip_hba_behavior.reproducibility.untrusted import MIB, open_regular, open_text, quote, read_rows, shown
 
 NUM_DIMENSIONS = 66
 NUM_HUMAN_IMAGES = 48
 RDM_VARIABLE = "RDM48_triplet"
 SYMMETRY_TOLERANCE = 1e-8
+MAX_IMAGE_BYTES = 128 * MIB  # the largest of THINGS has 3
+_MAX_TABLE_BYTES = 64 * MIB  # the table of THINGS has 2.2
+_MAX_ROWS = 100_000
+_MAX_PROBLEMS = 10_000
+_MAX_PROMPTS_BYTES = 2**18
+_MAX_RDM_BYTES = 4 * MIB  # unpacked; the RDM of THINGS has 18 kB
+_MAX_NAME_BYTES = 255  # of a file, on any common file system
 TARGET_COLUMNS = tuple(str(dimension) for dimension in range(NUM_DIMENSIONS))
 
 _NUMERIC_CLASSES = {"double", "single"} | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
@@ -85,42 +96,51 @@ def examine_annotations(path: Path) -> tuple[AnnotationTable | None, tuple[Annot
         The table as far as it can be read, nan where a target is no number (None where there are no rows
         to read), and all its problems in the order of the file.
     """
+    rows = (each for each in read_rows(path, _MAX_TABLE_BYTES) if each[1])
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            # Rows and lines differ where a quoted cell spans lines; the user looks for the line.
-            reader = csv.reader(file, strict=True)
-            lines = [(reader.line_num, cells) for cells in reader if cells]
+        header = next(rows, (0, []))[1]
+        if not header:
+            return None, (_file_problem(path, "it is empty", "export the table again"),)
+        if faulty := _header_problem(path, header):
+            return None, (faulty,)
+        table, problems = _examine_rows(path, header, rows)
     except FileNotFoundError:
         return None, (_file_problem(path, "there is no such file", "give the path of the CSV file"),)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         return None, (
             _file_problem(path, f"it is not a readable CSV file: {error}", "export the table again as CSV"),
         )
-    if not lines:
-        return None, (_file_problem(path, "it is empty", "export the table again"),)
-
-    header = lines[0][1]
-    if faulty := _header_problem(path, header):
-        return None, (faulty,)
-    if len(lines) == 1:
+    if not table.image_names:
         return None, (_file_problem(path, "it has a header but no rows", "export the table again"),)
+    return table, tuple(problems)
 
+
+def _examine_rows(
+    path: Path, header: Sequence[str], rows: Iterator[tuple[int, list[str]]]
+) -> tuple[AnnotationTable, list[AnnotationProblem]]:
     names: list[str] = []
-    targets = np.full((len(lines) - 1, NUM_DIMENSIONS), np.nan)
+    targets: list[NDArray[np.float64]] = []
     problems: list[AnnotationProblem] = []
     first_line_of: dict[str, int] = {}
     columns = [header.index(column) for column in TARGET_COLUMNS]
     name_column = header.index("image_name")
-    for row, (line, cells) in enumerate(lines[1:]):
+    for line, cells in rows:  # rows and lines differ where a quoted cell spans lines; the user looks for the line
+        if len(names) == _MAX_ROWS or len(problems) >= _MAX_PROBLEMS:
+            what = f"{len(names)} rows and {len(problems)} problems are read up to line {line}, and no more"
+            problems.append(_file_problem(path, what, "mend these first, or give a smaller table"))
+            break
         name = cells[name_column] if name_column < len(cells) else ""
         names.append(name)
+        numbers = np.full(NUM_DIMENSIONS, np.nan)
+        targets.append(numbers)
         if len(cells) != len(header):
             message = f"it has {len(cells)} cells\n  expected: {len(header)}, as in the header\n  mend the line"
             problems.append(AnnotationProblem(Fault.ROW, f"{path}, line {line}: {message}"))
             continue
         if reason := unsafe_name_reason(name):
             message = (
-                f"image name {name!r} {reason}\n  expected: a file name such as aardvark_01b.jpg\n  mend the line"
+                f"image name {quote(name)} {reason}\n"
+                "  expected: a file name such as aardvark_01b.jpg\n  mend the line"
             )
             problems.append(AnnotationProblem(Fault.NAME, f"{path}, line {line}: {message}"))
         elif name in first_line_of:
@@ -132,13 +152,14 @@ def examine_annotations(path: Path) -> tuple[AnnotationTable | None, tuple[Annot
         for dimension, column in enumerate(columns):
             value = _parse(cells[column])
             if value is not None and math.isfinite(value):
-                targets[row, dimension] = value
+                numbers[dimension] = value
                 continue
             fault = Fault.NOT_A_NUMBER if value is None else Fault.NOT_FINITE
-            where = f"{path}, line {line}: image {name}, column {dimension}"
-            message = f"{where}: {cells[column]!r} is {fault}\n  expected: a finite number\n  mend the value"
+            where = f"{path}, line {line}: image {shown(name)}, column {dimension}"
+            message = f"{where}: {quote(cells[column])} is {fault}\n  expected: a finite number\n  mend the value"
             problems.append(AnnotationProblem(fault, message))
-    return AnnotationTable(path, tuple(names), targets), tuple(problems)
+    together = np.stack(targets) if targets else np.empty((0, NUM_DIMENSIONS))
+    return AnnotationTable(path, tuple(names), together), problems
 
 
 def unsafe_name_reason(name: str) -> str | None:
@@ -151,6 +172,8 @@ def unsafe_name_reason(name: str) -> str | None:
         return "begins with a dot"
     if not name.isprintable():
         return "has a control character"
+    if len(name.encode()) > _MAX_NAME_BYTES:
+        return "is too long"
     return None
 
 
@@ -161,10 +184,13 @@ def read_prompts(path: Path, expected: int = NUM_DIMENSIONS) -> tuple[str, ...]:
         DataError: The file cannot be read, a line is empty, or there are not `expected` prompts.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with open_text(path, _MAX_PROMPTS_BYTES, encoding="utf-8-sig") as file:
+            text = file.read()
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file\n  give the path of the prompts, one a line") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise DataError(f"{path}: it cannot be read: {error}\n  give a text file with one prompt a line") from error
+    except UnicodeDecodeError as error:
         raise DataError(f"{path}: it is not UTF-8 text: {error}\n  save it as UTF-8") from error
     prompts = text.removesuffix("\n").split("\n") if text else []
     for number, prompt in enumerate(prompts, start=1):
@@ -189,29 +215,37 @@ def read_human_rdm(path: Path) -> NDArray[np.float64]:
             symmetric 48 x 48 matrix.
     """
     advice = "give the path of RDM48_triplet.mat"
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file\n  {advice}")
     try:
-        found = {name: (shape, kind) for name, shape, kind in scipy.io.whosmat(str(path), appendmat=False)}
+        content = _read_mat(path)
+        listed = scipy.io.whosmat(content)
+        found = {name: (shape, kind) for name, shape, kind in listed}
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file\n  {advice}") from None
     except Exception as error:  # scipy raises nearly anything on a damaged file
-        raise DataError(f"{path}: it is not a readable .mat file: {error}\n  {advice}") from error
+        reason = shown(str(error)) or type(error).__name__
+        raise DataError(f"{path}: it is not a readable .mat file: {reason}\n  {advice}") from error
+    if len(found) < len(listed):
+        raise DataError(f"{path}: it holds two variables of the same name\n  {advice}")
     if RDM_VARIABLE not in found:
         raise DataError(
             f"{path}: variable {RDM_VARIABLE} is missing\n"
-            f"  found:    {', '.join(sorted(found)) or 'no variables'}\n  {advice}"
+            f"  found:    {shown(', '.join(sorted(found))) or 'no variables'}\n  {advice}"
         )
     shape, kind = found[RDM_VARIABLE]
     side = NUM_HUMAN_IMAGES
     expected = f"  expected: {side} x {side} real numbers\n  {advice}"
-    described = f"{' x '.join(map(str, shape))} of class {kind}"
-    if kind not in _NUMERIC_CLASSES or tuple(shape) != (side, side):
+    described = f"{' x '.join(map(str, shape or ['nothing']))} of class {kind}"
+    if kind not in _NUMERIC_CLASSES or tuple(shape or ()) != (side, side):
         raise DataError(
             f"{path}: {RDM_VARIABLE} is no RDM of the {side} images\n  found:    {described}\n{expected}"
         )
     try:
-        loaded = scipy.io.loadmat(str(path), appendmat=False, variable_names=[RDM_VARIABLE])[RDM_VARIABLE]
+        loaded = scipy.io.loadmat(content, variable_names=[RDM_VARIABLE])[RDM_VARIABLE]
     except Exception as error:
-        raise DataError(f"{path}: {RDM_VARIABLE} cannot be read: {error}\n  {advice}") from error
+        reason = shown(str(error)) or type(error).__name__
+        raise DataError(f"{path}: {RDM_VARIABLE} cannot be read: {reason}\n  {advice}") from error
+    if not isinstance(loaded, np.ndarray):
+        raise DataError(f"{path}: {RDM_VARIABLE} cannot be read: {shown(str(loaded))}\n  {advice}")
     if loaded.shape != (side, side) or loaded.dtype.kind not in "fiu":
         described = f"{loaded.shape} of {loaded.dtype}"
         raise DataError(
@@ -233,6 +267,39 @@ def read_human_rdm(path: Path) -> NDArray[np.float64]:
             f"  expected: equal within {SYMMETRY_TOLERANCE}\n  {advice}"
         )
     return rdm
+
+
+class _MatFile(io.BytesIO):
+    """A .mat file's bytes, of which a reader may take only so much: a header can send scipy round in circles."""
+
+    num_reads = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.num_reads += 1
+        if self.num_reads > 100_000:
+            raise OSError("its variables do not end")
+        return super().read(size)
+
+
+def _read_mat(path: Path) -> _MatFile:
+    """Read a .mat file whole, and refuse one whose compressed variables unpack to more than is allowed.
+
+    In version 5 a variable is a tag of two numbers, its kind and its length, and its content; kind 15 is
+    compressed by zlib. In version 4, of which a zero is among the first four bytes, nothing is.
+    """
+    with open_regular(path, _MAX_RDM_BYTES) as file:
+        content = file.read(_MAX_RDM_BYTES + 1)
+    order = "<" if content[126:128] == b"IM" else ">"
+    position, left = 128, _MAX_RDM_BYTES
+    while 0 not in content[:4] and position + 8 <= len(content):
+        kind, length = struct.unpack_from(f"{order}2L", content, position)
+        if kind == 15:
+            packed = content[position + 8 : position + 8 + length]
+            left -= len(zlib.decompressobj().decompress(packed, left + 1))
+        if left < 0:
+            raise ValueError(f"it unpacks to more than {_MAX_RDM_BYTES} bytes")
+        position += 8 + length
+    return _MatFile(content)
 
 
 def locate_images(image_dir: Path, image_names: Sequence[str]) -> tuple[Path, ...]:
@@ -272,7 +339,7 @@ def find_images(image_dir: Path, image_names: Sequence[str]) -> tuple[Path | Non
         raise DataError(f"{image_dir}: there is no such directory\n  give the directory of the images")
     for name in image_names:
         if reason := unsafe_name_reason(name):
-            raise DataError(f"image name {name!r} {reason}\n  expected: a file name\n  mend the name")
+            raise DataError(f"image name {quote(name)} {reason}\n  expected: a file name\n  mend the name")
     found = [_expected_place(image_dir, name) for name in image_names]
     absent = {name for name, path in zip(image_names, found, strict=True) if path is None}
     if not absent:
@@ -294,10 +361,10 @@ def image_digests(paths: Sequence[Path], progress: Callable[[int, int], None] | 
     digests = []
     for done, path in enumerate(paths, start=1):
         try:
-            with path.open("rb") as file:
+            with open_regular(path, MAX_IMAGE_BYTES) as file:
                 digests.append(hashlib.file_digest(file, "sha256").hexdigest())
         except OSError as error:
-            raise DataError(f"{path}: it cannot be read: {error.strerror}\n  restore the file") from error
+            raise DataError(f"{path}: it cannot be read: {error.strerror or error}\n  restore the file") from error
         if progress:
             progress(done, len(paths))
     return tuple(digests)

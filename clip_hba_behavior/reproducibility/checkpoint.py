@@ -18,13 +18,14 @@ import torch
 
 from clip_hba_behavior.reproducibility import safe_load
 from clip_hba_behavior.reproducibility.digest import digest
-from clip_hba_behavior.reproducibility.errors import BadInputError, NotReproducibleError
+from clip_hba_behavior.reproducibility.errors import AnotherFormatError, BadInputError, NotReproducibleError
 from clip_hba_behavior.reproducibility.files import publish
 from clip_hba_behavior.reproducibility.rng import MISSING, SAVED, RngState, capture_rng_state
 from clip_hba_behavior.reproducibility.state import TrainingState, snapshot
 
 FORMAT_VERSION = 1
 _FILE_NAME = re.compile(r"epoch(\d+)_dora_params\.pth")
+_STEP_FILE_NAME = re.compile(r"epoch(\d+)_step(\d+)\.pth")
 _STATE_KEYS = [each.name for each in fields(TrainingState) if each.name != "parameters"]
 
 
@@ -91,6 +92,21 @@ def list_checkpoints(directory: Path) -> dict[int, Path]:
         match = _FILE_NAME.fullmatch(path.name)
         if match:
             found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def step_checkpoint_path(directory: Path, epoch: int, step: int) -> Path:
+    """Return the path of the checkpoint within `epoch` (counted from 1) after `step` of its steps."""
+    return directory / f"epoch{epoch}_step{step}.pth"
+
+
+def list_step_checkpoints(directory: Path) -> dict[tuple[int, int], Path]:
+    """Return the checkpoints within an epoch by (completed epochs, steps done of the next), ascending."""
+    found = {}
+    for path in directory.iterdir() if directory.is_dir() else []:
+        match = _STEP_FILE_NAME.fullmatch(path.name)
+        if match:
+            found[int(match[1]) - 1, int(match[2])] = path
     return dict(sorted(found.items()))
 
 
@@ -166,13 +182,29 @@ def save_dora_parameters(
         if save_rng_state:
             content["rng_state"] = capture_rng_state()
         content |= {"epoch": epoch, "partial": True, "format_version": FORMAT_VERSION}
+    _publish(path, content)
+    if save_rng_state:
+        (logger.info if logger is not None else print)(SAVED)
+    return path
+
+
+def save_step_checkpoint(directory: Path, state: TrainingState, provenance: Mapping[str, Any]) -> Path:
+    """Publish the state within an epoch as `epoch<N>_step<K>.pth`. A file that exists is never replaced.
+
+    Raises:
+        NotReproducibleError: the file exists and holds another state.
+    """
+    directory.mkdir(exist_ok=True)
+    path = step_checkpoint_path(directory, state.epoch + 1, state.step_in_epoch)
+    _publish(path, to_content(state, provenance))
+    return path
+
+
+def _publish(path: Path, content: dict[str, Any]) -> None:
     try:
         publish(path, to_bytes(content))
     except FileExistsError:
         _refuse_another_state(path, content.get("state_digest"))
-    if save_rng_state:
-        (logger.info if logger is not None else print)(SAVED)
-    return path
 
 
 def _refuse_another_state(path: Path, reached: str | None) -> None:
@@ -210,7 +242,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     version = content.get("format_version")
     if version != FORMAT_VERSION:
-        raise BadInputError(
+        raise AnotherFormatError(
             f"{path} has another format\n  found:    format_version {version!r}\n"
             f"  expected: format_version {FORMAT_VERSION}\n  read it with the version that wrote it"
         )

@@ -5,6 +5,14 @@ class BadInputError(ValueError):
     """What the user gave cannot be used; nothing was done (exit code 2)."""
 
 
+class AnotherFormatError(BadInputError):
+    """A file of a later version of this package: it is whole, only not for this program to read."""
+
+
+class InterruptedRunError(Exception):
+    """A signal asked the run to leave; its state is saved (exit code 75)."""
+
+
 class NotReproducibleError(RuntimeError):
     """A repetition did not give the recorded bits (exit code 1)."""
 

@@ -1,15 +1,10 @@
-"""Files that are whole or absent: publish, replace, append, and one writer a directory."""
+"""Files that are whole or absent: publish and replace."""
 
-import fcntl
-import json
 import os
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from clip_hba_behavior.reproducibility.errors import BadInputError
 
 
 def sync_directory(directory: Path) -> None:
@@ -54,34 +49,3 @@ def replace(path: Path, content: bytes) -> None:
         temporary.replace(path)
         # `_temporary_beside` finds nothing left to remove
     sync_directory(path.parent)
-
-
-@contextmanager
-def one_writer(directory: Path) -> Iterator[None]:
-    """Hold a directory for this process; the kernel lets go of it when the process ends.
-
-    Raises:
-        BadInputError: another process holds it; names its host and process.
-    """
-    path = directory / "run.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 1000).decode(errors="replace").strip() or "unknown"
-            raise BadInputError(
-                f"the run directory {directory} is in use\n"
-                f"  by:      {holder}\n"
-                f"  this is: {_whoami()}\n"
-                "  wait for it to end, or give another --run-dir"
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, _whoami().encode() + b"\n", 0)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _whoami() -> str:
-    return json.dumps({"host": socket.gethostname(), "process": os.getpid()})

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,12 @@ class RecordFile:
     """
 
     def __init__(
-        self, path: Path, after: Position, position_of: Callable[[str], Position | None], header: str = ""
+        self,
+        path: Path,
+        after: Position,
+        position_of: Callable[[str], Position | None],
+        header: str = "",
+        supersede: bool = False,
     ) -> None:
         """Open a file for a run that continues from the state `after`.
 
@@ -32,6 +37,8 @@ class RecordFile:
             after: the state that is taken up.
             position_of: reads a line's position; None if it is no whole line of this file.
             header: the first line, without its end.
+            supersede: the run goes on in another way on purpose: lines beyond `after` are kept in a file
+                of their own, and not compared.
         """
         self.path = path
         self.kept_lines: list[str] = []
@@ -52,8 +59,13 @@ class RecordFile:
                 position = position_of(line)
                 if position is not None and position > after:
                     self._to_come.setdefault(position, line)
+        if self._to_come and supersede:
+            _keep(path.with_name(f"{path.name}.superseded"), self._to_come.values())
+            self._to_come.clear()
         if self._to_come:
             replace(self._aside, "".join(self._to_come.values()).encode())
+        else:
+            self._aside.unlink(missing_ok=True)
         kept = (f"{header}\n" if header else "") + "".join(self.kept_lines)
         if kept != found:
             replace(path, kept.encode())
@@ -89,13 +101,20 @@ class RecordFile:
 class Ledger(RecordFile):
     """`steps.jsonl`: a JSON object a step, and one at each epoch's end."""
 
-    def __init__(self, path: Path, after: Position) -> None:
-        """Open the ledger of a run that continues from the state `after`."""
-        super().__init__(path, after, _ledger_position)
+    def __init__(self, path: Path, after: Position, supersede: bool = False) -> None:
+        """Open the ledger of a run that continues from the state `after`; see `RecordFile`."""
+        super().__init__(path, after, _ledger_position, supersede=supersede)
 
     def record(self, epoch: int, step: int | str, entry: Mapping[str, Any]) -> None:
         """Write the line of one step (both counted from 1) or of `END_OF_EPOCH`."""
         self.append(_leads_to(epoch, step), json.dumps({"epoch": epoch, "step": step, **entry}))
+
+
+def _keep(path: Path, lines: Iterable[str]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _difference(before: str, now: str) -> str:

@@ -16,10 +16,14 @@ from clip_hba_behavior.reproducibility.digest import leaf_digest, leaves
 from clip_hba_behavior.reproducibility.errors import BadInputError
 from clip_hba_behavior.reproducibility.ledger import END_OF_EPOCH
 from clip_hba_behavior.reproducibility.state import TrainingState
+from clip_hba_behavior.reproducibility.untrusted import MIB, open_text
 from clip_hba_behavior.run_directory import RunDirectory
 from clip_hba_behavior.verification.results_table import ResultsTable, read_results_table
 
 Entry = dict[str, Any]
+_MAX_LEDGER_BYTES = 64 * MIB  # a long run's has 20
+_MAX_LINE = 1 * MIB  # characters
+_MAX_BAD_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -179,12 +183,33 @@ def read_history(path: Path) -> History:
 
 def _read_ledger(path: Path, problems: list[str]) -> dict[tuple[int, int | str], Entry]:
     entries: dict[tuple[int, int | str], Entry] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        try:
-            entry = json.loads(line)
-            place = (int(entry["epoch"]), entry["step"])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            problems.append(f"{path.name}, line {number}: not a whole line of the ledger")
-            continue
-        entries[place] = entry
+    num_bad = 0
+    try:
+        with open_text(path, _MAX_LEDGER_BYTES, errors="replace") as file:
+            number = 0
+            while (line := file.readline(_MAX_LINE)) and num_bad < _MAX_BAD_LINES:
+                number += 1
+                try:
+                    entry = _entry(json.loads(line))
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    num_bad += 1
+                    problems.append(f"{path.name}, line {number}: not a whole line of the ledger")
+                    continue
+                entries[entry["epoch"], entry["step"]] = entry
+    except OSError as error:
+        problems.append(f"{path} cannot be read: {error}")
+    if num_bad == _MAX_BAD_LINES:
+        problems.append(f"{path.name} is not read further: {num_bad} of its lines are none of a ledger")
     return entries
+
+
+def _entry(found: Any) -> Entry:
+    """Return a ledger's entry, if it is one: numbers, texts, and dicts of them."""
+    epoch, step = found["epoch"], found["step"]
+    if type(epoch) is not int or (type(step) is not int and step != END_OF_EPOCH):
+        raise ValueError
+    for name, value in found.items():
+        inner = value.values() if isinstance(value, dict) and name in ("state", "metrics") else [value]
+        if any(isinstance(each, dict | list) for each in inner) or (name == "state" and inner == [value]):
+            raise ValueError
+    return dict(found)

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clip_hba_behavior.reproducibility.errors import BadInputError
+from clip_hba_behavior.reproducibility.untrusted import MIB, quote, read_rows, shown
 
+_MAX_BYTES = 4 * MIB  # some 40,000 epochs
 METRICS = ("train_loss", "test_loss", "behavioral_rsa_rho", "behavioral_rsa_p_value")
 # the names of METRICS in the file, and the number of its first epoch
 _FORMS = (
@@ -40,27 +42,25 @@ def read_results_table(path: Path) -> ResultsTable:
         BadInputError: no such file, neither header, or a row that is wrong; names the line.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            header = [name.strip() for name in reader.fieldnames or []]
-            reader.fieldnames = header
-            names, first = _form_of(path, header)
-            rows: dict[int, dict[str, float]] = {}
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                epoch = _number(where, "epoch", row.get("epoch"))
-                if epoch != int(epoch) or epoch < first or int(epoch) - first + 1 in rows:
-                    raise BadInputError(
-                        f"{where}: an epoch that cannot be\n  found:    {row['epoch']}\n"
-                        f"  expected: a whole number from {first} on, each once"
-                    )
-                rows[int(epoch) - first + 1] = {
-                    metric: _number(where, name, row.get(name))
-                    for metric, name in zip(METRICS, names, strict=True)
-                }
+        lines = (each for each in read_rows(path, _MAX_BYTES) if each[1])
+        header = [name.strip() for name in next(lines, (0, []))[1]]
+        names, first = _form_of(path, header)
+        rows: dict[int, dict[str, float]] = {}
+        for number, cells in lines:
+            where = f"{path}, line {number}"
+            row = dict(zip(header, cells, strict=False))
+            epoch = _number(where, "epoch", row.get("epoch"))
+            if epoch != int(epoch) or epoch < first or int(epoch) - first + 1 in rows:
+                raise BadInputError(
+                    f"{where}: an epoch that cannot be\n  found:    {shown(row['epoch'])}\n"
+                    f"  expected: a whole number from {first} on, each once"
+                )
+            rows[int(epoch) - first + 1] = {
+                metric: _number(where, name, row.get(name)) for metric, name in zip(METRICS, names, strict=True)
+            }
     except FileNotFoundError:
         raise BadInputError(f"there is no results CSV {path}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInputError(f"{path} is no CSV: {error}") from None
     form = f"header {', '.join(names)}; epochs from {first}"
     return ResultsTable(path, form, rows)
@@ -71,7 +71,7 @@ def _form_of(path: Path, header: list[str]) -> tuple[tuple[str, ...], int]:
         if {"epoch", *names} <= set(header):
             return names, first
     raise BadInputError(
-        f"{path} is no results CSV\n  found:    {', '.join(header) or 'nothing'}\n  expected: "
+        f"{path} is no results CSV\n  found:    {shown(', '.join(header)) or 'nothing'}\n  expected: "
         + "\n         or ".join(", ".join(("epoch", *names)) for names, _ in _FORMS)
     )
 
@@ -80,7 +80,7 @@ def _number(where: str, name: str, text: str | None) -> float:
     try:
         value = float(text or "")
     except ValueError:
-        raise BadInputError(f"{where}: {name} is {text!r}, not a number") from None
+        raise BadInputError(f"{where}: {name} is {quote(text)}, not a number") from None
     if name == "epoch" and not math.isfinite(value):
-        raise BadInputError(f"{where}: epoch is {text!r}, not a number")
+        raise BadInputError(f"{where}: epoch is {quote(text)}, not a number")
     return value

@@ -199,9 +199,9 @@ def test_moved_data_is_no_change(run: Path, clip_hba: ClipHba, standin_data: Pat
 
 
 def hold_run(run: str, held: str) -> None:
-    from clip_hba_behavior.reproducibility.files import one_writer
+    from clip_hba_behavior.reproducibility.lease import hold
 
-    with one_writer(Path(run)):
+    with hold(Path(run)):
         Path(held).touch()
         time.sleep(60)
 

@@ -1,0 +1,81 @@
+"""Files that mean harm are refused: no code is run, no memory filled, no time lost, no traceback shown."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import fresh_process
+from fresh_process import Outcome
+from hostile.corpus import ACCEPTED, CANARY, CORPUS, PLACES, READERS, Build, attempt
+
+MIB = 2**20
+ClipHba = Callable[..., Outcome]
+
+
+def read(reader: str, build: Build, tmp_path: Path) -> dict[str, object]:
+    """Let a fresh process read a file within limits of memory and time; return how it went."""
+    (tmp_path / "files").mkdir()
+    path = build(tmp_path / "files")
+    report = tmp_path / "report.json"
+    (tmp_path / "work").mkdir()
+    outcome = fresh_process.call(
+        attempt, reader, str(path), str(tmp_path / "work"), str(report), output=tmp_path / "output.txt", timeout=30
+    )
+    assert "Traceback" not in outcome.output, outcome.output
+    assert outcome.code == 2, outcome
+    assert not list((tmp_path / "work").iterdir()), CANARY
+    found: dict[str, object] = json.loads(report.read_text()) | {"path": str(path)}
+    return found
+
+
+def check(found: dict[str, object], message: str) -> None:
+    said = str(found["message"])
+    assert found["end"] == "refused"
+    assert message in said
+    assert "steps.jsonl" in said or str(found["path"]) in said or said.startswith("the configuration is wrong")
+    assert len(said) < 12_000
+    assert float(str(found["seconds"])) < 10
+    assert int(str(found["grown"])) < 300 * MIB, found
+
+
+@pytest.mark.parametrize(
+    ("reader", "message", "build"),
+    [
+        pytest.param(reader, message, build, id=f"{reader}-{build.__name__}")
+        for reader, cases in CORPUS.items()
+        for message, build in cases
+    ],
+)
+def test_a_hostile_file_is_refused(reader: str, message: str, build: Build, tmp_path: Path) -> None:
+    check(read(reader, build, tmp_path), message)
+
+
+@pytest.mark.parametrize(
+    ("reader", "build"),
+    [
+        pytest.param(reader, build, id=f"{reader}-{build.__name__}")
+        for reader in READERS
+        for build in PLACES
+        if (reader, build.__name__) not in ACCEPTED
+    ],
+)
+def test_what_is_no_regular_file_of_the_kind_is_refused(reader: str, build: Build, tmp_path: Path) -> None:
+    check(read(reader, build, tmp_path), "")
+
+
+@pytest.mark.parametrize(
+    "build", [*(build for _, build in CORPUS["checkpoint"]), *PLACES], ids=lambda build: build.__name__
+)
+def test_inspect_refuses_a_hostile_checkpoint(
+    build: Build, clip_hba: ClipHba, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "files").mkdir()
+    path = build(tmp_path / "files")
+    monkeypatch.chdir(tmp_path)
+    outcome = clip_hba("inspect", path)
+    assert outcome.code == 2, outcome.output
+    assert outcome.output.startswith("error: ")
+    assert "Traceback" not in outcome.output
+    assert not (tmp_path / CANARY).exists()
