@@ -183,6 +183,13 @@ def disagreements(history: History, origins: Origins) -> list[str]:
         defaults = make_config({}).trajectory()  # a key that was added later had its default's effect
         for key, value in history.config.trajectory().items():
             problems += _disagreeing(key, value, {e: (defaults | o["config"]).get(key) for e, o in own.items()})
+        for key, value in (history.environment or {}).get("trajectory", {}).items():
+            kept = getattr(history.config, key, None)
+            if kept != value:
+                problems.append(
+                    f"{key}: config.yaml and environment.json disagree\n"
+                    f"    in config.yaml:      {kept!r}\n    in environment.json: {value!r}"
+                )
     if history.environment is not None:
         for key, value in history.environment.get("digests", {}).items():
             what = f"the digest of the {key}"

@@ -27,7 +27,7 @@ from clip_hba_behavior.verification.causes import (
 from clip_hba_behavior.verification.checkpoints import disagreements, origins_of, recorded_config
 from clip_hba_behavior.verification.history import Entry, History, Recorded, read_history
 from clip_hba_behavior.verification.replay import Replay, epoch_batches, make_trainer, replay_epoch
-from clip_hba_behavior.verification.settings import Setting, differing_settings
+from clip_hba_behavior.verification.settings import ORDER_KEYS, Setting, differing_settings
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,8 @@ def _compare_epoch(a: _Run, b: _Run, epoch: int, start: int) -> _Place | None:
         if len(unreadable) == 1:
             lines.append(f"the checkpoint of {unreadable[0]} cannot be read")
     else:
-        comparison = compare(*(_content(file) for file in _alike(files[0], files[1])))
+        whole = files[0].state is not None and files[1].state is not None
+        comparison = compare(_content(files[0], whole), _content(files[1], whole))
         lines += group(comparison.differences, RUNS)
     for name, here, there in _rows(a, b, epoch):
         if repr(here) != repr(there):
@@ -202,13 +203,8 @@ def _compare_epoch(a: _Run, b: _Run, epoch: int, start: int) -> _Place | None:
     return _Place(epoch, first, comparison, tuple(lines)) if lines else None
 
 
-def _alike(a: Checkpoint, b: Checkpoint) -> tuple[tuple[Checkpoint, bool], tuple[Checkpoint, bool]]:
-    whole = a.state is not None and b.state is not None
-    return (a, whole), (b, whole)
-
-
-def _content(each: tuple[Checkpoint, bool]) -> dict[str, Any]:
-    checkpoint, whole = each
+def _content(checkpoint: Checkpoint, whole: bool) -> dict[str, Any]:
+    """Return what of a checkpoint is compared: its state if both are whole, else what old files have too."""
     if whole and checkpoint.state is not None:
         return checkpoint.state.as_dict()
     return {"parameters": checkpoint.parameters, "rng_state": checkpoint.rng_state}
@@ -255,6 +251,7 @@ def _thing(a: _Run, b: _Run, place: _Place, first: FirstDifference | None) -> tu
     """Name what differs first; of batches also whether their rows are the same, and which image it may be."""
     if first is not None and first.thing == "batch":
         same_rows, suspects = _suspects(a, b)
+        same_rows = same_rows or _same_draws(a, b, place)
         return ("batch content" if same_rows else "batch order"), same_rows, suspects
     name = first.thing if first is not None else ""
     if not name and place.comparison is not None and place.comparison.differences:
@@ -262,6 +259,22 @@ def _thing(a: _Run, b: _Run, place: _Place, first: FirstDifference | None) -> tu
     if not name and place.lines:
         name = "metrics"
     return name.partition("/")[0], True, []
+
+
+def _same_draws(a: _Run, b: _Run, place: _Place) -> bool:
+    """Whether both drew the epoch's order from the same random states, by the same rule, of as many rows."""
+    if place.comparison is None or any(
+        each.name.startswith("rng_state/") for each in place.comparison.differences
+    ):
+        return False
+    rules = [
+        (
+            {key: run.origin(place.epoch).get("config", {}).get(key) for key in ORDER_KEYS},
+            len((run.history.environment or {}).get("targets", {})),
+        )
+        for run in (a, b)
+    ]
+    return rules[0] == rules[1]
 
 
 def _suspects(a: _Run, b: _Run) -> tuple[bool, list[str]]:
@@ -318,6 +331,8 @@ def _cause(
                 return exchanged
         if recorded.problem is not None:
             return f"{run.name}: {recorded.problem.partition(chr(10))[0]}" + (in_state and f"; {in_state}")
+        if repeated is False and not differences and first is not None and first.thing != "batch":
+            return f"the ledger of {run.name} was changed: its checkpoint and its replay agree"
         if state is not None and run.history.leaves_beside_the_ledger(state):
             why = "was changed after it was written: its own ledger says otherwise"
             return f"the file of {run.name} {why}" + (in_state and f"; {in_state}")

@@ -216,6 +216,9 @@ class EpochVerifier:
     ) -> str | None:
         if self.history.leaves_beside_the_ledger(start):
             return f"the state that the epoch started from: see epoch {start.epoch}"
+        states_agree = comparison is not None and comparison.equal()
+        if first is not None and states_agree and first.thing != "batch":
+            return "the ledger was changed: the checkpoint and the replay agree"
         if first is not None and (first.step != END_OF_EPOCH or comparison is None):
             same_order = replay.state is not None and same_streams(recorded.rng_state, replay.state.rng_state)
             suspects, same_rows = self._suspects(epoch, start, ledger, replay, same_order)
@@ -227,8 +230,6 @@ class EpochVerifier:
             if END_OF_EPOCH in ledger and first is None:
                 why += "; the ledger and the replay agree, so it was changed after it was written"
             return why
-        if first is not None:
-            return "the ledger was changed: the checkpoint and the replay agree"
         return "the results file was changed: the checkpoint and the replay agree"
 
     def _suspects(
@@ -319,8 +320,7 @@ class EpochVerifier:
             if recorded_before:
                 return "from the recorded random state; none was recorded after the epoch to compare with", True
             return f"reconstructed from seed {seed}; the file records none to compare with", True
-        reached = self.history.files and replay.state is not None
-        fits = reached and same_streams(after.rng_state, replay.state.rng_state)  # type: ignore[union-attr]
+        fits = replay.state is not None and same_streams(after.rng_state, replay.state.rng_state)
         derived = self.derived
         from_seed = derived is not None and same_streams(after.rng_state, derived.rng_states[epoch])
         if fits:

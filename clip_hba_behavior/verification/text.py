@@ -98,6 +98,7 @@ def closing_line(verification: Verification) -> str:
     extent = f"the first {verification.num_steps} steps of " if verification.num_steps else ""
     if word is Word.REPRODUCIBLE:
         compared = "every batch and loss" if verification.num_steps else "every state, step and result"
+        compared += " on record" if verification.notes else ""
         return f"reproducible: {extent}{len(epochs)} of {len(epochs)} epochs repeat to the last bit, {compared}"
     if word is Word.CONSISTENT:
         whole = all(each.holds == "the whole training state" for each in epochs)
