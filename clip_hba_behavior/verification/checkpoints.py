@@ -51,6 +51,11 @@ def verify_checkpoints(
     """
     history = read_history(path)
     chosen = list(epochs) if epochs is not None else _all_epochs(history, results)
+    if not set(chosen) & history.files.keys():
+        raise BadInputError(
+            f"{history.path} has no checkpoint of epoch {', '.join(map(str, chosen))}\n"
+            f"  found:    epochs {', '.join(map(str, history.files))}\n  give --epochs some of those"
+        )
     read = {epoch: history.read(epoch) for epoch in sorted({*chosen, *(epoch - 1 for epoch in chosen)})}
     origins = origins_of(read)
     config = recorded_config(history, origins, given)

@@ -1,7 +1,7 @@
 """Where two runs first differ, and why: from what they recorded, then by replaying that epoch of both."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class RunDifference:
         replays: what training that epoch of each run again showed.
         settings: what differs in config, data, weights, numerics and versions, the likeliest cause first.
         problems: where a run's own records disagree.
+        notes: what could not be compared.
         cause: the likely cause.
     """
 
@@ -56,6 +57,7 @@ class RunDifference:
     replays: tuple[str, ...] = ()
     settings: tuple[Setting, ...] = ()
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     cause: str | None = None
 
     def equal(self) -> bool:
@@ -152,6 +154,7 @@ def diff_runs(
         "runs": (str(a.history.path), str(b.history.path)),
         "epochs": tuple(epochs),
         "problems": problems,
+        "notes": tuple(_not_compared(a, b, epochs)),
     }
     if place is None:
         settings = differing_settings((a.history, b.history), (a.origin(None), b.origin(None)), None)
@@ -178,6 +181,22 @@ def diff_runs(
     )
 
 
+def _not_compared(a: _Run, b: _Run, epochs: Sequence[int]) -> list[str]:
+    """Name what only one of two runs has between the first and the last epoch of both, and states in part."""
+    notes = []
+    between = range(epochs[0], epochs[-1] + 1)
+    for run, other in ((a, b), (b, a)):
+        alone = [epoch for epoch in between if epoch in run.files and epoch not in other.files]
+        if alone:
+            notes.append(f"only {run.name} has a checkpoint of epoch {', '.join(map(str, alone))}")
+        partial = [
+            epoch for epoch in epochs if (file := run.files[epoch].checkpoint) is not None and file.state is None
+        ]
+        if partial:
+            notes.append(f"{run.name} does not hold whole states: of them only what both have is compared")
+    return notes
+
+
 def _open(name: str, path: Path) -> _Run:
     history = read_history(path)
     return _Run(name, history, {epoch: history.read(epoch) for epoch in history.files})
@@ -195,7 +214,8 @@ def _compare_epoch(a: _Run, b: _Run, epoch: int, start: int) -> _Place | None:
             lines.append(f"the checkpoint of {unreadable[0]} cannot be read")
     else:
         whole = files[0].state is not None and files[1].state is not None
-        comparison = compare(_content(files[0], whole), _content(files[1], whole))
+        random_states = files[0].rng_state is not None and files[1].rng_state is not None
+        comparison = compare(*(_content(file, whole, random_states) for file in (files[0], files[1])))
         lines += group(comparison.differences, RUNS)
     for name, here, there in _rows(a, b, epoch):
         if repr(here) != repr(there):
@@ -203,11 +223,12 @@ def _compare_epoch(a: _Run, b: _Run, epoch: int, start: int) -> _Place | None:
     return _Place(epoch, first, comparison, tuple(lines)) if lines else None
 
 
-def _content(checkpoint: Checkpoint, whole: bool) -> dict[str, Any]:
+def _content(checkpoint: Checkpoint, whole: bool, with_random_states: bool) -> dict[str, Any]:
     """Return what of a checkpoint is compared: its state if both are whole, else what old files have too."""
     if whole and checkpoint.state is not None:
         return checkpoint.state.as_dict()
-    return {"parameters": checkpoint.parameters, "rng_state": checkpoint.rng_state}
+    content: dict[str, Any] = {"parameters": checkpoint.parameters}
+    return content | ({"rng_state": checkpoint.rng_state} if with_random_states else {})
 
 
 def _rows(a: _Run, b: _Run, epoch: int) -> list[tuple[str, float, float]]:
@@ -366,7 +387,8 @@ def describe(difference: RunDifference) -> str:
     """Return a comparison of two runs for a person."""
     a, b = difference.runs
     epochs = difference.epochs
-    lines = [f"A: {a}", f"B: {b}", f"both have epochs {epochs[0]} to {epochs[-1]}"]
+    lines = [f"A: {a}", f"B: {b}", f"both have {len(epochs)} checkpoints, of epochs {epochs[0]} to {epochs[-1]}"]
+    lines += [f"note: {note}" for note in difference.notes]
     if difference.epoch is not None:
         step = difference.step
         where = (

@@ -24,7 +24,7 @@ from clip_hba_behavior.verification.causes import (
     first_difference,
     group,
 )
-from clip_hba_behavior.verification.derived import DerivedRun
+from clip_hba_behavior.verification.derived import DerivedRun, draws_apart
 from clip_hba_behavior.verification.history import Entry, History, Recorded
 from clip_hba_behavior.verification.outcome import EpochOutcome, Metric
 from clip_hba_behavior.verification.replay import Replay, epoch_batches, replay_epoch, same_streams
@@ -230,7 +230,7 @@ class EpochVerifier:
             if END_OF_EPOCH in ledger and first is None:
                 why += "; the ledger and the replay agree, so it was changed after it was written"
             return why
-        return "the results file was changed: the checkpoint and the replay agree"
+        return "the results file was changed, or is another run's: the checkpoint and the replay agree"
 
     def _suspects(
         self,
@@ -284,9 +284,11 @@ class EpochVerifier:
         differences = [_metric_line(each) for each in metrics if not each.within(NOT_WHOLE)]
         if not order_fits:
             differences.append(order)
-        from_the_seed = before.checkpoint is None
-        if from_the_seed:
-            cause = "none missing: epoch 1 began from the seed, with everything; only rounding is left"
+        cause: str | None = None
+        if not order_fits:
+            cause = "the batches were other ones: check random_seed, and that all files are of one run"
+        elif before.checkpoint is None:
+            cause = "epoch 1 began from the seed, with everything: what is left is rounding" if largest else None
         else:
             lacks = "optimizer_state and early_stopping_state"
             lacks += "" if before.checkpoint is not None and before.checkpoint.rng_state else " and rng_state"
@@ -325,7 +327,12 @@ class EpochVerifier:
         from_seed = derived is not None and same_streams(after.rng_state, derived.rng_states[epoch])
         if fits:
             text = "equal: the replay reached the recorded random state after the epoch"
-            return text + (f", which is also the one derived from seed {seed}" if from_seed else ""), True
+            if from_seed or derived is None:
+                return text + (f", which is also the one derived from seed {seed}" if from_seed else ""), True
+            apart = draws_apart(after.rng_state, derived.rng_states[epoch])
+            if apart is None:
+                return f"of another seed than {seed}: the recorded random state is none of its states", False
+            return f"{text}; seed {seed} gives it {abs(apart)} draws {'earlier' if apart > 0 else 'later'}", True
         if from_seed:
             text = f"equal to the one derived from seed {seed}; the random state before the epoch is another"
             return text, True
@@ -354,9 +361,8 @@ class EpochVerifier:
 
 
 def _metric_line(metric: Metric) -> str:
-    return (
-        f"{metric.name}: {metric.recorded!r} in {metric.source}, {metric.replayed!r} replayed "
-        f"({metric.relative_difference():.2%})"
+    return f"{metric.name}: {metric.recorded!r} in {metric.source}, {metric.replayed!r} replayed " + (
+        "" if metric.name.endswith("p_value") else f" ({metric.relative_difference():.2%})"
     )
 
 

@@ -144,8 +144,8 @@ def read_history(path: Path) -> History:
     if path.name == "dora_params" and (path.parent / "config.yaml").is_file():
         path = path.parent
     directory = RunDirectory(path)
-    if not directory.checkpoints.is_dir():
-        files = list_checkpoints(path)
+    if not directory.config_file.is_file() or not directory.checkpoints.is_dir():
+        files = list_checkpoints(directory.checkpoints) or list_checkpoints(path)
         if not files:
             raise BadInputError(
                 f"{path} holds no checkpoints\n  expected: a run's directory, or one with epochN_dora_params.pth"

@@ -72,6 +72,8 @@ def differing_settings(
         # the file that differs says more than the digest of all
         return kinds.index(kind) if kind in kinds else len(kinds), each.name.startswith("the digest of ")
 
+    if all(facts[each].get("lr_schedule") == "constant" for each in (0, 1)):
+        found = [each for each in found if each.name != "lr_schedule_epochs"]  # it bears on nothing then
     return sorted(found, key=likeliest)
 
 
