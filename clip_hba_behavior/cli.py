@@ -119,7 +119,7 @@ def data_check(
 @app.command()
 def diff(
     run_a: Annotated[Path, typer.Argument(help="A run's directory, or a directory of checkpoints.")],
-    run_b: Annotated[Path, typer.Argument(help="Another.")],
+    run_b: Annotated[Path, typer.Argument(help="Another run, or directory of checkpoints.")],
     replay: Annotated[
         bool, typer.Option("--replay/--no-replay", help="Also train the differing epoch of each again.")
     ] = True,
@@ -189,7 +189,7 @@ def verify_results(
     settings: Settings = None,
     json: Certificate = None,
 ) -> None:
-    """The same, and compare losses, RSA and p-value with the rows of a CSV."""
+    """Train each epoch again, and compare losses, RSA and p-value with the rows of a results CSV too."""
     from clip_hba_behavior.verification.commands import verify_run
 
     raise typer.Exit(verify_run(checkpoints, csv, config, settings or [], epochs, None, json))

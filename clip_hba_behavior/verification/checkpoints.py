@@ -51,6 +51,11 @@ def verify_checkpoints(
     """
     history = read_history(path)
     chosen = list(epochs) if epochs is not None else _all_epochs(history, results)
+    if not set(chosen) & history.files.keys():
+        raise BadInputError(
+            f"{history.path} has no checkpoint of epoch {', '.join(map(str, chosen))}\n"
+            f"  found:    epochs {', '.join(map(str, history.files))}\n  give --epochs some of those"
+        )
     read = {epoch: history.read(epoch) for epoch in sorted({*chosen, *(epoch - 1 for epoch in chosen)})}
     origins = origins_of(read)
     config = recorded_config(history, origins, given)
@@ -183,6 +188,13 @@ def disagreements(history: History, origins: Origins) -> list[str]:
         defaults = make_config({}).trajectory()  # a key that was added later had its default's effect
         for key, value in history.config.trajectory().items():
             problems += _disagreeing(key, value, {e: (defaults | o["config"]).get(key) for e, o in own.items()})
+        for key, value in (history.environment or {}).get("trajectory", {}).items():
+            kept = getattr(history.config, key, None)
+            if kept != value:
+                problems.append(
+                    f"{key}: config.yaml and environment.json disagree\n"
+                    f"    in config.yaml:      {kept!r}\n    in environment.json: {value!r}"
+                )
     if history.environment is not None:
         for key, value in history.environment.get("digests", {}).items():
             what = f"the digest of the {key}"

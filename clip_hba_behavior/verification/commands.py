@@ -15,15 +15,18 @@ from clip_hba_behavior.verification.reconstruct import describe as describe_reco
 from clip_hba_behavior.verification.reconstruct import reconstruct as re_create
 from clip_hba_behavior.verification.results_table import read_results_table
 from clip_hba_behavior.verification.text import epoch_block, summary
+from clip_hba_behavior.verification.verdict import Word
 
 
 def verify_quick(json: Path | None) -> int:
     """Run the quick check; return the exit code."""
     certificate.check_free(json)
     result = quick.verify_quick()
+    word = Word.REPRODUCIBLE if result.reproducible else Word.DIFFERENT
     if json is not None:
-        certificate.write_certificate(json, certificate.headed("quick verification", result.as_dict()))
-    return 0 if result.reproducible else 1
+        content = {"verdict": word.value, "exit_code": word.exit_code()} | result.as_dict()
+        certificate.write_certificate(json, certificate.headed("quick verification", content))
+    return word.exit_code()
 
 
 def verify_run(
@@ -69,10 +72,13 @@ def diff(first: Path, second: Path, with_replay: bool, json: Path | None) -> int
     with logging_to(None) as logger, reporting(logger) as report:
         difference = diff_runs(first, second, with_replay, logger, report)
     print(describe(difference))
+    code = 0 if difference.equal() else 1
     if json is not None:
-        content = dataclasses.asdict(difference) | {"equal": difference.equal()}
-        certificate.write_certificate(json, certificate.headed("difference", content))
-    return 0 if difference.equal() else 1
+        content = {"verdict": "equal" if code == 0 else "different", "exit_code": code}
+        certificate.write_certificate(
+            json, certificate.headed("difference", content | dataclasses.asdict(difference))
+        )
+    return code
 
 
 def reconstruct(
@@ -105,9 +111,13 @@ def reconstruct(
     with logging_to(None) as logger, reporting(logger) as report:
         result = re_create(directory, given, run_dir, train, rule, chosen, logger, report)
     print(describe_reconstruction(result))
+    verdict, code = ("fits", 0) if result.confirmed() else ("not confirmed", 3)
+    if result.misfit() is not None:
+        verdict, code = "does not fit", 1
     if json is not None:
-        certificate.write_certificate(json, certificate.headed("reconstruction", as_dict(result)))
-    return 1 if result.misfit() is not None else 0 if result.confirmed() else 3
+        content = {"verdict": verdict, "exit_code": code} | as_dict(result)
+        certificate.write_certificate(json, certificate.headed("reconstruction", content))
+    return code
 
 
 def parse_epochs(text: str, first: int = 1) -> list[int] | None:

@@ -13,10 +13,12 @@ from clip_hba_behavior.batch_order import draw_evaluation_seeds, draw_loader_see
 from clip_hba_behavior.config import Config
 from clip_hba_behavior.model.clip_hba import CLIPHBA
 from clip_hba_behavior.reproducibility.errors import BadInputError
-from clip_hba_behavior.reproducibility.rng import RngState, capture_rng_state
+from clip_hba_behavior.reproducibility.rng import RngState, capture_rng_state, restore_rng_state
 from clip_hba_behavior.reproducibility.state import snapshot
 from clip_hba_behavior.seed_protocol import Split
 from clip_hba_behavior.verification.replay import undisturbed_generators
+
+_MAX_DRAWS_APART = 2000
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def derive_run(config: Config, num_images: int, model: CLIPHBA, clip: CLIPConfig
         raise BadInputError(
             "random states cannot be derived where training draws too\n"
             f"  found:    dora_dropout {config.dora_dropout}\n  expected: dora_dropout 0\n"
-            "  repeat the run instead: `clip-hba reconstruct --train`"
+            "  leave it out: in the earlier pipeline it never acted"
         )
     with undisturbed_generators():
         split = seed_protocol.begin(config.random_seed, num_images, config.train_portion)
@@ -60,3 +62,20 @@ def derive_run(config: Config, num_images: int, model: CLIPHBA, clip: CLIPConfig
             draw_evaluation_seeds(config.batch_order, epoch)
             rng_states[epoch] = snapshot(capture_rng_state())
     return DerivedRun(split, initial, rng_states, orders)
+
+
+def draws_apart(recorded: RngState, derived: RngState) -> int | None:
+    """Count the 64-bit draws of torch's generator that lie between two states.
+
+    Returns:
+        Positive where the recorded state is the later one; None if it is not within 2,000 draws, and so of
+        another seed, split or model.
+    """
+    with undisturbed_generators():
+        for first, second, sign in ((derived, recorded, 1), (recorded, derived, -1)):
+            restore_rng_state(first)
+            for number in range(_MAX_DRAWS_APART + 1):
+                if torch.equal(torch.get_rng_state(), second["torch_rng_state"]):
+                    return sign * number
+                draw_loader_seed()
+    return None

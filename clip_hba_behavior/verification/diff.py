@@ -1,7 +1,7 @@
 """Where two runs first differ, and why: from what they recorded, then by replaying that epoch of both."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from clip_hba_behavior.verification.causes import (
 from clip_hba_behavior.verification.checkpoints import disagreements, origins_of, recorded_config
 from clip_hba_behavior.verification.history import Entry, History, Recorded, read_history
 from clip_hba_behavior.verification.replay import Replay, epoch_batches, make_trainer, replay_epoch
-from clip_hba_behavior.verification.settings import Setting, differing_settings
+from clip_hba_behavior.verification.settings import ORDER_KEYS, Setting, differing_settings
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class RunDifference:
         replays: what training that epoch of each run again showed.
         settings: what differs in config, data, weights, numerics and versions, the likeliest cause first.
         problems: where a run's own records disagree.
+        notes: what could not be compared.
         cause: the likely cause.
     """
 
@@ -56,6 +57,7 @@ class RunDifference:
     replays: tuple[str, ...] = ()
     settings: tuple[Setting, ...] = ()
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     cause: str | None = None
 
     def equal(self) -> bool:
@@ -152,6 +154,7 @@ def diff_runs(
         "runs": (str(a.history.path), str(b.history.path)),
         "epochs": tuple(epochs),
         "problems": problems,
+        "notes": tuple(_not_compared(a, b, epochs)),
     }
     if place is None:
         settings = differing_settings((a.history, b.history), (a.origin(None), b.origin(None)), None)
@@ -178,6 +181,22 @@ def diff_runs(
     )
 
 
+def _not_compared(a: _Run, b: _Run, epochs: Sequence[int]) -> list[str]:
+    """Name what only one of two runs has between the first and the last epoch of both, and states in part."""
+    notes = []
+    between = range(epochs[0], epochs[-1] + 1)
+    for run, other in ((a, b), (b, a)):
+        alone = [epoch for epoch in between if epoch in run.files and epoch not in other.files]
+        if alone:
+            notes.append(f"only {run.name} has a checkpoint of epoch {', '.join(map(str, alone))}")
+        partial = [
+            epoch for epoch in epochs if (file := run.files[epoch].checkpoint) is not None and file.state is None
+        ]
+        if partial:
+            notes.append(f"{run.name} does not hold whole states: of them only what both have is compared")
+    return notes
+
+
 def _open(name: str, path: Path) -> _Run:
     history = read_history(path)
     return _Run(name, history, {epoch: history.read(epoch) for epoch in history.files})
@@ -194,7 +213,9 @@ def _compare_epoch(a: _Run, b: _Run, epoch: int, start: int) -> _Place | None:
         if len(unreadable) == 1:
             lines.append(f"the checkpoint of {unreadable[0]} cannot be read")
     else:
-        comparison = compare(*(_content(file) for file in _alike(files[0], files[1])))
+        whole = files[0].state is not None and files[1].state is not None
+        random_states = files[0].rng_state is not None and files[1].rng_state is not None
+        comparison = compare(*(_content(file, whole, random_states) for file in (files[0], files[1])))
         lines += group(comparison.differences, RUNS)
     for name, here, there in _rows(a, b, epoch):
         if repr(here) != repr(there):
@@ -202,16 +223,12 @@ def _compare_epoch(a: _Run, b: _Run, epoch: int, start: int) -> _Place | None:
     return _Place(epoch, first, comparison, tuple(lines)) if lines else None
 
 
-def _alike(a: Checkpoint, b: Checkpoint) -> tuple[tuple[Checkpoint, bool], tuple[Checkpoint, bool]]:
-    whole = a.state is not None and b.state is not None
-    return (a, whole), (b, whole)
-
-
-def _content(each: tuple[Checkpoint, bool]) -> dict[str, Any]:
-    checkpoint, whole = each
+def _content(checkpoint: Checkpoint, whole: bool, with_random_states: bool) -> dict[str, Any]:
+    """Return what of a checkpoint is compared: its state if both are whole, else what old files have too."""
     if whole and checkpoint.state is not None:
         return checkpoint.state.as_dict()
-    return {"parameters": checkpoint.parameters, "rng_state": checkpoint.rng_state}
+    content: dict[str, Any] = {"parameters": checkpoint.parameters}
+    return content | ({"rng_state": checkpoint.rng_state} if with_random_states else {})
 
 
 def _rows(a: _Run, b: _Run, epoch: int) -> list[tuple[str, float, float]]:
@@ -255,6 +272,7 @@ def _thing(a: _Run, b: _Run, place: _Place, first: FirstDifference | None) -> tu
     """Name what differs first; of batches also whether their rows are the same, and which image it may be."""
     if first is not None and first.thing == "batch":
         same_rows, suspects = _suspects(a, b)
+        same_rows = same_rows or _same_draws(a, b, place)
         return ("batch content" if same_rows else "batch order"), same_rows, suspects
     name = first.thing if first is not None else ""
     if not name and place.comparison is not None and place.comparison.differences:
@@ -262,6 +280,22 @@ def _thing(a: _Run, b: _Run, place: _Place, first: FirstDifference | None) -> tu
     if not name and place.lines:
         name = "metrics"
     return name.partition("/")[0], True, []
+
+
+def _same_draws(a: _Run, b: _Run, place: _Place) -> bool:
+    """Whether both drew the epoch's order from the same random states, by the same rule, of as many rows."""
+    if place.comparison is None or any(
+        each.name.startswith("rng_state/") for each in place.comparison.differences
+    ):
+        return False
+    rules = [
+        (
+            {key: run.origin(place.epoch).get("config", {}).get(key) for key in ORDER_KEYS},
+            len((run.history.environment or {}).get("targets", {})),
+        )
+        for run in (a, b)
+    ]
+    return rules[0] == rules[1]
 
 
 def _suspects(a: _Run, b: _Run) -> tuple[bool, list[str]]:
@@ -318,6 +352,8 @@ def _cause(
                 return exchanged
         if recorded.problem is not None:
             return f"{run.name}: {recorded.problem.partition(chr(10))[0]}" + (in_state and f"; {in_state}")
+        if repeated is False and not differences and first is not None and first.thing != "batch":
+            return f"the ledger of {run.name} was changed: its checkpoint and its replay agree"
         if state is not None and run.history.leaves_beside_the_ledger(state):
             why = "was changed after it was written: its own ledger says otherwise"
             return f"the file of {run.name} {why}" + (in_state and f"; {in_state}")
@@ -351,7 +387,8 @@ def describe(difference: RunDifference) -> str:
     """Return a comparison of two runs for a person."""
     a, b = difference.runs
     epochs = difference.epochs
-    lines = [f"A: {a}", f"B: {b}", f"both have epochs {epochs[0]} to {epochs[-1]}"]
+    lines = [f"A: {a}", f"B: {b}", f"both have {len(epochs)} checkpoints, of epochs {epochs[0]} to {epochs[-1]}"]
+    lines += [f"note: {note}" for note in difference.notes]
     if difference.epoch is not None:
         step = difference.step
         where = (

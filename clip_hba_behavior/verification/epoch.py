@@ -24,7 +24,7 @@ from clip_hba_behavior.verification.causes import (
     first_difference,
     group,
 )
-from clip_hba_behavior.verification.derived import DerivedRun
+from clip_hba_behavior.verification.derived import DerivedRun, draws_apart
 from clip_hba_behavior.verification.history import Entry, History, Recorded
 from clip_hba_behavior.verification.outcome import EpochOutcome, Metric
 from clip_hba_behavior.verification.replay import Replay, epoch_batches, replay_epoch, same_streams
@@ -216,6 +216,9 @@ class EpochVerifier:
     ) -> str | None:
         if self.history.leaves_beside_the_ledger(start):
             return f"the state that the epoch started from: see epoch {start.epoch}"
+        states_agree = comparison is not None and comparison.equal()
+        if first is not None and states_agree and first.thing != "batch":
+            return "the ledger was changed: the checkpoint and the replay agree"
         if first is not None and (first.step != END_OF_EPOCH or comparison is None):
             same_order = replay.state is not None and same_streams(recorded.rng_state, replay.state.rng_state)
             suspects, same_rows = self._suspects(epoch, start, ledger, replay, same_order)
@@ -227,9 +230,7 @@ class EpochVerifier:
             if END_OF_EPOCH in ledger and first is None:
                 why += "; the ledger and the replay agree, so it was changed after it was written"
             return why
-        if first is not None:
-            return "the ledger was changed: the checkpoint and the replay agree"
-        return "the results file was changed: the checkpoint and the replay agree"
+        return "the results file was changed, or is another run's: the checkpoint and the replay agree"
 
     def _suspects(
         self,
@@ -283,9 +284,11 @@ class EpochVerifier:
         differences = [_metric_line(each) for each in metrics if not each.within(NOT_WHOLE)]
         if not order_fits:
             differences.append(order)
-        from_the_seed = before.checkpoint is None
-        if from_the_seed:
-            cause = "none missing: epoch 1 began from the seed, with everything; only rounding is left"
+        cause: str | None = None
+        if not order_fits:
+            cause = "the batches were other ones: check random_seed, and that all files are of one run"
+        elif before.checkpoint is None:
+            cause = "epoch 1 began from the seed, with everything: what is left is rounding" if largest else None
         else:
             lacks = "optimizer_state and early_stopping_state"
             lacks += "" if before.checkpoint is not None and before.checkpoint.rng_state else " and rng_state"
@@ -319,13 +322,17 @@ class EpochVerifier:
             if recorded_before:
                 return "from the recorded random state; none was recorded after the epoch to compare with", True
             return f"reconstructed from seed {seed}; the file records none to compare with", True
-        reached = self.history.files and replay.state is not None
-        fits = reached and same_streams(after.rng_state, replay.state.rng_state)  # type: ignore[union-attr]
+        fits = replay.state is not None and same_streams(after.rng_state, replay.state.rng_state)
         derived = self.derived
         from_seed = derived is not None and same_streams(after.rng_state, derived.rng_states[epoch])
         if fits:
             text = "equal: the replay reached the recorded random state after the epoch"
-            return text + (f", which is also the one derived from seed {seed}" if from_seed else ""), True
+            if from_seed or derived is None:
+                return text + (f", which is also the one derived from seed {seed}" if from_seed else ""), True
+            apart = draws_apart(after.rng_state, derived.rng_states[epoch])
+            if apart is None:
+                return f"of another seed than {seed}: the recorded random state is none of its states", False
+            return f"{text}; seed {seed} gives it {abs(apart)} draws {'earlier' if apart > 0 else 'later'}", True
         if from_seed:
             text = f"equal to the one derived from seed {seed}; the random state before the epoch is another"
             return text, True
@@ -354,9 +361,8 @@ class EpochVerifier:
 
 
 def _metric_line(metric: Metric) -> str:
-    return (
-        f"{metric.name}: {metric.recorded!r} in {metric.source}, {metric.replayed!r} replayed "
-        f"({metric.relative_difference():.2%})"
+    return f"{metric.name}: {metric.recorded!r} in {metric.source}, {metric.replayed!r} replayed " + (
+        "" if metric.name.endswith("p_value") else f" ({metric.relative_difference():.2%})"
     )
 
 

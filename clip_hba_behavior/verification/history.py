@@ -1,6 +1,8 @@
 """What a run left behind, read without changing it and without trusting it."""
 
 import json
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,8 +148,8 @@ def read_history(path: Path) -> History:
     if path.name == "dora_params" and (path.parent / "config.yaml").is_file():
         path = path.parent
     directory = RunDirectory(path)
-    if not directory.checkpoints.is_dir():
-        files = list_checkpoints(path)
+    if not directory.config_file.is_file() or not directory.checkpoints.is_dir():
+        files = list_checkpoints(directory.checkpoints) or list_checkpoints(path)
         if not files:
             raise BadInputError(
                 f"{path} holds no checkpoints\n  expected: a run's directory, or one with epochN_dora_params.pth"
@@ -169,16 +171,38 @@ def read_history(path: Path) -> History:
     csv_file = path / "training_res.csv"
     ledger = path / "steps.jsonl"
     missing = [each for each in (ledger, csv_file) if not each.exists()]
+    entries = _read_ledger(ledger, problems) if ledger.exists() else {}
+    results = attempt(lambda: read_results_table(csv_file)) if csv_file.exists() else None
     return History(
         path=path,
         files=files,
         config=attempt(directory.read_config),
         environment=attempt(directory.read_environment),
-        ledger=_read_ledger(ledger, problems) if ledger.exists() else {},
-        results=attempt(lambda: read_results_table(csv_file)) if csv_file.exists() else None,
+        ledger=entries,
+        results=results,
         problems=tuple(problems),
-        notes=tuple(f"{each} is not there; what it recorded is not compared" for each in missing),
+        notes=(
+            *(f"{each} is not there; what it recorded is not compared" for each in missing),
+            *_lost_lines(files, entries, results),
+        ),
     )
+
+
+def _lost_lines(
+    files: Mapping[int, Path], ledger: Mapping[tuple[int, int | str], Entry], results: ResultsTable | None
+) -> list[str]:
+    """Name epochs that have a checkpoint, but not all of their lines; these are written before it."""
+    epochs = [epoch for epoch in files if epoch > min(files)]  # the first state's lines are its parent's
+    num_lines = Counter(epoch for epoch, _ in ledger)
+    lost = {
+        "steps.jsonl": [epoch for epoch in epochs if ledger and num_lines[epoch] < max(num_lines.values())],
+        "training_res.csv": [epoch for epoch in epochs if results is not None and epoch not in results.rows],
+    }
+    return [
+        f"{name} lacks lines of epoch {', '.join(map(str, found))}; what they recorded is not compared"
+        for name, found in lost.items()
+        if found
+    ]
 
 
 def _read_ledger(path: Path, problems: list[str]) -> dict[tuple[int, int | str], Entry]:

@@ -6,6 +6,8 @@ from typing import Any
 
 from clip_hba_behavior.verification.verdict import Claim, Tolerance, Word, lowest, worst
 
+WHOLE = "the whole training state"
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -65,7 +67,7 @@ class EpochOutcome:
     epoch: int
     word: Word
     claim: Claim | None = None
-    holds: str = "the whole training state"
+    holds: str = WHOLE
     order: str = ""
     order_digest: str | None = None
     num_steps: int = 0
@@ -114,6 +116,10 @@ class Verification:
         if self.problems and worst(words) is not Word.UNTESTED:
             words.append(Word.DIFFERENT)
         return worst(words)
+
+    def whole(self) -> bool:
+        """Whether the files of all epochs hold the whole training state."""
+        return all(each.holds == WHOLE for each in self.epochs)
 
     def claim(self) -> Claim | None:
         """Return the lowest claim of any epoch."""

@@ -12,7 +12,6 @@ import torch
 from transformers import CLIPConfig
 
 from clip_hba_behavior import seed_protocol
-from clip_hba_behavior.batch_order import draw_loader_seed
 from clip_hba_behavior.config import BatchOrder, Config, make_config
 from clip_hba_behavior.data.things import read_annotations
 from clip_hba_behavior.inputs import LazyBackbone
@@ -21,19 +20,18 @@ from clip_hba_behavior.reproducibility.checkpoint import Checkpoint, checkpoint_
 from clip_hba_behavior.reproducibility.digest import digest
 from clip_hba_behavior.reproducibility.errors import BadInputError, NotReproducibleError
 from clip_hba_behavior.reproducibility.files import publish
-from clip_hba_behavior.reproducibility.rng import MISSING, RngState, restore_rng_state
+from clip_hba_behavior.reproducibility.rng import MISSING, RngState
 from clip_hba_behavior.reproducibility.state import TrainingState, restore_parameters
 from clip_hba_behavior.run import build_trainer, resolve_config, start, with_standin
 from clip_hba_behavior.run_log import Report
 from clip_hba_behavior.training import Trainer
-from clip_hba_behavior.verification.derived import DerivedRun, derive_run
+from clip_hba_behavior.verification.derived import DerivedRun, derive_run, draws_apart
 from clip_hba_behavior.verification.history import read_history
-from clip_hba_behavior.verification.replay import same_streams, undisturbed_generators
+from clip_hba_behavior.verification.replay import same_streams
 
 # A repetition fits while it stays nearer to the old file than this share of what the epoch moved. Rounding
 # stays far below it; another order or seed moves the parameters as far as the epoch itself.
 _SHARE_OF_MOVEMENT = 0.1
-_MAX_DRAWS_APART = 2000
 
 
 @dataclass(frozen=True)
@@ -150,6 +148,8 @@ def reconstruct(
     rules, detected = _by_random_states(old, candidates)
     if order is not None and rules:
         detected = "named by --order"
+    if train and epochs is not None:
+        raise BadInputError("--train repeats the whole run: leave --epochs out")
     if train and run_dir is None:
         raise BadInputError("--train writes a whole run: give --run-dir, a new directory")
     if not rules or not train or run_dir is None:
@@ -186,14 +186,14 @@ def _by_random_states(old: _OldRun, candidates: tuple[BatchOrder, ...]) -> tuple
     """Keep the rules whose random states are the recorded ones, in every file that has one."""
     recorded = {epoch: each.rng_state for epoch, each in old.files.items() if each.rng_state is not None}
     if not recorded:
-        return candidates, "not detected: the files hold no random states"
+        return candidates, "assumed: the files hold no random states"
     fitting = []
     for rule in candidates:
         derived = old.derive(rule)
         if all(same_streams(state, derived.rng_states[epoch]) for epoch, state in recorded.items()):
             fitting.append(rule)
     if not fitting:
-        return (), "no rule gives the recorded random states"
+        return (), "no rule of the order gives the recorded random states"
     return tuple(fitting), f"detected by the random states of {len(recorded)} files"
 
 
@@ -224,15 +224,12 @@ def _fit(
 
 
 def _how_far(recorded: RngState, derived: RngState) -> str:
-    """Say how many 64-bit draws of torch's generator lie between two states, if few do."""
-    with undisturbed_generators():
-        for first, second, word in ((derived, recorded, "more"), (recorded, derived, "fewer")):
-            restore_rng_state(first)
-            for number in range(1, _MAX_DRAWS_APART + 1):
-                draw_loader_seed()
-                if torch.equal(torch.get_rng_state(), second["torch_rng_state"]):
-                    return f"recorded after {number} draw{'s' if number > 1 else ''} {word} than derived"
-    return f"another: not within {_MAX_DRAWS_APART} draws, so of another seed, split or model size"
+    """Say by how many draws two random states are apart."""
+    number = draws_apart(recorded, derived)
+    if number is None:
+        return "another, and not by some draws: it is of another seed, split or model size"
+    draws = f"{abs(number)} draw{'s' if abs(number) > 1 else ''}"
+    return f"recorded {draws} {'after' if number > 0 else 'before'} the derived one"
 
 
 def _largest_difference(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> float:
@@ -382,7 +379,8 @@ def describe(result: Reconstruction) -> str:
     if misfit is not None:
         lines.append(f"does not fit: {_misfit_line(misfit)}")
         if result.written is None:
-            lines.append("nothing was written; check seed, data, backbone, rank, layers, batch_size and lr")
+            also = ", batch_size, train_portion and lr" if result.repeated else ""
+            lines.append(f"nothing was written; check seed, data, backbone, rank and layers{also}")
         else:
             lines.append(f"{result.written} holds the epochs before it, which fit; it was not trained further")
     elif not result.confirmed():

@@ -7,7 +7,7 @@ from typing import Any
 from clip_hba_behavior.verification.history import History
 
 _NUMERICS = {"num_threads", "deterministic", "tf32", "sdpa_backend", "eval_batch_size", "chunk_size"}
-_ORDER_KEYS = {"random_seed", "train_portion", "batch_size", "batch_order"}
+ORDER_KEYS = {"random_seed", "train_portion", "batch_size", "batch_order"}
 _UPDATE_KEYS = {"lr", "weight_decay", "lr_schedule", "lr_min", "lr_warmup_epochs", "lr_schedule_epochs"}
 _EVALUATION = {"eval_batch_size", "the digest of the inference_targets", "the digest of the human_rdm"}
 
@@ -72,6 +72,8 @@ def differing_settings(
         # the file that differs says more than the digest of all
         return kinds.index(kind) if kind in kinds else len(kinds), each.name.startswith("the digest of ")
 
+    if all(facts[each].get("lr_schedule") == "constant" for each in (0, 1)):
+        found = [each for each in found if each.name != "lr_schedule_epochs"]  # it bears on nothing then
     return sorted(found, key=likeliest)
 
 
@@ -91,7 +93,7 @@ def _facts(history: History, origin: Mapping[str, Any]) -> dict[str, Any]:
 def _kind(name: str, kinds: tuple[str, ...]) -> str:
     if name in _EVALUATION and "evaluation" in kinds:
         return "evaluation"
-    if name in _ORDER_KEYS:
+    if name in ORDER_KEYS:
         return "order"
     if name in _UPDATE_KEYS:
         return "update"

@@ -5,8 +5,8 @@ import io
 from rich.console import Console
 from rich.table import Table
 
-from clip_hba_behavior.verification.outcome import EpochOutcome, Metric, Verification
-from clip_hba_behavior.verification.verdict import MEANING, Word
+from clip_hba_behavior.verification.outcome import WHOLE, EpochOutcome, Metric, Verification
+from clip_hba_behavior.verification.verdict import MEANING, NOT_WHOLE, Word
 
 _LABELS = {
     "train_loss": "Train Loss: ",
@@ -25,8 +25,8 @@ _HEADLINES = {
 def epoch_block(outcome: EpochOutcome) -> str:
     """Return what an epoch showed, in the guide's form."""
     lines = [*outcome.notes, _HEADLINES[outcome.word].format(outcome.epoch)]
-    if outcome.holds != "the whole training state":
-        lines.append(f"   The file holds {outcome.holds}, not the whole training state.")
+    if outcome.holds != WHOLE:
+        lines.append(f"   The file holds {outcome.holds}, not {WHOLE}.")
     if outcome.order:
         lines.append(f"   Batch order: {outcome.order}")
     if outcome.max_parameter_difference is not None:
@@ -38,7 +38,8 @@ def epoch_block(outcome: EpochOutcome) -> str:
     lines += [f"   {_metric(each)}" for each in outcome.metrics]
     lines += ["   " + line.replace("\n", "\n   ") for line in outcome.differences]
     if outcome.cause is not None:
-        lines.append(f"   Likely cause: {outcome.cause}")
+        label = "Why not every bit" if outcome.word is Word.CONSISTENT else "Likely cause"
+        lines.append(f"   {label}: {outcome.cause}")
     return "\n".join(lines)
 
 
@@ -80,7 +81,12 @@ def summary(verification: Verification) -> str:
     lines += [f"note: {note}" for note in verification.notes]
     lines += [f"problem: {problem}" for problem in verification.problems]
     claim = verification.claim()
-    if claim is not None:
+    if not verification.whole():
+        lines.append(
+            f"the files hold only part of the state: losses within {NOT_WHOLE.loss:.0%} and RSA within "
+            f"{NOT_WHOLE.rsa} are called consistent"
+        )
+    elif claim is not None:
         lines.append(f"claim level {claim.level}: {MEANING[claim.level]}")
         lines += [f"  because {reason}" for reason in claim.reasons]
     lines.append(closing_line(verification))
@@ -98,12 +104,16 @@ def closing_line(verification: Verification) -> str:
     extent = f"the first {verification.num_steps} steps of " if verification.num_steps else ""
     if word is Word.REPRODUCIBLE:
         compared = "every batch and loss" if verification.num_steps else "every state, step and result"
+        compared += " on record" if verification.notes else ""
         return f"reproducible: {extent}{len(epochs)} of {len(epochs)} epochs repeat to the last bit, {compared}"
     if word is Word.CONSISTENT:
-        whole = all(each.holds == "the whole training state" for each in epochs)
-        name = "consistent" if whole else "consistent but not whole"
-        return f"{name}: {extent}{len(epochs)} epochs are within tolerance; equal bits are not claimed"
+        name = "consistent" if verification.whole() else "consistent but not whole"
+        return f"{name}: {extent}{_epochs(len(epochs))} within tolerance; equal bits are not claimed"
     tail = ", ".join(f"{count} {each.value}" for each, count in counts.items() if count)
     first = next((each.epoch for each in epochs if each.word is word), None)
     where = f"; first: epoch {first}" if first is not None else "; the run's records disagree"
-    return f"{word.value}: of {len(epochs)} epochs {tail}{where}"
+    return f"{word.value}: of {_epochs(len(epochs))} {tail}{where}"
+
+
+def _epochs(number: int) -> str:
+    return f"{number} epoch{'s' if number != 1 else ''}"

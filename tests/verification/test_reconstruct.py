@@ -117,7 +117,7 @@ def test_a_shifted_random_state_is_measured_in_draws(
     torch.save(content, path)
     outcome = clip_hba("reconstruct", old, "--config", tmp_path / "run.yaml")
     assert outcome.code == 1
-    assert "at epoch 3: the random state: recorded after 1 draw more than derived" in outcome.output
+    assert "at epoch 3: the random state: recorded 1 draw after the derived one" in outcome.output
 
 
 def test_a_run_that_fits_only_at_first_is_written_as_far_as_it_fits(
