@@ -368,16 +368,17 @@ def train_model(
         best = directory.find_best(logger)
         directory.write_best(*best)
         directory.remove_steps_before(trainer.epoch)
+        directory.remove_checkpoints(config.keep_checkpoints, best[0])  # a kill may have come before it
         # A fork inherits the counters but is not stopped by them: it is compared with its baseline.
         while trainer.epoch < config.epochs and (is_fork or not trainer.early_stopping.should_stop()):
             began = time.monotonic()
             what = f"epoch {trainer.epoch + 1} of {config.epochs}"
             for step in trainer.steps():
+                directory.check_held()
                 ledger.record(step.epoch, step.step, ledger_entry(trainer, step))
                 due = config.checkpoint_every_steps is not None and step.step % config.checkpoint_every_steps == 0
                 if stop.name is not None or (due and step.step < trainer.num_steps()):
                     ledger.commit()
-                    directory.check_held()
                     directory.save_step(trainer.snapshot(), origin)
                 if stop.name is not None:
                     raise InterruptedRunError(

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -57,6 +57,7 @@ class FeatureCache:
         self.row_shape = row_shape
         self.chunk_size = chunk_size
         self.folder = root / digest(dict(key))[:32]
+        self._journal = self.folder / "filling.jsonl"
         self._compute = compute
         self._verified: set[int] = set()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -64,6 +65,8 @@ class FeatureCache:
             with self._filling_alone():
                 if self._read_index() is None:  # else another process filled it while this one waited
                     self._fill(key, progress)
+        with suppress(OSError):  # another's cache may not be written to
+            self._journal.unlink(missing_ok=True)  # of a process that was killed between index and here
         self._chunk_digests = self._read_index() or []
         self._rows = self._map("r")
 
@@ -119,6 +122,8 @@ class FeatureCache:
             yield
 
     def _fill(self, key: Mapping[str, Any], progress: Progress) -> None:
+        for left in self.folder.glob(".*.tmp"):  # by a process that was killed; all are written under the lock
+            left.unlink()
         replace(self.folder / "key.json", json.dumps(dict(key), indent=1).encode())
         features = self.folder / "features.bin"
         with features.open("ab") as file:
@@ -127,10 +132,10 @@ class FeatureCache:
             # a full disk shows here, as an error; in a mapped hole it would kill the process
             os.posix_fallocate(file.fileno(), 0, size)
         rows = self._map("r+")
-        journal = self.folder / "filling.jsonl"
-        done = {chunk: recorded for chunk, recorded in _journal(journal) if recorded == self._digest(rows, chunk)}
-        replace(journal, b"".join(_journal_line(chunk, recorded) for chunk, recorded in done.items()))
-        with journal.open("ab") as file:
+        filled = _read_journal(self._journal)
+        done = {chunk: recorded for chunk, recorded in filled if recorded == self._digest(rows, chunk)}
+        replace(self._journal, b"".join(_journal_line(chunk, recorded) for chunk, recorded in done.items()))
+        with self._journal.open("ab") as file:
             for chunk in range(self._num_chunks()):
                 progress(chunk, self._num_chunks())
                 if chunk not in done:
@@ -145,7 +150,6 @@ class FeatureCache:
         digests = [done[chunk] for chunk in range(self._num_chunks())]
         index = {"chunk_digests": digests, "digest": digest(digests)}
         replace(self.folder / "index.json", json.dumps(index).encode())
-        journal.unlink()
 
     def _verify(self, chunk: int) -> None:
         """Check a chunk once; compute a damaged one anew and put it back."""
@@ -181,10 +185,15 @@ def _journal_line(chunk: int, recorded: str) -> bytes:
     return json.dumps([chunk, recorded]).encode() + b"\n"
 
 
-def _journal(path: Path) -> Iterator[tuple[int, str]]:
-    """Read the whole lines of a fill that was interrupted."""
+def _read_journal(path: Path) -> Iterator[tuple[int, str]]:
+    """Read the lines of a fill that was interrupted, up to the first that is torn or damaged."""
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
         if not line.endswith(b"\n"):
             return
-        chunk, recorded = json.loads(line)
+        try:
+            chunk, recorded = json.loads(line)
+        except (ValueError, TypeError):
+            return
+        if type(chunk) is not int:
+            return
         yield chunk, recorded

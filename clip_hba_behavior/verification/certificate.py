@@ -38,6 +38,7 @@ def certificate(verification: Verification) -> dict[str, Any]:
         "environment": {key: environment.get(key) for key in ("versions", "device", "machine", "git_commit")},
         "problems": list(verification.problems),
         "notes": list(verification.notes),
+        "drift": list(verification.drift),
         "epochs": [dataclasses.asdict(each) | {"word": each.word.value} for each in verification.epochs],
         "seconds": round(verification.seconds, 3),
     }

@@ -96,6 +96,7 @@ def verify_checkpoints(
     return Verification(
         epochs=tuple(outcomes),
         problems=tuple(disagreements(history, origins)),
+        drift=tuple(_drift(history, origins)),
         notes=(*history.notes, *notes),
         seconds=time.monotonic() - began,
         **about,
@@ -116,6 +117,9 @@ def _all_epochs(history: History, results: ResultsTable | None) -> list[int]:
     first = min(history.files)
     old = history.config is None and first == 1
     found = [epoch for epoch in range(first, max(history.files) + 1) if epoch > first or old]
+    if history.config is not None and history.config.keep_checkpoints != "all":
+        # the run removed files on purpose: of those that stayed, the ones with a state before them
+        found = [epoch for epoch in found if {epoch - 1, epoch} <= history.files.keys()]
     if results is not None:
         found = [epoch for epoch in found if epoch in results.rows]
     if not found:
@@ -178,6 +182,14 @@ def _derive(
         return derive_run(trainer.config, inputs.num_images(), trainer.model, clip, last), []
     except BadInputError as error:
         return None, [str(error)]
+
+
+def _drift(history: History, origins: Origins) -> list[str]:
+    """Name what changed on the run's way and was allowed: then no one environment gives the whole of it."""
+    found = list((history.environment or {}).get("drift", []))
+    for origin in origins.values():
+        found += [each for each in origin.get("drift", []) if each not in found]
+    return found
 
 
 def disagreements(history: History, origins: Origins) -> list[str]:

@@ -91,6 +91,7 @@ class Verification:
         epochs: in their order.
         problems: of the whole run: records that disagree, data that changed.
         notes: what a reader should know.
+        drift: what changed on the run's way and was allowed.
         config: the keys that shape the trajectory.
         recorded: the environment that the checkpoints record.
         environment: the environment that replayed.
@@ -103,6 +104,7 @@ class Verification:
     epochs: tuple[EpochOutcome, ...]
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    drift: tuple[str, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
     recorded: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
@@ -122,5 +124,8 @@ class Verification:
         return all(each.holds == WHOLE for each in self.epochs)
 
     def claim(self) -> Claim | None:
-        """Return the lowest claim of any epoch."""
-        return lowest(each.claim for each in self.epochs if each.claim is not None)
+        """Return the lowest claim of any epoch; a run that drifted has no one environment that repeats it all."""
+        claim = lowest(each.claim for each in self.epochs if each.claim is not None)
+        if claim is not None and self.drift:
+            return Claim("L2", (*claim.reasons, *(f"the run drifted: {each}" for each in self.drift)))
+        return claim

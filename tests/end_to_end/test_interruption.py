@@ -272,6 +272,8 @@ def test_the_policy_keeps_what_it_says_the_first_the_best_and_the_newest(
     assert len((run / "training_res.csv").read_text().splitlines()) == 7
     for path in list_checkpoints(run / "dora_params").values():
         read_checkpoint(path).whole_state()
+    if policy in ("all", "last 2"):
+        assert clip_hba("verify", "checkpoints", run).code == 0
 
 
 def test_a_checkpoint_that_a_fork_began_with_stays(
@@ -330,6 +332,9 @@ def test_drift_is_refused_and_allowed_only_on_record(
     assert json.loads(file.read_text())["drift"][0].startswith(f"{key} was ")
     assert read_checkpoint(checkpoint_path(run / "dora_params", 3)).provenance["drift"]
     assert clip_hba("resume", run, "--set", "epochs=4").code == 0  # it is on record now
+    outcome = clip_hba("verify", "checkpoints", run, "--epochs", "4")
+    assert "claim level L2" in outcome.output
+    assert f"because the run drifted: {key} was" in outcome.output
 
 
 def test_what_cannot_matter_is_not_refused(

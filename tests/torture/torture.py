@@ -257,7 +257,7 @@ class Torture:
         Returns:
             The exit code (-9 if killed), what it did to the disk, and what it printed.
         """
-        name = self.work / f"attempt{next(self._numbers)}.{os.getpid()}"
+        name = self.work / f"attempt{os.getpid()}_{next(self._numbers)}"
         trace, output = name.with_suffix(".trace"), name.with_suffix(".txt")
         fault = kill if isinstance(kill, Fault) else None
         traced = isinstance(kill, tuple)
