@@ -27,6 +27,9 @@ app.add_typer(data_app, name="data")
 verify_app = typer.Typer(help="Show whether a run is reproducible.", no_args_is_help=True)
 app.add_typer(verify_app, name="verify")
 
+sweep_app = typer.Typer(help="Many forks of one baseline.", no_args_is_help=True)
+app.add_typer(sweep_app, name="sweep")
+
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the configuration.")
 ]
@@ -83,6 +86,57 @@ def resume(
 
     allowed = [key.strip() for each in allow or [] for key in each.split(",")]
     print(f"The run is in {resume(run, parse_settings(settings or []), from_epoch, run_dir, allowed)}")
+
+
+@app.command()
+def fork(
+    baseline: Annotated[Path, typer.Argument(help="The directory of the run to fork.")],
+    at_epoch: Annotated[
+        int, typer.Option("--at-epoch", min=1, help="The fork's first own epoch; it starts from the one before.")
+    ],
+    perturb: Annotated[
+        str,
+        typer.Option("--perturb", help="random_target, label_shuffle, image_noise, uniform_images or none."),
+    ],
+    run_dir: Annotated[Path, typer.Option("--run-dir", help="The fork's new directory.")],
+    perturb_length: Annotated[
+        int | None, typer.Option("--perturb-length", help="How many epochs are perturbed. Default: 1.")
+    ] = None,
+    perturb_seed: Annotated[int | None, typer.Option("--perturb-seed", help="Seeds the draws.")] = None,
+    perturb_distribution: Annotated[
+        str | None, typer.Option("--perturb-distribution", help="For random_target: normal or target.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", help="Train up to this epoch. Default: the baseline's last.")
+    ] = None,
+    early_stopping: Annotated[
+        str | None,
+        typer.Option("--early-stopping", help="off (default), inherit (the baseline's counters) or fresh."),
+    ] = None,
+    reseed: Annotated[
+        int | None, typer.Option("--reseed", help="Start with other random streams, seeded with this.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML file with keys that the fork has of its own.")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Start from another run's state, perturb some epochs, and train on."""
+    from clip_hba_behavior.config import parse_settings, read_config_file
+    from clip_hba_behavior.run import start_fork
+
+    options = {
+        "perturb_type": perturb,
+        "perturb_length": perturb_length,
+        "perturb_seed": perturb_seed,
+        "perturb_distribution": perturb_distribution,
+        "epochs": epochs,
+        "fork_early_stopping": early_stopping,
+        "fork_reseed": reseed,
+    }
+    keys = (read_config_file(config) if config is not None else {}) | parse_settings(settings or [])
+    keys |= {key: value for key, value in options.items() if value is not None}
+    print(f"The run is in {start_fork(baseline, at_epoch, keys, run_dir)}")
 
 
 @app.command()
@@ -193,6 +247,83 @@ def verify_results(
     from clip_hba_behavior.verification.commands import verify_run
 
     raise typer.Exit(verify_run(checkpoints, csv, config, settings or [], epochs, None, json))
+
+
+Sweep = Annotated[Path, typer.Argument(help="YAML file of the sweep; its keys are in docs/SWEEPS.md.")]
+
+
+@sweep_app.command("plan")
+def sweep_plan(sweep: Sweep) -> None:
+    """List the runs, which share a beginning, and what they will cost."""
+    from clip_hba_behavior.sweep.commands import plan
+
+    raise typer.Exit(plan(sweep))
+
+
+@sweep_app.command("run")
+def sweep_run(
+    sweep: Sweep,
+    engine: Annotated[str, typer.Option("--engine", help="local (this machine) or slurm.")] = "local",
+) -> None:
+    """Do what is missing, and gather the table."""
+    from clip_hba_behavior.sweep.commands import run
+
+    raise typer.Exit(run(sweep, engine))
+
+
+@sweep_app.command("resume")
+def sweep_resume(
+    sweep: Sweep,
+    engine: Annotated[str, typer.Option("--engine", help="local (this machine) or slurm.")] = "local",
+) -> None:
+    """The same as `run`: what is done stays, what was cut off goes on."""
+    from clip_hba_behavior.sweep.commands import run
+
+    raise typer.Exit(run(sweep, engine))
+
+
+@sweep_app.command("status")
+def sweep_status(sweep: Sweep) -> None:
+    """Say how far each run is, and why one failed."""
+    from clip_hba_behavior.sweep.commands import status
+
+    raise typer.Exit(status(sweep))
+
+
+@sweep_app.command("table")
+def sweep_table(sweep: Sweep) -> None:
+    """Gather the finished runs into sweep.csv and sweep.parquet."""
+    from clip_hba_behavior.sweep.commands import collect, read_plan
+
+    raise typer.Exit(collect(read_plan(sweep)))
+
+
+@sweep_app.command("cancel")
+def sweep_cancel(sweep: Sweep) -> None:
+    """Stop what runs; each run saves its state first."""
+    from clip_hba_behavior.sweep.commands import cancel
+
+    raise typer.Exit(cancel(sweep))
+
+
+@sweep_app.command("verify")
+def sweep_verify(
+    sweep: Sweep,
+    sample: Annotated[int, typer.Option("--sample", min=1, help="How many runs.")] = 5,
+    seed: Annotated[int, typer.Option("--seed", help="Which ones.")] = 0,
+) -> None:
+    """Replay a random epoch of some finished runs, and compare the bits."""
+    from clip_hba_behavior.sweep.commands import verify
+
+    raise typer.Exit(verify(sweep, sample, seed))
+
+
+@sweep_app.command("task", hidden=True)
+def sweep_task(folder: Path, index: Annotated[int, typer.Option("--index", min=0)]) -> None:
+    """Carry out one task of a job array."""
+    from clip_hba_behavior.sweep.slurm import work
+
+    raise typer.Exit(work(folder, index))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,7 +17,26 @@ STANDIN = "standin"
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 BatchOrder = Literal["earlier", "later", "later_persistent"]
+PerturbType = Literal["none", "random_target", "label_shuffle", "image_noise", "uniform_images"]
+PerturbDistribution = Literal["normal", "target"]
+PerturbRule = Literal["philox", "earlier"]
 DATA_KEYS = ("csv_file", "img_dir", "inference_csv_file", "RDM48_triplet_dir", "prompts_file")
+
+PERTURB_KEYS = (
+    "perturb_type",
+    "perturb_epoch",
+    "perturb_length",
+    "perturb_seed",
+    "perturb_distribution",
+    "perturb_rule",
+)
+_UNUSED_BY: dict[PerturbType, tuple[str, ...]] = {
+    "none": PERTURB_KEYS[1:],
+    "random_target": (),
+    "label_shuffle": ("perturb_distribution",),
+    "image_noise": ("perturb_distribution", "perturb_rule"),
+    "uniform_images": ("perturb_seed", "perturb_distribution", "perturb_rule"),
+}
 
 # Keys that may be changed when a run is resumed, because they do not shape its trajectory. Paths count by
 # the digests of what lies there, which are recorded and compared on their own.
@@ -123,13 +142,43 @@ class Config(BaseModel):
     augmentation: list[Literal["random_resized_crop", "horizontal_flip", "color_jitter"]] = Field(
         [], description="What training images undergo; none by default."
     )
-    perturb_type: Literal["none"] = Field("none", description="Perturbation of a fork; only `none` so far.")
+
+    perturb_type: PerturbType = Field(
+        "none",
+        description="What training undergoes for some epochs: targets drawn at random, targets exchanged within "
+        "the batch, images of noise, or images of one grey; see PERTURBATIONS.md.",
+    )
+    perturb_epoch: Positive | None = Field(
+        None, description="The first perturbed epoch, counted from 1; needed unless perturb_type is none."
+    )
+    perturb_length: Positive = Field(1, description="How many epochs are perturbed.")
+    perturb_seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Seeds the perturbation's draws.")
+    perturb_distribution: PerturbDistribution = Field(
+        "normal",
+        description="What random_target draws: `normal` numbers with mean and standard deviation of the training "
+        "targets, or values of these themselves (`target`).",
+    )
+    perturb_rule: PerturbRule = Field(
+        "philox",
+        description="Whose draws: `philox`, the same on every machine; `earlier`, those of the earlier pipeline's "
+        "later version, for random_target and label_shuffle.",
+    )
     training_run: Positive = Field(
         1,
         description="Start with this epoch, from the state after the epoch before it in baseline_dora_directory.",
     )
     baseline_dora_directory: str | None = Field(
-        None, description="Directory of the baseline's checkpoints, needed where training_run is above 1."
+        None,
+        description="Directory of the baseline's checkpoints: this run is a fork of it. Needed where training_run "
+        "is above 1.",
+    )
+    fork_early_stopping: Literal["off", "inherit", "fresh"] = Field(
+        "off",
+        description="Whether early stopping ends a fork: never, by the baseline's counters (`inherit`), or by "
+        "counters that begin with the fork (`fresh`).",
+    )
+    fork_reseed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(
+        None, description="Give a fork other random streams than its baseline's, seeded with this and the epoch."
     )
 
     checkpoint_every_steps: Positive | None = Field(
@@ -221,9 +270,23 @@ class Config(BaseModel):
             raise ValueError(f"lr_warmup_epochs is {self.lr_warmup_epochs}, but the schedule ends at epoch {last}")
         if self.lr_min > self.lr:
             raise ValueError(f"lr_min is {self.lr_min}, above lr, which is {self.lr}")
+        self._refuse_meaningless_perturbation()
         if len(set(self.augmentation)) < len(self.augmentation):
             raise ValueError(f"augmentation: {quote(self.augmentation)} names one twice")
         return self
+
+    def _refuse_meaningless_perturbation(self) -> None:
+        """Refuse keys that say something of draws that are not made."""
+        kind, unused = self.perturb_type, _UNUSED_BY[self.perturb_type]
+        if kind == "random_target" and self.perturb_rule == "earlier":
+            unused = ("perturb_distribution",)  # it knew the normal one alone
+        for key in unused:
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].default:
+                also = " and perturb_rule is earlier" if kind == "random_target" else ""
+                raise ValueError(f"{key} is {value}, but perturb_type is {kind}{also}: it would change nothing")
+        if kind != "none" and self.perturb_epoch is None:
+            raise ValueError(f"perturb_type is {kind}, so perturb_epoch, the first perturbed epoch, is needed")
 
     def trajectory(self) -> dict[str, Any]:
         """Return the keys that shape the trajectory, with their values."""

@@ -99,7 +99,6 @@ class Inputs:
         self, batches: Sequence[Sequence[int]], config: Config, epoch: int
     ) -> Iterator[torch.Tensor]:
         """Yield the features of each batch of augmented images, straight from the frozen prefix."""
-        prefix = self.backbone.prefix("vision")
         augmentation = Augmentation(
             random_resized_crop="random_resized_crop" in config.augmentation,
             horizontal_flip="horizontal_flip" in config.augmentation,
@@ -114,7 +113,11 @@ class Inputs:
             epoch=epoch,
             num_workers=config.num_workers,
         ):
-            yield compute_in_chunks(prefix, pixels, config.chunk_size, self.device)
+            yield self.features_of(pixels, config.chunk_size)
+
+    def features_of(self, pixels: torch.Tensor, chunk_size: int) -> torch.Tensor:
+        """Compute the frozen features of normalised pixels, `[batch, 2, tokens, width]`, on the device."""
+        return compute_in_chunks(self.backbone.prefix("vision"), pixels, chunk_size, self.device)
 
 
 def compute_in_chunks(

@@ -12,16 +12,19 @@ from clip_hba_behavior.config import DATA_KEYS, FREE_KEYS, STANDIN, Config, make
 from clip_hba_behavior.data.check import DataReport, check_data
 from clip_hba_behavior.data.standin import standin_backbone_directory, write_standin_dataset
 from clip_hba_behavior.environment import check_fork, compare_environments, describe_environment, provenance
-from clip_hba_behavior.fork import adopt, inherit, note_fork, read_parent
+from clip_hba_behavior.fork import (
+    adopt,
+    fork_of,
+    inherit,
+    note_fork,
+    publish_first_state,
+    read_parent,
+    refuse_meaningless,
+)
 from clip_hba_behavior.inputs import load_inputs
 from clip_hba_behavior.model.clip_hba import CLIPHBA
-from clip_hba_behavior.reproducibility.checkpoint import (
-    Checkpoint,
-    checkpoint_path,
-    save_dora_parameters,
-)
+from clip_hba_behavior.reproducibility.checkpoint import Checkpoint, save_dora_parameters
 from clip_hba_behavior.reproducibility.errors import BadInputError, InterruptedRunError
-from clip_hba_behavior.reproducibility.files import publish
 from clip_hba_behavior.reproducibility.ledger import END_OF_EPOCH
 from clip_hba_behavior.reproducibility.numerics import apply_numerics, check_sdpa_backend, resolve_device
 from clip_hba_behavior.reproducibility.rng import load_and_restore_rng_state
@@ -85,7 +88,7 @@ def run_behavioral_training(config: Mapping[str, Any]) -> Path:
 
 
 def start(config: Config, check: Check = lambda state: None) -> Path:
-    """Start a new run, or with `training_run` above 1 a fork of another, and train it to its end.
+    """Start a new run, or with `baseline_dora_directory` a fork of another, and train it to its end.
 
     Args:
         config: not resolved yet.
@@ -98,7 +101,32 @@ def start(config: Config, check: Check = lambda state: None) -> Path:
         BadInputError: something given cannot be used; nothing is left of the run then.
     """
     parent = read_parent(config)
-    config = resolve_config(config if parent is None else inherit(config, parent))
+    return _begin(config if parent is None else inherit(config, parent), parent, check)
+
+
+def start_fork(
+    baseline: str | os.PathLike[str],
+    at_epoch: int,
+    settings: Mapping[str, Any],
+    run_dir: str | os.PathLike[str],
+    check: Check = lambda state: None,
+) -> Path:
+    """Start a fork of a run and train it to its end: by default its baseline's last epoch.
+
+    Args:
+        baseline: the run's directory; the fork takes data, backbone and every key from it.
+        at_epoch: the fork's first own epoch; it starts from the state after the one before.
+        settings: the fork's own keys. A perturbation without `perturb_epoch` begins with the fork.
+        run_dir: the fork's new directory.
+        check: given each epoch's state, as for `start`, which also says what is returned and raised.
+    """
+    config, parent = fork_of(Path(baseline), at_epoch, {**settings, "run_dir": str(run_dir)})
+    return _begin(config, parent, check)
+
+
+def _begin(config: Config, parent: Checkpoint | None, check: Check) -> Path:
+    refuse_meaningless(config)
+    config = resolve_config(config)
     directory = RunDirectory(Path(str(config.run_dir)))
     with (
         stopping_on_signals() as stop,
@@ -118,9 +146,8 @@ def start(config: Config, check: Check = lambda state: None) -> Path:
             note_fork(parent, directory.path, logger)
         directory.write_config(config)
         directory.write_environment(environment)
-        if parent is not None and parent.state is not None:
-            directory.checkpoints.mkdir(exist_ok=True)
-            publish(checkpoint_path(directory.checkpoints, trainer.epoch), parent.path.read_bytes())
+        if parent is not None and parent.state is not None and config.fork_reseed is None:
+            publish_first_state(parent, directory.checkpoints)
         else:
             state = trainer.snapshot()
             origin = provenance(config, environment)
@@ -282,7 +309,7 @@ def _changed(config: Config, settings: Mapping[str, Any], allow: Collection[str]
         raise BadInputError(
             "a run cannot go on under another configuration\n  "
             + "\n  ".join(lines)
-            + "\n  start a new run, or a fork with training_run and baseline_dora_directory;\n"
+            + "\n  start a new run, or a fork with `clip-hba fork`;\n"
             f"  or go on all the same, on record, with --allow {','.join(fixed)}"
         )
     return changed
@@ -357,10 +384,9 @@ def train_model(
         NotReproducibleError: what a file already records was not reached again.
     """
     config = trainer.config
-    is_fork = config.training_run > 1
+    # By default a fork is not stopped by the counters that it inherits: it is compared with its baseline.
+    stops_early = environment["parent"] is None or config.fork_early_stopping != "off"
     origin = provenance(config, environment)
-    if not config.augmentation:
-        trainer.inputs.backbone.drop()  # its features are cached; the model keeps the blocks it trains
     after = (trainer.epoch, trainer.step_in_epoch)
     stop = stop or StopRequest()
     ledger, results = directory.open_ledger(after, supersede), directory.open_results(after, supersede)
@@ -369,8 +395,9 @@ def train_model(
         directory.write_best(*best)
         directory.remove_steps_before(trainer.epoch)
         directory.remove_checkpoints(config.keep_checkpoints, best[0])  # a kill may have come before it
-        # A fork inherits the counters but is not stopped by them: it is compared with its baseline.
-        while trainer.epoch < config.epochs and (is_fork or not trainer.early_stopping.should_stop()):
+        while trainer.epoch < config.epochs and not (stops_early and trainer.should_stop()):
+            if not trainer.needs_backbone():
+                trainer.inputs.backbone.drop()  # features are cached; the model keeps the blocks it trains
             began = time.monotonic()
             what = f"epoch {trainer.epoch + 1} of {config.epochs}"
             for step in trainer.steps():
@@ -409,7 +436,7 @@ def train_model(
     finally:
         ledger.close()
         results.close()
-    if trainer.early_stopping.should_stop() and not is_fork:
+    if stops_early and trainer.should_stop():
         logger.info(
             "Stopped early after epoch %d: no better test loss in %d epochs",
             trainer.epoch,

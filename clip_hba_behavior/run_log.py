@@ -15,11 +15,19 @@ SECONDS_BETWEEN_LINES = 30.0
 Report = Callable[[str, int, int], None]
 
 
+def silent() -> None:
+    """Let the runs of this process log to their files alone."""
+    _ToStandardOutput.muted = True
+
+
 class _ToStandardOutput(logging.Handler):
     """Prints to what standard output is now: a progress bar puts itself in its place while it shows."""
 
+    muted = False
+
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), flush=True)
+        if not self.muted:
+            print(self.format(record), flush=True)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from clip_hba_behavior.early_stopping import EarlyStopping
 from clip_hba_behavior.inputs import Inputs
 from clip_hba_behavior.learning_rate import learning_rate
 from clip_hba_behavior.model.clip_hba import CLIPHBA
+from clip_hba_behavior.perturbations import IMAGE_KINDS, perturbation_of
 from clip_hba_behavior.reproducibility.digest import leaf_digest, leaves, tensor_bytes
 from clip_hba_behavior.reproducibility.errors import StoppedError
 from clip_hba_behavior.reproducibility.rng import RngState, capture_rng_state, restore_rng_state
@@ -41,7 +42,7 @@ class Step:
     Attributes:
         epoch: counted from 1.
         step: within the epoch, counted from 1.
-        batch_digest: SHA-256 over the batch's rows, image files and targets.
+        batch_digest: SHA-256 over the batch's rows, and the images and targets that it trained with.
         loss: the batch's mean squared error.
     """
 
@@ -49,6 +50,16 @@ class Step:
     step: int
     batch_digest: str
     loss: float
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What one step trains with: its rows of the table, frozen features, targets, and the digest of all."""
+
+    rows: torch.Tensor
+    features: torch.Tensor
+    targets: torch.Tensor
+    digest: str
 
 
 class Trainer:
@@ -64,6 +75,7 @@ class Trainer:
         self.model = model
         self.inputs = inputs
         self.split = split
+        self.perturbation = perturbation_of(config, inputs.targets, split.train)
         self.parameters = model.dora_parameters()
         # The fused form computes the same bits on every x86 CPU; the others' square roots differ.
         self.optimizer = torch.optim.AdamW(
@@ -131,6 +143,8 @@ class Trainer:
         rng_state = capture_rng_state()
         if self.step_in_epoch == 0:
             self.epoch_start_rng_state = rng_state
+            if self._counters_begin_here():
+                self.early_stopping = EarlyStopping(self.config.early_stopping_patience, math.inf)
         restore_rng_state(self._epoch_start())
         order = epoch_order(
             self.config.batch_order, self.config.random_seed, self.epoch + 1, len(self.split.train)
@@ -142,13 +156,12 @@ class Trainer:
             group["lr"] = self._learning_rate()
             group["weight_decay"] = self.config.weight_decay
 
-        batches = list(self.split.train[order].split(self.config.batch_size))[self.step_in_epoch :]
-        for rows, features in zip(batches, self._features_of(batches), strict=True):
-            loss = self._step(rows, features)
-            self.loss_sum += loss * len(rows)
-            self.num_samples += len(rows)
+        for batch in self._batches(order):
+            loss = self._step(batch)
+            self.loss_sum += loss * len(batch.rows)
+            self.num_samples += len(batch.rows)
             self.step_in_epoch += 1
-            yield Step(self.epoch + 1, self.step_in_epoch, self._batch_digest(rows), loss)
+            yield Step(self.epoch + 1, self.step_in_epoch, batch.digest, loss)
 
     def finish_epoch(self) -> dict[str, Any]:
         """Evaluate after an epoch's last step, and close the epoch.
@@ -166,16 +179,25 @@ class Trainer:
         self.epoch += 1
         self.step_in_epoch, self.loss_sum, self.num_samples = 0, 0.0, 0
         self.epoch_start_rng_state = None
+        kind = self.perturbation.kind_in(self.epoch)
         self.metrics = {
             "epoch": self.epoch,
             "train_loss": train_loss,
             "test_loss": test_loss,
             **self.behavioral_rsa(),
-            "used_random_targets": False,
-            "used_shuffled_targets": False,
-            "perturb_type": self.config.perturb_type,
+            "used_random_targets": kind == "random_target",
+            "used_shuffled_targets": kind == "label_shuffle",
+            "perturb_type": kind,
         }
         return dict(self.metrics)
+
+    def should_stop(self) -> bool:
+        """Whether early stopping ends the run here, as far as its counters go."""
+        return not self._counters_begin_here() and self.early_stopping.should_stop()
+
+    def needs_backbone(self) -> bool:
+        """Whether an epoch to come computes features from pixels, and does not only read the cache."""
+        return bool(self.config.augmentation) or self.perturbation.changes_images_after(self.epoch)
 
     def predict(self, rows: torch.Tensor) -> torch.Tensor:
         """Predict `[len(rows), 66] float32`, in fixed batches, drawing nothing."""
@@ -238,33 +260,71 @@ class Trainer:
             config.lr_schedule_epochs or config.epochs,
         )
 
-    def _features_of(self, batches: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-        if self.config.augmentation:
+    def _counters_begin_here(self) -> bool:
+        """Whether the next epoch is a fork's first, and early stopping is to count from there."""
+        config = self.config
+        return config.fork_early_stopping == "fresh" and self.epoch + 1 == config.training_run
+
+    def _batches(self, order: torch.Tensor) -> Iterator[_Batch]:
+        """Yield what is left of the epoch's batches, as its perturbation leaves them."""
+        epoch, done = self.epoch + 1, self.step_in_epoch
+        batches = list(self.split.train[order].split(self.config.batch_size))[done:]
+        for number, (rows, (features, pixels_digest)) in enumerate(
+            zip(batches, self._features_of(batches, done), strict=True), start=done
+        ):
+            own = self.inputs.targets[rows.to(self.inputs.device)]
+            targets = self.perturbation.targets(epoch, number, own)
+            yield _Batch(rows, features, targets, self._batch_digest(rows, targets, pixels_digest))
+
+    def _features_of(self, batches: list[torch.Tensor], first: int) -> Iterator[tuple[torch.Tensor, str | None]]:
+        """Yield each batch's features, and the digest of its pixels where these are not its images'."""
+        epoch = self.epoch + 1
+        if self.perturbation.kind_in(epoch) in IMAGE_KINDS:
+            yield from self._perturbed_features(batches, first)
+        elif self.config.augmentation:
             rows = [batch.tolist() for batch in batches]
-            yield from self.inputs.augmented_features(rows, self.config, self.epoch + 1)
+            for features in self.inputs.augmented_features(rows, self.config, epoch):
+                yield features, None
         else:
             for batch in batches:
-                yield self.inputs.image_features(batch)
+                yield self.inputs.image_features(batch), None
 
-    def _step(self, rows: torch.Tensor, features: torch.Tensor) -> float:
+    def _perturbed_features(self, batches: list[torch.Tensor], first: int) -> Iterator[tuple[torch.Tensor, str]]:
+        epoch = self.epoch + 1
+        size = self.inputs.preprocessing.image_size
+        uniform: dict[int, tuple[torch.Tensor, str]] = {}  # by length: they are the same in every batch
+        for number, rows in enumerate(batches, start=first):
+            if len(rows) in uniform:
+                yield uniform[len(rows)]
+                continue
+            pixels = self.perturbation.pixels(epoch, number, (len(rows), 3, size, size))
+            found = (
+                self.inputs.features_of(pixels, self.config.chunk_size),
+                hashlib.sha256(tensor_bytes(pixels)).hexdigest(),
+            )
+            if self.perturbation.kind_in(epoch) == "uniform_images":
+                uniform[len(rows)] = found
+            yield found
+
+    def _step(self, batch: _Batch) -> float:
         self.model.train()
-        targets = self.inputs.targets[rows.to(self.inputs.device)]
-        loss = functional.mse_loss(self.model(features, self.inputs.prompt_features), targets)
+        loss = functional.mse_loss(self.model(batch.features, self.inputs.prompt_features), batch.targets)
         self.optimizer.zero_grad()
         loss.backward()
         value = loss.item()
         if not math.isfinite(value):
             raise NonFiniteLossError(
                 f"the loss is {value} in epoch {self.epoch + 1}, step {self.step_in_epoch + 1}\n"
-                f"  images: {', '.join(self.inputs.image_paths[row].name for row in rows.tolist())}\n"
+                f"  images: {', '.join(self.inputs.image_paths[row].name for row in batch.rows.tolist())}\n"
                 "  the last whole state is kept; lower lr, or check the targets with `clip-hba data check`"
             )
         self.optimizer.step()
         return value
 
-    def _batch_digest(self, rows: torch.Tensor) -> str:
+    def _batch_digest(self, rows: torch.Tensor, targets: torch.Tensor, pixels_digest: str | None = None) -> str:
         total = hashlib.sha256(tensor_bytes(rows))
-        for row in rows.tolist():
-            total.update(self.inputs.image_digests[row].encode())
-        total.update(tensor_bytes(self.inputs.targets[rows.to(self.inputs.device)]))
+        images = [self.inputs.image_digests[row] for row in rows.tolist()]
+        for each in images if pixels_digest is None else [pixels_digest]:
+            total.update(each.encode())
+        total.update(tensor_bytes(targets))
         return total.hexdigest()[:16]

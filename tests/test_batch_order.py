@@ -156,7 +156,10 @@ def test_a_state_within_an_epoch_goes_on_in_that_epochs_order(
         steps.append(step)
         states.append(trainer.snapshot())
     assert len(steps) == 3
-    expected = [trainer._batch_digest(batch) for batch in rows[order].split(config.batch_size)]
+    expected = [
+        trainer._batch_digest(batch, trainer.inputs.targets[batch])
+        for batch in rows[order].split(config.batch_size)
+    ]
     assert [step.batch_digest for step in steps] == expected
     whole = checkpoint_path(run / "dora_params", 3)
     for num_done, state in enumerate(states, start=1):

@@ -31,7 +31,35 @@ def test_an_empty_configuration_is_the_recorded_runs_settings_on_the_stand_in() 
         ({"lr_schedule": "linear"}, "expected 'constant', 'cosine' or 'warmup_cosine'"),
         ({"augmentation": ["rotate"]}, "augmentation.0: found 'rotate'"),
         ({"augmentation": ["horizontal_flip", "horizontal_flip"]}, "names one twice"),
-        ({"perturb_type": "random_target"}, "perturb_type: found 'random_target', expected 'none'"),
+        (
+            {"perturb_type": "random_targets"},
+            "perturb_type: found 'random_targets', expected 'none', 'random_target'",
+        ),
+        (
+            {"perturb_type": "random_target"},
+            "perturb_type is random_target, so perturb_epoch, the first perturbed",
+        ),
+        ({"perturb_type": "image_noise", "perturb_epoch": 0}, "perturb_epoch: found 0"),
+        ({"perturb_epoch": 3}, "perturb_epoch is 3, but perturb_type is none: it would change nothing"),
+        ({"perturb_length": 2}, "perturb_length is 2, but perturb_type is none"),
+        (
+            {"perturb_type": "label_shuffle", "perturb_epoch": 3, "perturb_distribution": "target"},
+            "perturb_distribution is target, but perturb_type is label_shuffle",
+        ),
+        (
+            {"perturb_type": "image_noise", "perturb_epoch": 3, "perturb_rule": "earlier"},
+            "perturb_rule is earlier, but perturb_type is image_noise",
+        ),
+        (
+            {"perturb_type": "uniform_images", "perturb_epoch": 3, "perturb_seed": 3},
+            "perturb_seed is 3, but perturb_type is uniform_images",
+        ),
+        (
+            {"perturb_type": "random_target", "perturb_epoch": 3, "perturb_rule": "earlier"}
+            | {"perturb_distribution": "target"},
+            "perturb_distribution is target, but perturb_type is random_target and perturb_rule is earlier",
+        ),
+        ({"fork_early_stopping": "on"}, "fork_early_stopping: found 'on', expected 'off', 'inherit' or 'fresh'"),
         ({"device": "tpu"}, "device: found 'tpu', expected auto, cpu, cuda or cuda:N"),
         ({"cuda": 7}, "cuda: found 7, expected -1, 0 or 1 (a GPU) or 2 (the CPU)"),
         ({"cuda": 0, "device": "cpu"}, "cuda and device are both given"),
@@ -114,6 +142,13 @@ def test_free_keys_are_no_part_of_the_trajectory() -> None:
     other = {"epochs": 7, "num_workers": 3, "device": "cpu", "cache_dir": "x", "csv_file": "z"}
     assert make_config(DATA | other | {"run_dir": "y"}).trajectory() == base.trajectory()
     assert other.keys() <= FREE_KEYS <= Config.model_fields.keys()
+
+
+def test_a_perturbation_and_what_a_fork_does_are_part_of_the_trajectory() -> None:
+    keys = {"perturb_type": "random_target", "perturb_epoch": 3, "perturb_length": 2, "perturb_seed": 4}
+    more = {"perturb_distribution": "target", "fork_early_stopping": "fresh", "fork_reseed": 5}
+    assert (keys | more).items() <= make_config(keys | more).trajectory().items()
+    assert make_config(keys | {"perturb_rule": "earlier"}).trajectory()["perturb_rule"] == "earlier"
 
 
 @pytest.mark.parametrize(

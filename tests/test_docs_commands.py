@@ -1,4 +1,4 @@
-"""What the four documents on reproducibility show is done: commands, snippets, exit codes, quoted output.
+"""What the five documents on reproducibility show is done: commands, snippets, exit codes, quoted output.
 
 Fenced blocks, by language: `yaml` is written to the file that its first line names; each line of `bash` is run,
 and ends with exit code 0 or what `# exits N` says; `python` is run; each line of `text` must be in the
@@ -31,6 +31,7 @@ REPOSITORY = Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"
 SCRIPTS = Path("clip_hba_behavior/training_scripts")
 QUICK_SCRIPT = "test_checkpoint_quick.py"  # only looked up here: tests/verification/test_quick.py runs it
+DOCUMENTS = ["QUICK_START", "TEST_README", "TEST_YOUR_CHECKPOINTS", "REPRODUCIBILITY_GUIDE", "PERTURBATIONS"]
 NUMBER = re.compile(r"\b[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?\b|\b[0-9a-f]{12,64}\b")
 
 
@@ -137,7 +138,7 @@ def make_old_checkpoints(reader: Reader, headers: list[str]) -> None:
 
 
 @pytest.mark.parametrize("data", ["small data", pytest.param("as it stands", marks=pytest.mark.system)])
-@pytest.mark.parametrize("name", ["QUICK_START", "TEST_README", "TEST_YOUR_CHECKPOINTS", "REPRODUCIBILITY_GUIDE"])
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_command_of_the_document_does_what_it_says(
     name: str, data: str, reader: Reader, small_config: dict[str, Any]
 ) -> None:
@@ -176,6 +177,7 @@ def test_every_command_of_the_document_does_what_it_says(
         ("verify results", "TEST_README"),
         ("diff", "TEST_README"),
         ("reconstruct", "TEST_YOUR_CHECKPOINTS"),
+        ("fork", "PERTURBATIONS"),
     ],
 )
 def test_every_option_is_explained(command: str, name: str) -> None:

@@ -9,10 +9,13 @@ from typing import Any
 from clip_hba_behavior.reproducibility.digest import leaves
 from clip_hba_behavior.reproducibility.errors import NotReproducibleError
 from clip_hba_behavior.reproducibility.files import replace
+from clip_hba_behavior.reproducibility.untrusted import MIB, open_text
 
 # The state that a line leads to: (completed epochs, steps done of the epoch under way).
 Position = tuple[int, int]
 END_OF_EPOCH = "end"
+_MAX_BYTES = 64 * MIB  # a long run's ledger has 20
+_MAX_LINE = 1 * MIB  # characters
 
 
 class RecordFile:
@@ -110,6 +113,22 @@ class Ledger(RecordFile):
         self.append(_leads_to(epoch, step), json.dumps({"epoch": epoch, "step": step, **entry}))
 
 
+def recorded_end(path: Path, epoch: int) -> dict[str, Any] | None:
+    """Return what a ledger says of an epoch's end; None if it has no such line, or there is no ledger.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not path.exists():
+        return None
+    found = None
+    with open_text(path, _MAX_BYTES, errors="replace") as file:
+        while line := file.readline(_MAX_LINE):
+            if f'"{END_OF_EPOCH}"' in line and _ledger_position(line) == (epoch, 0):
+                found = dict(json.loads(line))
+    return found
+
+
 def _keep(path: Path, lines: Iterable[str]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.writelines(lines)
@@ -140,5 +159,5 @@ def _ledger_position(line: str) -> Position | None:
     try:
         entry = json.loads(line)
         return _leads_to(int(entry["epoch"]), entry["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None

@@ -86,7 +86,7 @@ def verify_checkpoints(
         num_steps=num_steps,
         report=report,
     )
-    if not config.augmentation:
+    if not trainer.needs_backbone():
         trainer.inputs.backbone.drop()
     began = time.monotonic()
     outcomes = []
@@ -138,7 +138,11 @@ def recorded_config(history: History, origins: Origins, given: Mapping[str, Any]
         return replaying_config(history.config.model_dump(), given)
     if origins:
         origin = origins[max(origins)]
-        return replaying_config({**origin["config"], "device": origin["device"]}, given)
+        recorded = {**origin["config"], "device": origin["device"]}
+        if origin.get("parent") is not None:  # a fork may do in its first epoch what others do not
+            baseline = str(Path(origin["parent"]["checkpoint"]).parent)
+            recorded |= {"training_run": origin["training_run"], "baseline_dora_directory": baseline}
+        return replaying_config(recorded, given)
     if not given:
         raise BadInputError(
             f"the checkpoints in {history.path} do not say what they were made with\n"
@@ -213,10 +217,12 @@ def disagreements(history: History, origins: Origins) -> list[str]:
             problems += _disagreeing(what, value, {e: o["digests"].get(key) for e, o in own.items()})
         parent = history.environment.get("parent") or {}
         first = history.read(min(history.files)).checkpoint
-        if parent.get("state_digest") and first is not None and first.state_digest != parent["state_digest"]:
+        began_with = parent.get("first_state_digest") or parent.get("state_digest")
+        if began_with and first is not None and first.state_digest != began_with:
+            which = "the one that the fork began with" if parent.get("first_state_digest") else "the parent's"
             problems.append(
-                "the first state is not the parent's\n"
-                f"    in environment.json: {parent['state_digest']}\n    in the file:         {first.state_digest}"
+                f"the first state is not {which}\n"
+                f"    in environment.json: {began_with}\n    in the file:         {first.state_digest}"
             )
     return problems
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from clip_hba_behavior.reproducibility.errors import NotReproducibleError
-from clip_hba_behavior.reproducibility.ledger import END_OF_EPOCH, Ledger
+from clip_hba_behavior.reproducibility.ledger import END_OF_EPOCH, Ledger, recorded_end
 
 
 def write_two_epochs(path: Path, losses: tuple[float, ...] = (4.0, 3.0, 2.0, 1.0)) -> bytes:
@@ -79,3 +79,12 @@ def test_a_torn_last_line_is_dropped(cut: int, tmp_path: Path) -> None:
 def test_losses_are_written_exactly(tmp_path: Path) -> None:
     path = tmp_path / "steps.jsonl"
     assert b'"loss": 0.30000000000000004' in write_two_epochs(path, (0.1 + 0.2, 1.0, 1.0, 1.0))
+
+
+def test_an_epochs_end_is_found_among_whatever_lines_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "steps.jsonl"
+    assert recorded_end(path, 1) is None
+    hostile = ['{"epoch": 1e999, "step": "end"}', '"end"', "[" * 10**5 + '"end"', '{"epoch": 2, "step": "end"}']
+    path.write_text("\n".join([*hostile, '{"epoch": 1, "step": "end", "state_digest": "a"}', '{"epoch": 1, "st']))
+    assert recorded_end(path, 1) == {"epoch": 1, "step": "end", "state_digest": "a"}
+    assert recorded_end(path, 3) is None

@@ -1,0 +1,152 @@
+"""The `clip-hba sweep` commands: read the sweep's file, do what is asked, print."""
+
+import random
+import re
+import statistics
+from collections import Counter
+from pathlib import Path
+
+from clip_hba_behavior.reproducibility.checkpoint import list_checkpoints
+from clip_hba_behavior.reproducibility.errors import BadInputError
+from clip_hba_behavior.reproducibility.files import replace
+from clip_hba_behavior.reproducibility.lease import hold
+from clip_hba_behavior.run_directory import RunDirectory
+from clip_hba_behavior.run_log import logging_to, reporting
+from clip_hba_behavior.signals import stopping_on_signals
+from clip_hba_behavior.sweep import slurm
+from clip_hba_behavior.sweep.local import cancel_local, num_processes, run_locally
+from clip_hba_behavior.sweep.plan import Plan, Run, make_plan, read_sweep_file
+from clip_hba_behavior.sweep.table import gather, write_table
+from clip_hba_behavior.sweep.work import Status, status_of
+from clip_hba_behavior.verification.checkpoints import verify_checkpoints
+from clip_hba_behavior.verification.text import closing_line, epoch_block
+
+_EPOCH_SECONDS = re.compile(r"Epoch \d+/\d+: .* ([0-9.]+) s$")
+
+
+def read_plan(sweep: Path) -> Plan:
+    """Read a sweep's file and list its runs."""
+    return make_plan(read_sweep_file(sweep))
+
+
+def plan(sweep: Path) -> int:
+    """Print the runs, what they share, and what they will cost as measured on the baseline."""
+    planned = read_plan(sweep)
+    for chain in planned.chains:
+        for run in chain:
+            shares = f", continues {run.extends}" if run.extends else ""
+            print(f"{run.name}: epochs {planned.first_own_epoch(run)} to {planned.last_epoch}{shares}")
+    seconds, checkpoint = _cost_of_an_epoch(planned)
+    runs, trained, alone = len(planned.runs()), planned.epochs_to_train(), planned.epochs_alone()
+    files = trained + runs
+    print(f"\n{runs} runs, {trained} epochs to train; {alone} if each began at the baseline")
+    if seconds is None:
+        print("the baseline's log tells no times")
+    else:
+        at_once = num_processes(planned)
+        print(
+            f"{seconds:.2f} s an epoch on the baseline: {_hours(trained * seconds)} of one process, "
+            f"{_hours(trained * seconds / at_once)} with {at_once} at once here; start-up apart"
+        )
+    print(f"{files} checkpoints of {checkpoint / 1e6:.2f} MB: {files * checkpoint / 1e9:.2f} GB")
+    return 0
+
+
+def _cost_of_an_epoch(planned: Plan) -> tuple[float | None, int]:
+    """Return an epoch's median seconds and a checkpoint's bytes, of the baseline."""
+    baseline = RunDirectory(planned.baseline)
+    lines = baseline.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+    found = [float(match[1]) for line in lines if (match := _EPOCH_SECONDS.search(line))]
+    newest = list_checkpoints(baseline.checkpoints)[planned.last_epoch]
+    return (statistics.median(found) if found else None), newest.stat().st_size
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+
+
+def run(sweep: Path, engine: str) -> int:
+    """Do what is missing of a sweep, and gather the table; return 0 if every run is done, else 1."""
+    planned = read_plan(sweep)
+    if engine not in ("local", "slurm"):
+        raise BadInputError(f"--engine {engine}: expected local or slurm")
+    planned.directory.mkdir(parents=True, exist_ok=True)
+    replace(planned.directory / "sweep.yaml", sweep.read_bytes())
+    if engine == "slurm":
+        print(slurm.submit(planned, sweep))
+        return 0
+    total, done = len(planned.runs()), 0
+
+    def say(each: Run, status: Status) -> None:
+        nonlocal done
+        done += 1
+        print(f"[{done}/{total}] {each.name}: {status.state}", flush=True)
+        if status.detail:
+            print("  " + status.detail.strip().replace("\n", "\n  "), flush=True)
+
+    with stopping_on_signals() as stop, hold(planned.directory):
+        run_locally(planned, stop, say)
+    return collect(planned)
+
+
+def collect(planned: Plan) -> int:
+    """Gather the finished runs into the table; return 0 if that is all of them and every control holds."""
+    states = {each.name: status_of(planned, each) for each in planned.runs()}
+    finished = [each for each in planned.runs() if states[each.name].state == "done"]
+    rows = gather(planned, finished)
+    for path in write_table(planned, rows):
+        print(path)
+    controls = {row["run"] for row in rows if row["kind"] == "none"}
+    strays = sorted({row["run"] for row in rows if row["kind"] == "none" and not row["equals_baseline"]})
+    print(f"{len(finished)} of {len(states)} runs are done")
+    if controls:
+        print(f"controls equal to the baseline byte for byte: {len(controls) - len(strays)} of {len(controls)}")
+    for name in strays:
+        print(f"control {name} is not the baseline; find out where with `clip-hba diff`")
+    return 0 if len(finished) == len(states) and not strays else 1
+
+
+def status(sweep: Path) -> int:
+    """Print how far each run is; of failed ones the last lines of the error."""
+    planned = read_plan(sweep)
+    counts: Counter[str] = Counter()
+    for each in planned.runs():
+        found = status_of(planned, each)
+        counts[found.state] += 1
+        if found.state != "done":
+            at = f" at epoch {found.epoch} of {planned.last_epoch}" if found.epoch is not None else ""
+            print(f"{each.name}: {found.state}{at}")
+            if found.detail:
+                print("  " + found.detail.strip().replace("\n", "\n  "))
+    for line in slurm.describe_jobs(planned):
+        print(line)
+    print(", ".join(f"{number} {state}" for state, number in counts.items()))
+    return 0 if counts["done"] == counts.total() else 1
+
+
+def cancel(sweep: Path) -> int:
+    """Stop what runs of a sweep; each run saves its state first."""
+    planned = read_plan(sweep)
+    for line in (cancel_local(planned), slurm.cancel(planned)):
+        print(line)
+    return 0
+
+
+def verify(sweep: Path, sample: int, seed: int) -> int:
+    """Replay one random epoch of some finished runs, and compare the bits; return 0 if all are reproducible."""
+    planned = read_plan(sweep)
+    finished = [each for each in planned.runs() if status_of(planned, each).state == "done"]
+    if not finished:
+        raise BadInputError(f"no run of {planned.directory} is done yet\n  see `clip-hba sweep status`")
+    chance = random.Random(seed)
+    codes = []
+    for each in sorted(chance.sample(finished, min(sample, len(finished))), key=lambda run: run.name):
+        epoch = chance.randint(planned.first_own_epoch(each), planned.last_epoch)
+        with logging_to(None) as logger, reporting(logger) as report:
+            outcome = verify_checkpoints(planned.path(each.name), {}, [epoch], None, logger, report)
+        print(f"{each.name}: {closing_line(outcome)}")
+        if outcome.word().exit_code():
+            print("\n".join(epoch_block(found) for found in outcome.epochs))
+        codes.append(outcome.word().exit_code())
+    print(f"{codes.count(0)} of {len(codes)} sampled epochs are reproducible")
+    return max(codes, key=lambda code: (code != 0, -code))

@@ -1,0 +1,130 @@
+"""A sweep on this machine: processes that take chain after chain, so that imports are paid once each."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+
+from clip_hba_behavior.reproducibility.errors import InterruptedRunError
+from clip_hba_behavior.reproducibility.lease import process_start
+from clip_hba_behavior.run_directory import RunDirectory
+from clip_hba_behavior.run_log import silent
+from clip_hba_behavior.signals import StopRequest
+from clip_hba_behavior.sweep.plan import Plan, Run
+from clip_hba_behavior.sweep.work import Status, carry_out
+
+_SECONDS_BETWEEN_LOOKS = 0.5
+_MAX_BREAKS = 3  # a worker that dies thrice without any run coming to its end is no accident
+
+
+def num_processes(plan: Plan) -> int:
+    """Return how many runs fit at once: the cores by the baseline's thread count, which forks inherit."""
+    threads = RunDirectory(plan.baseline).read_config().num_threads or 1
+    return plan.file.processes or max(1, len(os.sched_getaffinity(0)) // threads)
+
+
+def run_locally(plan: Plan, stop: StopRequest, say: Callable[[Run, Status], None]) -> None:
+    """Carry out every chain of a plan; a run that fails ends its chain, not the others.
+
+    A worker that is killed takes its runs with it; they are taken up again by another.
+
+    Args:
+        plan: what to do.
+        stop: asked between chains; a signal also reaches the workers, which save and leave.
+        say: told of each run that ended.
+
+    Raises:
+        InterruptedRunError: a signal came; what is done is kept.
+        BrokenProcessPool: workers die again and again.
+    """
+    waiting = list(plan.chains)
+    breaks = 0
+    while waiting:
+        before = len(waiting)
+        try:
+            waiting = _pass(plan, waiting, stop, say)
+        except _BrokenPassError as broken:
+            breaks = breaks + 1 if len(broken.waiting) == before else 0
+            waiting = broken.waiting
+            if breaks >= _MAX_BREAKS:
+                raise BrokenProcessPool("a worker died three times in a row; is there enough memory?") from None
+
+
+class _BrokenPassError(Exception):
+    def __init__(self, waiting: list[tuple[Run, ...]]) -> None:
+        super().__init__()
+        self.waiting = waiting
+
+
+def _pass(
+    plan: Plan, chains: list[tuple[Run, ...]], stop: StopRequest, say: Callable[[Run, Status], None]
+) -> list[tuple[Run, ...]]:
+    """Carry out chains with one pool; return those that are left."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["clip_hba_behavior.run"])
+    left = dict(enumerate(chains))
+    with ProcessPoolExecutor(num_processes(plan), mp_context=context, initializer=_begin_worker) as pool:
+        futures: dict[Future[list[tuple[Run, Status]]], int] = {
+            pool.submit(_carry_out_chain, plan, chain): number for number, chain in left.items()
+        }
+        running = set(futures)
+        while running:
+            done, running = wait(running, timeout=_SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED)
+            if stop.name is not None:
+                for process in list((pool._processes or {}).values()):
+                    if process.pid is not None:
+                        os.kill(process.pid, signal.SIGTERM)
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise InterruptedRunError(f"the sweep was stopped by {stop.name}; its runs are saved")
+            for future in done:
+                try:
+                    outcomes = future.result()
+                except BrokenProcessPool:
+                    raise _BrokenPassError(list(left.values())) from None
+                for run, status in outcomes:
+                    say(run, status)
+                del left[futures[future]]
+    return list(left.values())
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C reaches the parent, which tells us
+    silent()
+    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
+
+
+def _end_with_the_sweep() -> None:
+    """End when the parent does, even by SIGKILL: else the runs would stay held by an orphan."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _carry_out_chain(plan: Plan, chain: tuple[Run, ...]) -> list[tuple[Run, Status]]:
+    outcomes = []
+    for run in chain:
+        status = carry_out(plan, run)
+        outcomes.append((run, status))
+        if status.state != "done":
+            break  # the longer ones continue from it
+    return outcomes
+
+
+def cancel_local(plan: Plan) -> str:
+    """Tell the process of this machine that carries the sweep out to save and leave."""
+    try:
+        holder = json.loads((plan.directory / "run.lock").read_text())
+    except (OSError, ValueError):
+        return "no process of this machine carries the sweep out"
+    if holder.get("host") != socket.gethostname():
+        return f"the sweep is carried out on {holder.get('host')}: cancel it there"
+    if process_start(int(holder["process"])) != holder["started"]:
+        return "no process of this machine carries the sweep out"
+    os.kill(int(holder["process"]), signal.SIGTERM)
+    return f"told process {holder['process']} to save and leave"

@@ -1,0 +1,208 @@
+"""Which runs a sweep consists of, and which of them share a beginning."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from clip_hba_behavior.config import read_config_file
+from clip_hba_behavior.reproducibility.checkpoint import list_checkpoints
+from clip_hba_behavior.reproducibility.errors import BadInputError
+from clip_hba_behavior.run_directory import RunDirectory
+
+Kind = Literal["random_target", "label_shuffle", "image_noise", "uniform_images"]
+Positive = Annotated[int, Field(ge=1)]
+# What a perturbation draws nothing for: another seed would give the same run.
+_WITHOUT_SEED = ("uniform_images",)
+
+
+class SlurmSettings(BaseModel):
+    """What `sbatch` is told; one kind of GPU a sweep, for the bits."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    partition: str | None = Field(None, description="Partition.")
+    account: str | None = Field(None, description="Account.")
+    constraint: str | None = Field(None, description="Node features, such as one processor model.")
+    gres: str | None = Field(None, description="GPU, such as gpu:h100:1; one kind for the whole sweep.")
+    cpus: Positive = Field(1, description="Processor cores a run.")
+    memory: str | None = Field(None, description="Memory a run, such as 16G.")
+    time: str = Field("01:00:00", description="Time limit of one job; a run that needs more is requeued.")
+    throttle: Positive | None = Field(None, description="At most this many jobs of the array at once.")
+    signal_seconds: Positive = Field(60, description="How long before the limit or a preemption to save.")
+    setup: list[str] = Field([], description="Shell lines that load the environment, such as module load.")
+    options: list[str] = Field([], description="Further options of sbatch.")
+
+
+class SweepFile(BaseModel):
+    """A sweep, as its YAML file says it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    baseline: str = Field(description="The baseline's run directory.")
+    directory: str = Field(description="Where the runs, their log and the table go.")
+    epochs: list[Positive] | Literal["all"] = Field("all", description="First perturbed epochs; `all`: each.")
+    kinds: list[Kind] = Field(description="Perturbations.")
+    lengths: list[Positive] = Field([1], description="How many epochs each is perturbed.")
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([0], description="Seeds of the draws.")
+    controls: bool = Field(True, description="For each epoch an unperturbed fork, which must be the baseline.")
+    reseeds: Annotated[int, Field(ge=0)] = Field(
+        0, description="For each epoch so many unperturbed forks with other random streams: the null distribution."
+    )
+    settings: dict[str, Any] = Field({}, description="Other keys of every fork, such as perturb_distribution.")
+    band: Annotated[float, Field(gt=0)] = Field(
+        0.02, description="Recovered: the test loss is within this share of the baseline's."
+    )
+    processes: Positive | None = Field(
+        None, description="Runs at once on this machine. Default: cores by the baseline's thread count."
+    )
+    slurm: SlurmSettings = Field(
+        default_factory=lambda: SlurmSettings.model_validate({}), description="For --engine slurm."
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fork of a sweep.
+
+    Attributes:
+        name: its directory within the sweep's.
+        kind: the perturbation; `none` for a control, `reseed` for one with other random streams.
+        epoch: the first perturbed epoch, and the fork's first.
+        length: how many epochs are perturbed; 0 for none.
+        seed: of the draws, or of the streams.
+        extends: the name of the run whose perturbed beginning it shares; None if it starts at the baseline.
+    """
+
+    name: str
+    kind: str
+    epoch: int
+    length: int
+    seed: int
+    extends: str | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return the fork's own keys."""
+        if self.kind == "none":
+            return {"perturb_type": "none"}
+        if self.kind == "reseed":
+            return {"perturb_type": "none", "fork_reseed": self.seed}
+        keys: dict[str, Any] = {
+            "perturb_type": self.kind,
+            "perturb_epoch": self.epoch,
+            "perturb_length": self.length,
+        }
+        return keys if self.kind in _WITHOUT_SEED else keys | {"perturb_seed": self.seed}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a sweep, in chains: within a chain each run continues from the one before it.
+
+    Attributes:
+        file: what was asked for.
+        baseline: the baseline's directory.
+        directory: the sweep's.
+        last_epoch: where the baseline ends, and every fork.
+        chains: runs that share a beginning, shortest perturbation first; chains are independent.
+    """
+
+    file: SweepFile
+    baseline: Path
+    directory: Path
+    last_epoch: int
+    chains: tuple[tuple[Run, ...], ...]
+
+    def runs(self) -> list[Run]:
+        """Return all runs, chain by chain."""
+        return [run for chain in self.chains for run in chain]
+
+    def path(self, name: str) -> Path:
+        """Return a run's directory."""
+        return self.directory / "runs" / name
+
+    def first_own_epoch(self, run: Run) -> int:
+        """Return the first epoch that a run trains itself, rather than taking it over from the run it extends."""
+        shorter = next((each for each in self.runs() if each.name == run.extends), None)
+        return run.epoch if shorter is None else shorter.epoch + shorter.length
+
+    def epochs_to_train(self) -> int:
+        """Return how many epochs the sweep trains, with shared beginnings."""
+        return sum(self.last_epoch - self.first_own_epoch(run) + 1 for run in self.runs())
+
+    def epochs_alone(self) -> int:
+        """Return how many epochs it would train if each run started at the baseline."""
+        return sum(self.last_epoch - run.epoch + 1 for run in self.runs())
+
+
+def read_sweep_file(path: Path) -> SweepFile:
+    """Read and check a sweep's YAML file.
+
+    Raises:
+        BadInputError: names every wrong key with its value and what is allowed.
+    """
+    return make_sweep_file(read_config_file(path))
+
+
+def make_sweep_file(given: Mapping[str, Any]) -> SweepFile:
+    """Check a mapping and make a sweep of it.
+
+    Raises:
+        BadInputError: names every wrong key with its value and what is allowed.
+    """
+    try:
+        return SweepFile.model_validate(dict(given))
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in detail['loc'])}: {detail['msg'].lower()}"
+            for detail in error.errors()
+        ]
+        raise BadInputError("the sweep file is wrong\n  " + "\n  ".join(lines)) from None
+
+
+def make_plan(file: SweepFile) -> Plan:
+    """List the runs of a sweep.
+
+    Raises:
+        BadInputError: the baseline is no run, or has no state that a fork could start from.
+    """
+    baseline = RunDirectory(Path(file.baseline).expanduser().absolute())
+    if not baseline.config_file.is_file():
+        raise BadInputError(f"there is no run in {baseline.path}: the sweep's baseline has no config.yaml")
+    states = list_checkpoints(baseline.checkpoints)
+    last = baseline.newest_epoch()
+    wanted = range(1, last + 1) if file.epochs == "all" else sorted(set(file.epochs))
+    missing = [epoch for epoch in wanted if epoch - 1 not in states or epoch > last]
+    if missing:
+        raise BadInputError(
+            f"no fork can start with epoch {', '.join(map(str, missing))} of {baseline.path}\n"
+            f"  found:    checkpoints of epochs {', '.join(map(str, states))}\n"
+            "  expected: the one before each epoch, and no epoch beyond the last"
+        )
+    chains: list[tuple[Run, ...]] = []
+    for epoch in wanted:
+        if file.controls:
+            chains.append((Run(f"e{epoch:03}_none", "none", epoch, 0, 0),))
+        for seed in range(1, file.reseeds + 1):
+            chains.append((Run(f"e{epoch:03}_reseed_s{seed}", "reseed", epoch, 0, seed),))
+        for kind in dict.fromkeys(file.kinds):
+            seeds = file.seeds[:1] if kind in _WITHOUT_SEED else list(dict.fromkeys(file.seeds))
+            for seed in seeds:
+                chains.append(_chain(kind, epoch, seed, sorted(set(file.lengths)), last))
+    directory = Path(file.directory).expanduser().absolute()
+    return Plan(file, baseline.path, directory, last, tuple(chain for chain in chains if chain))
+
+
+def _chain(kind: str, epoch: int, seed: int, lengths: list[int], last: int) -> tuple[Run, ...]:
+    """Return the runs of one beginning; a perturbation that outlasts the baseline is cut to its end."""
+    chain: list[Run] = []
+    for length in lengths:
+        if epoch + length - 1 > last:
+            break
+        name = f"e{epoch:03}_{kind}_l{length}_s{seed}"
+        # the shorter one must train on beyond its window, or there is no state to go on from
+        extends = chain[-1].name if chain else None
+        chain.append(Run(name, kind, epoch, length, seed, extends))
+    return tuple(chain)

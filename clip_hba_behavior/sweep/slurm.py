@@ -1,0 +1,204 @@
+"""A sweep on a SLURM cluster: a job array through `sbatch`, each task a chain that requeues itself.
+
+`sbatch` itself rather than submitit: submitit counts a preemption as a time-out when the limit is short,
+pickles what it runs, and does not say `exec`, without which the signal never reaches Python.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from clip_hba_behavior.reproducibility.errors import BadInputError, InterruptedRunError
+from clip_hba_behavior.reproducibility.files import publish
+from clip_hba_behavior.signals import stopping_on_signals
+from clip_hba_behavior.sweep.plan import Plan, Run, SlurmSettings
+from clip_hba_behavior.sweep.work import carry_out, status_of
+
+_MAX_ARRAY = 1000  # MaxArraySize's default
+_SECONDS_FOR_A_COMMAND = 120
+_PREEMPTED = "SIGUSR2"
+
+
+def submit(plan: Plan, sweep: Path) -> str:
+    """Submit what is missing of a sweep as job arrays; return what was submitted.
+
+    Raises:
+        BadInputError: SLURM is not here, or refuses; or jobs of this sweep are still waiting or running.
+    """
+    busy = list(_tasks(plan))
+    if busy:
+        raise BadInputError(
+            f"{len(busy)} jobs of this sweep are still waiting or running: {_some(busy)}\n"
+            "  wait for them, or `clip-hba sweep cancel` them"
+        )
+    chains = [chain for chain in plan.chains if any(status_of(plan, run).state != "done" for run in chain)]
+    if not chains:
+        return "every run is done: nothing to submit"
+    _check_time(plan.file.slurm)
+    lines = []
+    for start in range(0, len(chains), _MAX_ARRAY):
+        part = chains[start : start + _MAX_ARRAY]
+        folder = _new_folder(plan)
+        content = {"sweep": str(sweep.absolute()), "chains": [[asdict(run) for run in chain] for chain in part]}
+        publish(folder / "chains.json", (json.dumps(content, indent=1) + "\n").encode())
+        script = folder / "job.sh"
+        publish(script, _script(plan.file.slurm, folder, len(part)).encode())
+        job = _command(["sbatch", "--parsable", str(script)]).strip().partition(";")[0]
+        publish(folder / "job_id", f"{job}\n".encode())
+        lines.append(f"job {job}: {len(part)} tasks, {sum(map(len, part))} runs; logs in {folder}")
+    return "\n".join(lines)
+
+
+def work(folder: Path, index: int) -> int:
+    """Carry out one task's chain, as the job script asks; return the exit code.
+
+    Before a preemption or the time limit SLURM sends USR2: the run is saved and the task requeues itself.
+    On TERM it does not: that is `scancel`, and the job would run again.
+    """
+    from clip_hba_behavior.sweep.commands import read_plan
+
+    try:
+        content = json.loads((folder / "chains.json").read_text(encoding="utf-8"))
+        plan = read_plan(Path(content["sweep"]))
+        chain = [Run(**each) for each in content["chains"][index]]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise BadInputError(f"{folder} tells no task {index}: {error}") from None
+    with stopping_on_signals() as stop:
+        for run in chain:
+            try:
+                if stop.name is not None:
+                    raise InterruptedRunError(f"stopped by {stop.name} between two runs")
+                status = carry_out(plan, run)
+            except InterruptedRunError as interruption:
+                if _PREEMPTED in str(interruption):
+                    _requeue()
+                raise
+            print(f"{run.name}: {status.state}", flush=True)
+            if status.state != "done":
+                print(status.detail, file=sys.stderr)
+                return 1
+    return 0
+
+
+def describe_jobs(plan: Plan) -> Iterator[str]:
+    """Say of each job that waits or runs in which state it is."""
+    for task in _tasks(plan):
+        yield f"job {task}"
+
+
+def cancel(plan: Plan) -> str:
+    """Cancel the sweep's jobs; each saves its run on the signal, within the cluster's KillWait."""
+    jobs = _jobs(plan)
+    busy = list(_tasks(plan))
+    if not busy:
+        return "no job of this sweep waits or runs"
+    _command(["scancel", *jobs])
+    return f"cancelled {len(busy)} jobs; their runs are saved and `sweep run` goes on with them"
+
+
+def _script(settings: SlurmSettings, folder: Path, num_tasks: int) -> str:
+    """Write the job script."""
+    throttle = f"%{settings.throttle}" if settings.throttle is not None else ""
+    options = [
+        "--job-name=clip-hba-sweep",
+        f"--array=0-{num_tasks - 1}{throttle}",
+        f"--time={settings.time}",
+        f"--cpus-per-task={settings.cpus}",
+        f"--output={folder}/task_%a.log",
+        "--open-mode=append",
+        "--requeue",
+        f"--signal=B:USR2@{settings.signal_seconds}",
+    ]
+    named = {"partition": settings.partition, "account": settings.account, "constraint": settings.constraint}
+    named |= {"gres": settings.gres, "mem": settings.memory}
+    options += [f"--{name}={value}" for name, value in named.items() if value is not None]
+    lines = ["#!/bin/bash", *(f"#SBATCH {each}" for each in [*options, *settings.options]), ""]
+    # A USR2 that comes while Python still imports would end it; ignored here, it stays so until Python takes it.
+    lines += ['trap "" USR2', *settings.setup]
+    command = [sys.executable, "-m", "clip_hba_behavior", "sweep", "task", str(folder)]
+    # with exec the signal reaches Python; bash would die of it, and Python go on as an orphan
+    lines.append(f'exec {shlex.join(command)} --index "$SLURM_ARRAY_TASK_ID"')
+    return "\n".join(lines) + "\n"
+
+
+def _check_time(settings: SlurmSettings) -> None:
+    """Refuse a limit that ends soon after the signal: the task would be requeued for ever without progress."""
+    days, _, clock = settings.time.rpartition("-")
+    parts = [int(part) for part in clock.split(":") if part.isdecimal()]
+    if len(parts) != clock.count(":") + 1 or not parts:
+        raise BadInputError(f"slurm.time is {settings.time!r}, expected such as 01:00:00 or 1-00:00:00")
+    if days:
+        seconds = int(days) * 86400 + sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
+    else:
+        units = {1: (60,), 2: (60, 1), 3: (3600, 60, 1)}[len(parts)]
+        seconds = sum(part * unit for part, unit in zip(parts, units, strict=True))
+    if seconds < settings.signal_seconds + 60:
+        raise BadInputError(
+            f"slurm.time {settings.time} leaves no time to work: the signal comes {settings.signal_seconds} s "
+            f"(and up to 30 s more) before it\n  expected: at least {settings.signal_seconds + 60} s"
+        )
+
+
+def _requeue() -> None:
+    """Put this task back into the queue; where SLURM was first, that is as good."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array is not None else os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return
+    done = subprocess.run(
+        ["scontrol", "requeue", job], capture_output=True, text=True, timeout=_SECONDS_FOR_A_COMMAND, check=False
+    )
+    if done.returncode and "pending execution" not in done.stderr:
+        print(f"scontrol requeue {job}: {done.stderr.strip()}", file=sys.stderr)
+
+
+def _new_folder(plan: Plan) -> Path:
+    parent = plan.directory / "slurm"
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1 + max((int(each.name) for each in parent.iterdir() if each.name.isdecimal()), default=0)
+    folder = parent / str(number)
+    folder.mkdir()
+    return folder
+
+
+def _jobs(plan: Plan) -> list[str]:
+    return [path.read_text().strip() for path in sorted((plan.directory / "slurm").glob("*/job_id"))]
+
+
+def _tasks(plan: Plan) -> Iterator[str]:
+    """Ask SLURM which tasks of the sweep's jobs wait or run. It knows nothing of what ended long ago."""
+    jobs = _jobs(plan)
+    if not jobs:
+        return
+    # with one id alone an unknown job is an error; a second makes it a job that is left out
+    output = _command(
+        ["squeue", "--noheader", "--array", "--format=%F_%K %T", f"--jobs={','.join([*jobs, *jobs])}"]
+    )
+    yield from (line.strip() for line in output.splitlines() if line.strip())
+
+
+def _command(command: Sequence[str]) -> str:
+    """Run one of SLURM's commands with this job's own variables left out: sbatch would hand them on."""
+    environment: dict[str, Any] = {
+        name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name == "SLURM_CONF"
+    }
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=_SECONDS_FOR_A_COMMAND, check=True, env=environment
+        ).stdout
+    except FileNotFoundError:
+        raise BadInputError(f"{command[0]} is not here: --engine slurm needs a machine of the cluster") from None
+    except subprocess.CalledProcessError as error:
+        if command[0] == "squeue" and "Invalid job id" in error.stderr:
+            return ""
+        raise BadInputError(f"{shlex.join(command)} was refused by SLURM: {error.stderr.strip()}") from None
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

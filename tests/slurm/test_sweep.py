@@ -1,0 +1,88 @@
+"""A sweep on a real SLURM: preempted, cancelled and taken up again, it gives the local engine's bytes."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fresh_process import Outcome
+from run_tools import trained
+
+ClipHba = Callable[..., Outcome]
+SMALL = {"epochs": 6, "batch_size": 2, "checkpoint_every_steps": 20}
+
+
+def write_sweep(tmp_path: Path, baseline: Path, name: str, **slurm: Any) -> Path:
+    given = {
+        "baseline": str(baseline),
+        "directory": str(tmp_path / name),
+        "epochs": [2, 3, 4],
+        "kinds": ["random_target", "label_shuffle", "image_noise", "uniform_images"],
+        "lengths": [1, 2],
+        "processes": 2,
+        "slurm": {"partition": "low", "time": "00:10:00", "throttle": 2, "signal_seconds": 60} | slurm,
+    }
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(given))
+    return path
+
+
+def wait_for(condition: Callable[[], bool], what: str, timeout: float = 900) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(what)
+        time.sleep(0.2)
+
+
+def logs(directory: Path) -> str:
+    return "\n".join(path.read_text() for path in sorted(directory.glob("slurm/*/task_*.log")))
+
+
+@pytest.mark.timeout(1800)
+def test_a_preempted_and_cancelled_sweep_ends_in_the_local_engines_bytes(
+    slurm: Any, clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
+    baseline = trained(clip_hba, tmp_path, small_config | SMALL, "baseline")
+    sweep, directory = write_sweep(tmp_path, baseline, "cluster"), tmp_path / "cluster"
+    outcome = clip_hba("sweep", "run", sweep, "--engine", "slurm")
+    assert outcome.code == 0, outcome.output
+    assert "15 tasks, 27 runs" in outcome.output
+    job = outcome.output.split("job ")[1].split(":")[0]
+    again = clip_hba("sweep", "run", sweep, "--engine", "slurm")
+    assert again.code == 2
+    assert "still waiting or running" in again.output
+
+    # a job of the higher partition takes every processor: the running tasks save and requeue themselves
+    wait_for(lambda: any(directory.glob("runs/*/steps.jsonl")), "no run began")
+    high = slurm.submit("#!/bin/bash\nsleep 5\n", "--partition=high", "--cpus-per-task=4", "--output=/dev/null")
+    wait_for(lambda: "stopped by SIGUSR2" in logs(directory), "nobody was preempted")
+    slurm.wait(high)
+    wait_for(lambda: len(list(directory.glob("runs/*/best.json"))) >= 6, "the sweep did not go on")
+
+    outcome = clip_hba("sweep", "cancel", sweep)
+    assert outcome.code == 0, outcome.output
+    assert "cancelled" in outcome.output
+    wait_for(
+        lambda: not any(each in ("RUNNING", "COMPLETING", "PENDING") for each in slurm.states(job).values()),
+        "busy",
+    )
+    outcome = clip_hba("sweep", "status", sweep)
+    assert outcome.code == 1, outcome.output
+    outcome = clip_hba("sweep", "resume", sweep, "--engine", "slurm")
+    assert outcome.code == 0, outcome.output
+    slurm.wait(outcome.output.split("job ")[1].split(":")[0], timeout=900)
+
+    outcome = clip_hba("sweep", "table", sweep)
+    assert outcome.code == 0, outcome.output + logs(directory)
+    assert "27 of 27 runs are done" in outcome.output
+    assert "controls equal to the baseline byte for byte: 3 of 3" in outcome.output
+    local = write_sweep(tmp_path, baseline, "local")
+    outcome = clip_hba("sweep", "run", local)
+    assert outcome.code == 0, outcome.output
+    for name in ("sweep.csv", "sweep.parquet"):
+        assert (directory / name).read_bytes() == (tmp_path / "local" / name).read_bytes()

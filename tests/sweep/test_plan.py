@@ -1,0 +1,72 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clip_hba_behavior.reproducibility.errors import BadInputError
+from clip_hba_behavior.sweep.plan import make_plan, make_sweep_file
+
+
+def baseline_of(tmp_path: Path, epochs: int) -> Path:
+    """As much of a run as a plan looks at."""
+    run = tmp_path / "baseline"
+    (run / "dora_params").mkdir(parents=True)
+    (run / "config.yaml").write_text(f"epochs: {epochs}\nnum_threads: 1\n")
+    for epoch in range(epochs + 1):
+        (run / f"dora_params/epoch{epoch}_dora_params.pth").touch()
+    return run
+
+
+def sweep_of(tmp_path: Path, **keys: Any) -> Any:
+    baseline = baseline_of(tmp_path, 12)
+    given = {"baseline": str(baseline), "directory": str(tmp_path / "sweep"), "kinds": ["label_shuffle"]}
+    return make_plan(make_sweep_file(given | keys))
+
+
+def test_a_full_sweep_has_every_epoch_kind_length_and_seed_and_a_control_an_epoch(tmp_path: Path) -> None:
+    kinds = ["random_target", "label_shuffle", "image_noise", "uniform_images"]
+    plan = sweep_of(tmp_path, kinds=kinds, lengths=[1, 2])
+    # length 2 does not fit into the last epoch
+    assert len(plan.runs()) == 12 * (1 + 4 * 2) - 4
+    assert len({run.name for run in plan.runs()}) == len(plan.runs())
+    assert sum(run.kind == "none" for run in plan.runs()) == 12
+
+
+def test_a_longer_window_continues_from_the_shorter_one_with_the_same_start(tmp_path: Path) -> None:
+    plan = sweep_of(tmp_path, epochs=[3], lengths=[4, 1, 2], seeds=[5], controls=False)
+    (chain,) = plan.chains
+    assert [run.length for run in chain] == [1, 2, 4]
+    assert [run.extends for run in chain] == [None, chain[0].name, chain[1].name]
+    assert [plan.first_own_epoch(run) for run in chain] == [3, 4, 5]
+    assert plan.epochs_to_train() == 10 + 9 + 8
+    assert plan.epochs_alone() == 30
+
+
+def test_a_kind_that_draws_nothing_is_run_for_one_seed(tmp_path: Path) -> None:
+    plan = sweep_of(tmp_path, epochs=[1], kinds=["uniform_images", "image_noise"], seeds=[1, 2], controls=False)
+    assert [(run.kind, run.seed) for run in plan.runs()] == [
+        ("uniform_images", 1),
+        ("image_noise", 1),
+        ("image_noise", 2),
+    ]
+
+
+def test_reseeded_forks_are_so_many_an_epoch(tmp_path: Path) -> None:
+    plan = sweep_of(tmp_path, epochs=[2, 3], reseeds=3, controls=False, kinds=["label_shuffle"])
+    assert sum(run.kind == "reseed" for run in plan.runs()) == 6
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"epochs": [13]}, "no fork can start with epoch 13"),
+        ({"kinds": ["noise"]}, "kinds.0"),
+        ({"lengths": [0]}, "lengths.0"),
+        ({"surprise": 1}, "surprise"),
+        ({"slurm": {"gpu": "x"}}, "slurm.gpu"),
+        ({"baseline": "/nowhere"}, "there is no run in /nowhere"),
+    ],
+)
+def test_a_wrong_sweep_is_refused_with_what_is_wrong(keys: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=message):
+        sweep_of(tmp_path, **keys)
