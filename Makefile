@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-system lint bench clean
+.PHONY: demo test test-system torture lint bench clean
 
 demo: $(STAMP)  ## train the stand-in, resume it in a new process, compare the bits
 	$(VENV)/bin/clip-hba demo
@@ -13,6 +13,9 @@ test: $(STAMP)  ## the quick tests, under 10 minutes on 2 cores
 
 test-system: $(STAMP)  ## the slow ones
 	$(VENV)/bin/python -m pytest -m system
+
+torture: $(STAMP)  ## kill training 1,000 times, take it up again, compare the bytes: a quarter of an hour
+	PYTHONPATH=tests $(VENV)/bin/python -m torture.torture --kills 1000
 
 lint: $(STAMP)  ## ruff, mypy and the floors of the house, through pre-commit
 	$(VENV)/bin/pre-commit run --all-files --show-diff-on-failure

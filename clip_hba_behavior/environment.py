@@ -84,7 +84,11 @@ def compare_environments(
         )
     refused = {key: values for key, values in changes.items() if key not in allow}
     if refused:
-        lines = [f"{key}\n    in the run: {then}\n    now:        {now}" for key, (then, now) in refused.items()]
+        lines = [
+            f"{'the digest of the ' if key in found['digests'] else ''}{key}\n"
+            f"    in the run: {then}\n    now:        {now}"
+            for key, (then, now) in refused.items()
+        ]
         lines += changed_files(recorded, found) if refused.keys() & found["digests"].keys() else []
         raise BadInputError(
             f"cannot resume {run}: what it was made from changed\n  "

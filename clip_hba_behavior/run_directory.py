@@ -26,6 +26,7 @@ from clip_hba_behavior.reproducibility.files import publish, replace, sync_direc
 from clip_hba_behavior.reproducibility.lease import Lease, LeaseLostError, hold
 from clip_hba_behavior.reproducibility.ledger import Ledger, Position, RecordFile
 from clip_hba_behavior.reproducibility.state import TrainingState
+from clip_hba_behavior.reproducibility.untrusted import MIB, open_text
 
 COLUMNS = (
     "epoch",
@@ -37,6 +38,7 @@ COLUMNS = (
     "used_shuffled_targets",
     "perturb_type",
 )
+_COPIED_FIRST = ("steps.jsonl", "training_res.csv")  # of another run's history; its checkpoints follow
 
 
 class RunDirectory:
@@ -65,7 +67,7 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         with self._hold():
             self._refuse_if_used()  # another process may have come first
-            self.remove_temporary_files()
+            self._remove_unpublished()
             try:
                 yield
             finally:
@@ -88,9 +90,12 @@ class RunDirectory:
             return False
         own = {"run.lock", "config.yaml", "environment.json", "training_log.txt", "dora_params"}
         found = {each.name for each in self.path.iterdir() if not _is_temporary(each)}
+        copies = found & set(_COPIED_FIRST)
         if "config.yaml" in found:  # another's config.yaml does not name this directory
             try:
-                return found <= own and self.read_config().run_dir == str(self.path)
+                if copies and self.read_environment().get("continued_from") is None:
+                    return False  # a ledger whose checkpoints someone took away is no copy
+                return found - copies <= own and self.read_config().run_dir == str(self.path)
             except BadInputError:
                 return False
         return found <= {"run.lock", "training_log.txt"}
@@ -102,9 +107,15 @@ class RunDirectory:
                 if _is_temporary(path):
                     path.unlink(missing_ok=True)
 
+    def _remove_unpublished(self) -> None:
+        """Remove what a start, or a copy of a history, leaves that ended before its first checkpoint."""
+        self.remove_temporary_files()
+        for name in _COPIED_FIRST:
+            (self.path / name).unlink(missing_ok=True)
+
     def _remove_empty(self, made: list[Path]) -> None:
         """Take back what a start that failed has made: its own files, and directories it created."""
-        self.remove_temporary_files()
+        self._remove_unpublished()
         for name in ("config.yaml", "environment.json", "training_log.txt", "run.lock"):
             (self.path / name).unlink(missing_ok=True)
         for directory in (self.checkpoints, *made):
@@ -155,8 +166,9 @@ class RunDirectory:
     def read_environment(self) -> dict[str, Any]:
         """Read `environment.json`."""
         try:
-            return dict(json.loads(self.environment_file.read_text()))
-        except (OSError, ValueError) as error:
+            with open_text(self.environment_file, 16 * MIB) as file:
+                return dict(json.load(file))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise BadInputError(f"{self.environment_file} cannot be read: {error}") from None
 
     def read_state(self, epoch: int) -> Checkpoint:
@@ -259,17 +271,19 @@ class RunDirectory:
     def forked_epochs(self) -> set[int]:
         """Return the epochs that forks began with, as they wrote them down here."""
         try:
-            lines = self.forks_file.read_text(encoding="utf-8").splitlines()
+            lines = self.forks_file.read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
             return set()
         return {int(line.partition(" ")[0]) for line in lines if line.partition(" ")[0].isdecimal()}
 
     def note_fork(self, epoch: int, fork: Path) -> None:
         """Write down that a fork begins with the state after `epoch`, so that its checkpoint stays."""
+        is_torn = self.forks_file.exists() and not self.forks_file.read_bytes().endswith(b"\n")
         with self.forks_file.open("a", encoding="utf-8") as file:
-            file.write(f"{epoch} {fork}\n")
+            file.write(("\n" if is_torn else "") + f"{epoch} {fork}\n")
             file.flush()
             os.fsync(file.fileno())
+        sync_directory(self.path)
 
     def check_space(self, needed: int) -> None:
         """Refuse to train on where the disk cannot hold what is to come.
@@ -287,7 +301,7 @@ class RunDirectory:
 
     def copy_history(self, source: "RunDirectory", epoch: int) -> None:
         """Copy another run's ledger, results and checkpoints up to an epoch, so that this run holds both."""
-        for name in ("steps.jsonl", "training_res.csv"):
+        for name in _COPIED_FIRST:
             if (source.path / name).exists():
                 publish(self.path / name, (source.path / name).read_bytes())
         self.checkpoints.mkdir(exist_ok=True)

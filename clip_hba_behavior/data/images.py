@@ -1,5 +1,6 @@
 """From an image file to the pixels that CLIP sees."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def read_image(path: Path, max_pixels: int = 100_000_000) -> Image.Image:
     try:
         with open_regular(path, MAX_IMAGE_BYTES) as file:
             image = _open(file, path)
-            width, height = image.size
+            width, height = max(image.size, _tile_size(image), key=math.prod)
             if width * height > max_pixels:
                 raise DataError(
                     f"{path}: the image is too large\n  found:    {width} x {height} = {width * height} pixels\n"
@@ -119,6 +120,13 @@ def _open(file: IO[bytes], path: Path) -> ImageFile:
         if prefix.startswith(magic):
             return decoder(file, str(path))
     raise ValueError("it is no JPEG, PNG, BMP, WebP, TIFF or GIF file")
+
+
+def _tile_size(image: ImageFile) -> tuple[int, int]:
+    """Return the size of a TIFF's tiles, which are decoded whole, however small the image."""
+    if not isinstance(image, TiffImageFile):
+        return 0, 0
+    return int(image.tag_v2.get(322, 0)), int(image.tag_v2.get(323, 0))
 
 
 def _unreadable(path: Path, reason: str) -> DataError:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.io
@@ -189,7 +190,7 @@ def read_prompts(path: Path, expected: int = NUM_DIMENSIONS) -> tuple[str, ...]:
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file\n  give the path of the prompts, one a line") from None
     except OSError as error:
-        raise DataError(f"{path}: it cannot be read: {error}\n  give a text file with one prompt a line") from error
+        raise DataError(f"{path}: it cannot be read: {error}\n  give a text file, one prompt a line") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: it is not UTF-8 text: {error}\n  save it as UTF-8") from error
     prompts = text.removesuffix("\n").split("\n") if text else []
@@ -216,7 +217,7 @@ def read_human_rdm(path: Path) -> NDArray[np.float64]:
     """
     advice = "give the path of RDM48_triplet.mat"
     try:
-        content = _read_mat(path)
+        content: Any = _read_mat(path)  # scipy-stubs know of file names only
         listed = scipy.io.whosmat(content)
         found = {name: (shape, kind) for name, shape, kind in listed}
     except FileNotFoundError:

@@ -65,8 +65,8 @@ class FeatureCache:
             with self._filling_alone():
                 if self._read_index() is None:  # else another process filled it while this one waited
                     self._fill(key, progress)
-        with suppress(OSError):  # another's cache may not be written to
-            self._journal.unlink(missing_ok=True)  # of a process that was killed between index and here
+        with suppress(OSError):  # as a rule there is none; it is left by a kill behind the index
+            self._journal.unlink()
         self._chunk_digests = self._read_index() or []
         self._rows = self._map("r")
 

@@ -12,10 +12,11 @@ import reprlib
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import TextIO
 
 MIB = 2**20
 _MAX_ROW = 2**18  # characters; a row of 66 targets has some 1,300
+_MAX_LINES = 1_000_000
 _OTHER_KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -24,7 +25,7 @@ _OTHER_KINDS = {
 }
 
 
-def open_regular(path: Path, max_bytes: int) -> BinaryIO:
+def open_regular(path: Path, max_bytes: int) -> io.BufferedReader:
     """Open a regular file for reading.
 
     Raises:
@@ -69,16 +70,19 @@ def read_rows(path: Path, max_bytes: int) -> Iterator[tuple[int, list[str]]]:
     Raises:
         OSError: as `open_regular`.
         UnicodeDecodeError: it is not UTF-8.
-        csv.Error: it is no CSV, or a row is too long.
+        csv.Error: it is no CSV, a row is too long, or there are too many lines.
     """
-    taken = 0
+    taken = num_lines = 0
 
     def lines(file: TextIO) -> Iterator[str]:
-        nonlocal taken
+        nonlocal taken, num_lines
         while line := file.readline(_MAX_ROW + 1):
             taken += len(line)
             if taken > _MAX_ROW:
                 raise csv.Error(f"found a row of more than {_MAX_ROW} characters")
+            num_lines += 1
+            if num_lines > _MAX_LINES:
+                raise csv.Error(f"found more than {_MAX_LINES} lines")
             yield line
 
     with open_text(path, max_bytes, encoding="utf-8-sig", newline="") as file:

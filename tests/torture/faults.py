@@ -51,7 +51,7 @@ _CALLS = {
     "mkdir": 0,
     "rmdir": 0,
 }
-_write_to_descriptor, _stat_of, _readlink = os.write, os.fstat, os.readlink  # as they are before anything is replaced
+_write_to_descriptor, _stat_of, _readlink = os.write, os.fstat, os.readlink  # before any is replaced
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,8 @@ class _Watch:
             if _place_of(_path_of(file)) is None or not set(mode) & set("wax+"):
                 return real_io_open(file, mode, *rest, **named)
             path = _path_of(file)
+            if not isinstance(file, int) and not os.path.lexists(path):
+                self._note("synced", "0", path)
             opened = self._around("open", path, lambda: real_io_open(file, mode, *rest, **named))
             return _WatchedFile(opened, path, self)
 

@@ -35,7 +35,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
 import transformers.conversion_mapping
 
 import clip_hba_behavior.cli
-import clip_hba_behavior.run
+import clip_hba_behavior.run  # noqa: F401  each fork begins with both
 from clip_hba_behavior.data.standin import write_standin_dataset
 from clip_hba_behavior.reproducibility.checkpoint import list_checkpoints
 from clip_hba_behavior.reproducibility.ledger import Ledger
@@ -50,9 +50,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "empty cache": {"epochs": 1, "cache_dir": "own", "chunk_size": 16},
     "keep last 2": STEPS | {"epochs": 5, "keep_checkpoints": "last 2"},
     "fork": {"training_run": 2, "baseline_dora_directory": "plain"},
+    "continued elsewhere": {},
 }
 MOST_KILLS_A_RUN = 8
-WEIGHTS = {"lock": 0.3, "configuration": 0.5, "forks.txt": 0.3, "feature cache": 4.0}  # of places; else 1
+WEIGHTS = {"lock": 0.3, "configuration": 0.5, "forks.txt": 0.3, "feature cache": 0.2}  # of places; else 1
 # What strace calls the calls of the write path, and how often each may be counted at most.
 SYSTEM_CALLS = {
     "fsync": 40,
@@ -75,7 +76,7 @@ def drop_the_optimizer() -> None:
         real(self, state)
         self.optimizer.state.clear()
 
-    Trainer.restore = restore  # type: ignore[method-assign]
+    Trainer.restore = restore
 
 
 def never_cut_the_ledger_back() -> None:
@@ -84,7 +85,7 @@ def never_cut_the_ledger_back() -> None:
     def init(self: Ledger, path: Path, after: Any, supersede: bool = False) -> None:
         real(self, path, (10**9, 0), supersede)
 
-    Ledger.__init__ = init  # type: ignore[method-assign]
+    Ledger.__init__ = init
 
 
 def write_checkpoints_in_place() -> None:
@@ -95,7 +96,7 @@ def write_checkpoints_in_place() -> None:
             raise FileExistsError(path)
         path.write_bytes(content)
 
-    module.publish = publish  # type: ignore[attr-defined]
+    module.publish = publish
 
 
 DEFECTS: dict[str, Callable[[], None]] = {
@@ -166,6 +167,9 @@ class Reference:
     calls: Counter[tuple[str, str]]
     seconds: float
 
+    def fills_the_cache(self) -> bool:
+        return ("msync", "feature cache") in self.calls
+
 
 class Torture:
     """Runs and kills, all below one directory."""
@@ -185,10 +189,10 @@ class Torture:
             run = self.work / "whole" / name
             self._write_config(name, run)
             if name == "plain":  # fills the cache, so that the next is measured with a warm one
-                self._must_end_well(["train", str(run) + ".yaml", "--run-dir", str(run)])
+                self._must_end_well(self._start(name, run))
                 shutil.rmtree(run)
             began = time.monotonic()
-            calls = self._must_end_well(["train", str(run) + ".yaml", "--run-dir", str(run)]).calls
+            calls = self._must_end_well(self._start(name, run)).calls
             self.references[name] = Reference(artefacts(run), Counter(calls), time.monotonic() - began)
 
     def run_until_done(self, variant: str, number: int, wanted: int, tally: Tally) -> None:
@@ -200,16 +204,15 @@ class Torture:
         reference = self.references[variant]
         while True:
             began = bool(list_checkpoints(run / "dora_params"))
-            arguments = ["resume", str(run)] if began else ["train", f"{run}.yaml", "--run-dir", str(run)]
+            arguments = ["resume", str(run)] if began else self._start(variant, run)
             kill = None
             if len(history) < min(MOST_KILLS_A_RUN, wanted):
                 kill = self._aim(reference, random_numbers)
             code, trace, output = self._attempt(arguments, kill)
             if code != -signal.SIGKILL:
                 break
-            loses = random_numbers.random() < 0.3
-            if loses and lose_unsynced(trace, random_numbers):
-                tally.lost += 1
+            loses = random_numbers.random() < 0.5 and lose_unsynced(trace, random_numbers)
+            tally.lost += loses
             way = "time" if isinstance(kill, float) else "call" if isinstance(kill, Fault) else "strace"
             tally.fell[way, trace.last_place] += 1
             tally.before_first_state += not list_checkpoints(run / "dora_params")
@@ -229,12 +232,14 @@ class Torture:
         """Choose a kill: a time in seconds, a call of the write path, or a system call and its number."""
         way = random_numbers.random()
         if way < 0.3:
-            return random_numbers.uniform(0, reference.seconds)
+            earliest = random_numbers.choice((0.0, 0.4, 0.6))  # the first half of the time goes to the start
+            return reference.seconds * random_numbers.uniform(earliest, 1)
         if way < 0.5 and self.use_strace:
             calls = random_numbers.choice(list(SYSTEM_CALLS))
             return calls, random_numbers.randint(1, SYSTEM_CALLS[calls])
         places = sorted({place for _, place in reference.calls})
-        place = random_numbers.choices(places, [WEIGHTS.get(each, 1.0) for each in places])[0]
+        weights = WEIGHTS | ({"feature cache": 4.0} if reference.fills_the_cache() else {})
+        place = random_numbers.choices(places, [weights.get(each, 1.0) for each in places])[0]
         call = random_numbers.choice(sorted(call for call, each in reference.calls if each == place))
         return Fault(
             random_numbers.randint(1, reference.calls[call, place]),
@@ -242,6 +247,13 @@ class Torture:
             place,
             random_numbers.choice(("before", "half", "after")),
         )
+
+    def _start(self, variant: str, run: Path) -> list[str]:
+        """Return the command line with which a run of a variant begins."""
+        if variant == "continued elsewhere":
+            source = self.work / "whole" / "plain"
+            return ["resume", str(source), "--from-epoch", "2", "--run-dir", str(run)]
+        return ["train", f"{run}.yaml", "--run-dir", str(run)]
 
     def _must_end_well(self, arguments: list[str]) -> Trace:
         code, trace, output = self._attempt(arguments, None, defect=False)
@@ -323,7 +335,8 @@ def differences(wanted: dict[str, bytes], found: dict[str, bytes]) -> list[str]:
     lines = [f"missing: {name}" for name in wanted if name not in found]
     for name in found:
         if name not in wanted:
-            lines.append(f"{'left behind' if LEFT_BEHIND.search(name) else 'not in the uninterrupted run'}: {name}")
+            what = "left behind" if LEFT_BEHIND.search(name) else "not in the uninterrupted run"
+            lines.append(f"{what}: {name}")
         elif wanted[name] != found[name]:
             lines.append(f"differs: {name}")
     return lines
