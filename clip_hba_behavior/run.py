@@ -30,11 +30,10 @@ from clip_hba_behavior.reproducibility.numerics import apply_numerics, check_sdp
 from clip_hba_behavior.reproducibility.rng import load_and_restore_rng_state
 from clip_hba_behavior.reproducibility.state import TrainingState
 from clip_hba_behavior.run_directory import RunDirectory, format_row
-from clip_hba_behavior.run_log import LOGGER_NAME, Report, logging_to, reporting
+from clip_hba_behavior.run_log import LOGGER_NAME, Report, epoch_line, logging_to, reporting
 from clip_hba_behavior.signals import StopRequest, stopping_on_signals
-from clip_hba_behavior.training import Step, Trainer
+from clip_hba_behavior.training import Trainer, closing_entry, ledger_entry
 
-STEPS_BETWEEN_DIGESTS = 50
 Check = Callable[[TrainingState], None]
 
 
@@ -420,7 +419,7 @@ def train_model(
             directory.check_held()
             results.append((trainer.epoch, 0), format_row(metrics))
             results.commit()
-            logger.info(_epoch_line(metrics, config, time.monotonic() - began))
+            logger.info(epoch_line(metrics, config.epochs, time.monotonic() - began))
             save_dora_parameters(
                 trainer.model, directory.checkpoints, trainer.epoch, logger, save_rng_state, state, origin
             )
@@ -444,24 +443,3 @@ def train_model(
         )
     else:
         logger.info("Finished at epoch %d", trainer.epoch)
-
-
-def ledger_entry(trainer: Trainer, step: Step) -> dict[str, Any]:
-    """Return what the ledger says of a step."""
-    entry: dict[str, Any] = {"batch": step.batch_digest, "loss": step.loss}
-    if step.step % STEPS_BETWEEN_DIGESTS == 0:
-        entry["state"] = trainer.leaf_digests()
-    return entry
-
-
-def closing_entry(trainer: Trainer, state: TrainingState) -> dict[str, Any]:
-    """Return what the ledger says of an epoch's end."""
-    return {"metrics": dict(state.metrics), "state_digest": state.digest(), "state": trainer.leaf_digests()}
-
-
-def _epoch_line(metrics: Mapping[str, Any], config: Config, seconds: float) -> str:
-    return (
-        f"Epoch {metrics['epoch']}/{config.epochs}: train loss {metrics['train_loss']:.4f}, "
-        f"test loss {metrics['test_loss']:.4f}, behavioral RSA rho {metrics['behavioral_rsa_rho']:.4f} "
-        f"(p {metrics['behavioral_rsa_p_value']:.3g}), {seconds:.1f} s"
-    )

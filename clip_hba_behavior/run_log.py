@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -97,3 +98,12 @@ def reporting(logger: logging.Logger) -> Iterator[Report]:
                 last.pop(what, None)
 
         yield log
+
+
+def epoch_line(metrics: Mapping[str, Any], last_epoch: int, seconds: float) -> str:
+    """Return the log's line of an epoch; `clip-hba sweep plan` reads the seconds from it."""
+    return (
+        f"Epoch {metrics['epoch']}/{last_epoch}: train loss {metrics['train_loss']:.4f}, "
+        f"test loss {metrics['test_loss']:.4f}, behavioral RSA rho {metrics['behavioral_rsa_rho']:.4f} "
+        f"(p {metrics['behavioral_rsa_p_value']:.3g}), {seconds:.1f} s"
+    )

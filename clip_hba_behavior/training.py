@@ -30,6 +30,8 @@ from clip_hba_behavior.reproducibility.state import (
 )
 from clip_hba_behavior.seed_protocol import Split
 
+STEPS_BETWEEN_DIGESTS = 50
+
 
 class NonFiniteLossError(StoppedError):
     """The loss is no longer a number; the run stops with its last whole state."""
@@ -328,3 +330,16 @@ class Trainer:
             total.update(each.encode())
         total.update(tensor_bytes(targets))
         return total.hexdigest()[:16]
+
+
+def ledger_entry(trainer: Trainer, step: Step) -> dict[str, Any]:
+    """Return what the ledger says of a step."""
+    entry: dict[str, Any] = {"batch": step.batch_digest, "loss": step.loss}
+    if step.step % STEPS_BETWEEN_DIGESTS == 0:
+        entry["state"] = trainer.leaf_digests()
+    return entry
+
+
+def closing_entry(trainer: Trainer, state: TrainingState) -> dict[str, Any]:
+    """Return what the ledger says of an epoch's end."""
+    return {"metrics": dict(state.metrics), "state_digest": state.digest(), "state": trainer.leaf_digests()}

@@ -18,9 +18,9 @@ from clip_hba_behavior.reproducibility.ledger import END_OF_EPOCH
 from clip_hba_behavior.reproducibility.numerics import SDPA_BACKENDS, check_sdpa_backend, resolve_device
 from clip_hba_behavior.reproducibility.rng import RngState, capture_rng_state, restore_rng_state
 from clip_hba_behavior.reproducibility.state import TrainingState
-from clip_hba_behavior.run import build_trainer, closing_entry, ledger_entry, resolve_config
+from clip_hba_behavior.run import build_trainer, resolve_config
 from clip_hba_behavior.run_log import Report
-from clip_hba_behavior.training import Trainer
+from clip_hba_behavior.training import Trainer, closing_entry, ledger_entry
 
 _CPU_STREAMS = ("torch_rng_state", "numpy_rng_state", "python_rng_state")
 

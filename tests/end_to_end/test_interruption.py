@@ -25,8 +25,8 @@ from clip_hba_behavior.reproducibility.checkpoint import (
 from clip_hba_behavior.reproducibility.ledger import END_OF_EPOCH
 from clip_hba_behavior.reproducibility.rng import capture_rng_state
 from clip_hba_behavior.reproducibility.state import TrainingState
-from clip_hba_behavior.run import build_trainer, closing_entry, ledger_entry, resolve_config
-from clip_hba_behavior.training import Trainer
+from clip_hba_behavior.run import build_trainer, resolve_config
+from clip_hba_behavior.training import Trainer, closing_entry, ledger_entry
 from fresh_process import Outcome
 from run_tools import differences, trained, write_config
 
