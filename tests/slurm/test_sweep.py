@@ -86,3 +86,24 @@ def test_a_preempted_and_cancelled_sweep_ends_in_the_local_engines_bytes(
     assert outcome.code == 0, outcome.output
     for name in ("sweep.csv", "sweep.parquet"):
         assert (directory / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
+
+
+@pytest.mark.timeout(1800)
+def test_a_chain_that_outlasts_the_time_limit_requeues_itself_until_it_is_done(
+    slurm: Any, clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
+    baseline = trained(clip_hba, tmp_path, small_config | SMALL, "baseline", epochs=40)
+    sweep, directory = write_sweep(tmp_path, baseline, "limited", time="00:02:00"), tmp_path / "limited"
+    # one chain of a dozen runs, more than the two minutes of one job
+    keys = {"epochs": [2], "kinds": ["label_shuffle"], "lengths": list(range(1, 13)), "controls": False}
+    sweep.write_text(yaml.safe_dump(yaml.safe_load(sweep.read_text()) | keys))
+    outcome = clip_hba("sweep", "run", sweep, "--engine", "slurm")
+    assert outcome.code == 0, outcome.output
+    job = outcome.output.split("job ")[1].split(":")[0]
+    states = slurm.wait(job, timeout=1200)
+    assert set(states.values()) == {"COMPLETED"}, logs(directory)
+    assert "stopped by SIGUSR2" in logs(directory)  # the limit's signal, up to 90 s before its end
+    assert clip_hba("sweep", "status", sweep).code == 0
+    outcome = clip_hba("sweep", "verify", sweep, "--sample", 3)
+    assert outcome.code == 0, outcome.output
