@@ -95,7 +95,7 @@ def verify_checkpoints(
         say(outcomes[-1])
     return Verification(
         epochs=tuple(outcomes),
-        problems=tuple(disagreements(history, origins)),
+        problems=(*disagreements(history, origins), *_other_columns(history, read)),
         drift=tuple(_drift(history, origins)),
         notes=(*history.notes, *notes),
         seconds=time.monotonic() - began,
@@ -186,6 +186,21 @@ def _derive(
         return derive_run(trainer.config, inputs.num_images(), trainer.model, clip, last), []
     except BadInputError as error:
         return None, [str(error)]
+
+
+def _other_columns(history: History, read: Mapping[int, Recorded]) -> list[str]:
+    """Name columns of the run's CSV beside the metrics that are not what the checkpoint holds."""
+    problems = []
+    for epoch, cells in (history.results.others if history.results is not None else {}).items():
+        checkpoint = read[epoch].checkpoint if epoch in read else None
+        kept = checkpoint.state.metrics if checkpoint is not None and checkpoint.state is not None else {}
+        problems += [
+            f"{name} of epoch {epoch}: training_res.csv and the checkpoint disagree\n"
+            f"    in the CSV:        {cell}\n    in the checkpoint: {kept[name]}"
+            for name, cell in cells.items()
+            if name in kept and str(kept[name]) != cell
+        ]
+    return problems
 
 
 def _drift(history: History, origins: Origins) -> list[str]:

@@ -70,6 +70,17 @@ def test_every_epoch_of_a_run_is_reproducible(
         assert each["max_parameter_difference"] == 0.0
 
 
+def test_a_column_that_is_no_metric_is_compared_too(
+    clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
+) -> None:
+    run = trained(clip_hba, tmp_path, small_config, epochs=1)
+    results = run / "training_res.csv"
+    results.write_text(results.read_text().replace("False,False,none", "False,True,none"))
+    outcome = clip_hba("verify", "checkpoints", run)
+    assert outcome.code == 1, outcome.output
+    assert "used_shuffled_targets of epoch 1: training_res.csv and the checkpoint disagree" in outcome.output
+
+
 def test_a_fork_is_verified_like_any_run(clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path) -> None:
     baseline = trained(clip_hba, tmp_path, small_config, "baseline")
     keys = {"training_run": 3, "baseline_dora_directory": str(baseline / "dora_params"), "lr": 0.005}
