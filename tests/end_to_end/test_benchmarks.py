@@ -1,27 +1,35 @@
+"""The benchmarks run to their end, at a size that says nothing."""
+
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-STEP_TIME = Path(__file__).parents[2] / "benchmarks/step_time.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SMALL = ["--size", "small", "--batch", "16", "--threads", "1"]
+CASES = {
+    "step_time.py": (
+        [*SMALL, "--images", "40", "--repeats", "1"],
+        ("step ", "epoch ", "ledger, CSV row and checkpoint", "resident memory, project"),
+    ),
+    "verification.py": (
+        [*SMALL, "--images", "40", "--epochs", "1", "--repeats", "1"],
+        ("an epoch trains in", "is verified in", "ratio"),
+    ),
+    "interruption.py": (
+        [*SMALL, "--images", "400", "--signals", "1"],
+        ("a step checkpoint", "from SIGTERM to a whole checkpoint: median"),
+    ),
+}
 
 
 @pytest.mark.system
-def test_the_step_time_benchmark_runs_to_its_end_at_a_small_size() -> None:
-    command = [
-        sys.executable,
-        str(STEP_TIME),
-        "--size",
-        "small",
-        "--images",
-        "40",
-        "--repeats",
-        "1",
-        "--batch",
-        "16",
-    ]
+@pytest.mark.parametrize("name", CASES)
+def test_a_benchmark_runs_to_its_end(name: str) -> None:
+    options, words = CASES[name]
+    command = [sys.executable, str(BENCHMARKS / name), *options]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode == 0, ended.stderr
-    for words in ("step ", "epoch ", "ledger, CSV row and checkpoint", "resident memory, project"):
-        assert words in ended.stdout
+    for each in words:
+        assert each in ended.stdout
