@@ -11,6 +11,7 @@ import fresh_process
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
 
 from clip_hba_behavior.data.standin import write_standin_dataset
+from run_tools import data_keys
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared"
@@ -44,11 +45,7 @@ def standin_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_config(standin_data: Path) -> dict[str, object]:
     """Keys of a run of the stand-in that takes a second."""
     return {
-        "csv_file": str(standin_data / "annotations.csv"),
-        "img_dir": str(standin_data / "images"),
-        "inference_csv_file": str(standin_data / "inference48.csv"),
-        "RDM48_triplet_dir": str(standin_data / "RDM48_triplet.mat"),
-        "prompts_file": str(standin_data / "prompts.txt"),
+        **data_keys(standin_data),
         "epochs": 4,
         "batch_size": 16,
         "num_threads": 1,

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from clip_hba_behavior.config import DATA_KEYS
 from clip_hba_behavior.reproducibility.checkpoint import (
     list_checkpoints,
     read_checkpoint,
@@ -15,6 +16,12 @@ from clip_hba_behavior.reproducibility.checkpoint import (
 from clip_hba_behavior.reproducibility.compare import compare
 from clip_hba_behavior.reproducibility.state import TrainingState
 from fresh_process import Outcome
+
+
+def data_keys(directory: Path) -> dict[str, str]:
+    """The configuration's data keys for a stand-in data set."""
+    names = ("annotations.csv", "images", "inference48.csv", "RDM48_triplet.mat", "prompts.txt")
+    return {key: str(directory / name) for key, name in zip(DATA_KEYS, names, strict=True)}
 
 
 def write_config(path: Path, keys: dict[str, Any], **changes: Any) -> Path:

@@ -12,6 +12,7 @@ from clip_hba_behavior import seed_protocol
 from clip_hba_behavior.batch_order import draw_evaluation_seeds, draw_loader_seed, epoch_order
 from clip_hba_behavior.config import Config
 from clip_hba_behavior.model.clip_hba import CLIPHBA
+from clip_hba_behavior.reproducibility.digest import tensor_bytes
 from clip_hba_behavior.reproducibility.errors import BadInputError
 from clip_hba_behavior.reproducibility.rng import RngState, capture_rng_state, restore_rng_state
 from clip_hba_behavior.reproducibility.state import snapshot
@@ -75,7 +76,7 @@ def draws_apart(recorded: RngState, derived: RngState) -> int | None:
         for first, second, sign in ((derived, recorded, 1), (recorded, derived, -1)):
             restore_rng_state(first)
             for number in range(_MAX_DRAWS_APART + 1):
-                if torch.equal(torch.get_rng_state(), second["torch_rng_state"]):
+                if tensor_bytes(torch.get_rng_state()) == tensor_bytes(second["torch_rng_state"]):
                     return sign * number
                 draw_loader_seed()
     return None

@@ -17,7 +17,7 @@ import fresh_process
 from clip_hba_behavior.reproducibility.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
 from clip_hba_behavior.sweep.plan import make_plan, make_sweep_file
 from fresh_process import Outcome
-from run_tools import trained
+from run_tools import data_keys, trained
 
 ClipHba = Callable[..., Outcome]
 
@@ -25,9 +25,7 @@ ClipHba = Callable[..., Outcome]
 @pytest.fixture(scope="module")
 def baseline(standin_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("baseline")
-    names = ("annotations.csv", "images", "inference48.csv", "RDM48_triplet.mat", "prompts.txt")
-    keys = ("csv_file", "img_dir", "inference_csv_file", "RDM48_triplet_dir", "prompts_file")
-    config: dict[str, Any] = {key: str(standin_data / name) for key, name in zip(keys, names, strict=True)}
+    config: dict[str, Any] = dict(data_keys(standin_data))
     config |= {"epochs": 4, "batch_size": 16, "num_threads": 1, "rank": 4, "lr": 1e-3, "device": "cpu"}
 
     def run(*arguments: object) -> Outcome:

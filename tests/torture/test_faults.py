@@ -30,7 +30,7 @@ from clip_hba_behavior.reproducibility.rng import capture_rng_state
 from clip_hba_behavior.reproducibility.state import TrainingState, snapshot
 from clip_hba_behavior.run_directory import RunDirectory
 from fresh_process import Outcome
-from run_tools import differences, write_config
+from run_tools import data_keys, differences, write_config
 from torture.faults import Fault, watched_clip_hba
 
 ClipHba = Callable[..., Outcome]
@@ -43,11 +43,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     data = tmp_path_factory.mktemp("data")
     write_standin_dataset(data, num_images=20)
     return {
-        "csv_file": str(data / "annotations.csv"),
-        "img_dir": str(data / "images"),
-        "inference_csv_file": str(data / "inference48.csv"),
-        "RDM48_triplet_dir": str(data / "RDM48_triplet.mat"),
-        "prompts_file": str(data / "prompts.txt"),
+        **data_keys(data),
         "epochs": 3,
         "batch_size": 4,
         "num_threads": 1,

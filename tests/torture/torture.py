@@ -40,6 +40,7 @@ from clip_hba_behavior.data.standin import write_standin_dataset
 from clip_hba_behavior.reproducibility.checkpoint import list_checkpoints
 from clip_hba_behavior.reproducibility.ledger import Ledger
 from clip_hba_behavior.training import Trainer
+from run_tools import data_keys
 from torture.faults import Fault, Trace, read_trace, watched_clip_hba
 
 STEPS = {"checkpoint_every_steps": 2}
@@ -295,11 +296,7 @@ class Torture:
     def _write_config(self, variant: str, run: Path) -> None:
         data = self.work / "data"
         keys: dict[str, Any] = {
-            "csv_file": str(data / "annotations.csv"),
-            "img_dir": str(data / "images"),
-            "inference_csv_file": str(data / "inference48.csv"),
-            "RDM48_triplet_dir": str(data / "RDM48_triplet.mat"),
-            "prompts_file": str(data / "prompts.txt"),
+            **data_keys(data),
             "epochs": 3,
             "batch_size": 4,
             "num_threads": 1,

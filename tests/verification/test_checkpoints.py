@@ -16,7 +16,7 @@ from clip_hba_behavior.reproducibility.checkpoint import checkpoint_path, read_c
 from clip_hba_behavior.reproducibility.digest import digest
 from clip_hba_behavior.reproducibility.rng import MISSING, RESTORED
 from fresh_process import Outcome
-from run_tools import recorded_run_keys, rewrite_state, trained, write_config
+from run_tools import data_keys, recorded_run_keys, rewrite_state, trained, write_config
 
 ClipHba = Callable[..., Outcome]
 
@@ -309,9 +309,7 @@ def test_bad_use_is_refused_with_code_2_and_changes_nothing(
 @pytest.fixture(scope="module")
 def finished_run(standin_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("finished")
-    names = ("annotations.csv", "images", "inference48.csv", "RDM48_triplet.mat", "prompts.txt")
-    keys = ("csv_file", "img_dir", "inference_csv_file", "RDM48_triplet_dir", "prompts_file")
-    config = {key: str(standin_data / name) for key, name in zip(keys, names, strict=True)}
+    config: dict[str, Any] = dict(data_keys(standin_data))
     config |= {"epochs": 2, "num_threads": 1, "rank": 4, "device": "cpu"}  # type: ignore[dict-item]
     (directory / "config.yaml").write_text(yaml.safe_dump(config))
     arguments = ["train", str(directory / "config.yaml"), "--run-dir", str(directory / "run")]
