@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional
 from transformers import CLIPModel
 
-from clip_hba_behavior import rsa
 from clip_hba_behavior.data.images import load_pixels
-from clip_hba_behavior.inputs import Inputs
 from clip_hba_behavior.model.clip_hba import CLIPHBA
+from clip_hba_behavior.rsa import rank_correlation as rsa
+from clip_hba_behavior.training.inputs import Inputs
 
 CONTEXT = 77
 

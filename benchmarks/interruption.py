@@ -19,9 +19,9 @@ from pathlib import Path
 import yaml
 
 from clip_hba_behavior.data.standin import write_standin_dataset
-from clip_hba_behavior.environment import describe_environment, provenance
-from clip_hba_behavior.reproducibility.checkpoint import list_step_checkpoints, save_step_checkpoint
-from clip_hba_behavior.training import Trainer
+from clip_hba_behavior.run.checkpoint import list_step_checkpoints, save_step_checkpoint
+from clip_hba_behavior.run.environment import describe_environment, provenance
+from clip_hba_behavior.training.trainer import Trainer
 from step_time import SIZES, build, one_step, write_backbone
 
 

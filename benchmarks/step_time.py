@@ -23,15 +23,15 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 from transformers.utils import logging as transformers_logging
 
-from clip_hba_behavior import seed_protocol
 from clip_hba_behavior.config import make_config
 from clip_hba_behavior.data.standin import standin_backbone_directory, write_standin_dataset
-from clip_hba_behavior.environment import describe_environment, provenance
 from clip_hba_behavior.model.backbone import load_backbone, tokenize_prompts
-from clip_hba_behavior.reproducibility.checkpoint import save_dora_parameters
-from clip_hba_behavior.run import build_trainer, resolve_config
-from clip_hba_behavior.run_directory import RunDirectory, format_row
-from clip_hba_behavior.training import Trainer
+from clip_hba_behavior.run.checkpoint import save_dora_parameters
+from clip_hba_behavior.run.directory import RunDirectory, format_row
+from clip_hba_behavior.run.environment import describe_environment, provenance
+from clip_hba_behavior.run.life import build_trainer, resolve_config
+from clip_hba_behavior.training import seed_protocol
+from clip_hba_behavior.training.trainer import Trainer
 from full_forward import BaselineEpoch, FullForward
 
 # width, blocks, patch of the image tower; width, blocks of the text tower; embedding

@@ -17,12 +17,13 @@ from pathlib import Path
 
 from clip_hba_behavior.config import make_config
 from clip_hba_behavior.data.standin import write_standin_dataset
-from clip_hba_behavior.environment import describe_environment, provenance
-from clip_hba_behavior.reproducibility.checkpoint import save_dora_parameters
-from clip_hba_behavior.reproducibility.state import TrainingState, snapshot
-from clip_hba_behavior.run import train_model
-from clip_hba_behavior.run_directory import RunDirectory
-from clip_hba_behavior.training import Trainer
+from clip_hba_behavior.reproducibility.state.snapshot import snapshot
+from clip_hba_behavior.run.checkpoint import save_dora_parameters
+from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.environment import describe_environment, provenance
+from clip_hba_behavior.run.life import train_model
+from clip_hba_behavior.training.state import TrainingState
+from clip_hba_behavior.training.trainer import Trainer
 from clip_hba_behavior.verification.epoch import EpochVerifier
 from clip_hba_behavior.verification.history import read_history
 from clip_hba_behavior.verification.verdict import Word

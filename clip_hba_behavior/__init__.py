@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clip_hba_behavior.config import Config, make_config
-    from clip_hba_behavior.reproducibility.checkpoint import read_checkpoint, save_dora_parameters
-    from clip_hba_behavior.reproducibility.compare import compare
-    from clip_hba_behavior.reproducibility.errors import BadInputError, NotReproducibleError, StoppedError
-    from clip_hba_behavior.reproducibility.rng import load_and_restore_rng_state
-    from clip_hba_behavior.reproducibility.state import TrainingState
-    from clip_hba_behavior.run import resume, run_behavioral_training, start, train_model
+    from clip_hba_behavior.reproducibility.state.compare import compare
+    from clip_hba_behavior.reproducibility.state.errors import BadInputError, NotReproducibleError, StoppedError
+    from clip_hba_behavior.reproducibility.state.rng import load_and_restore_rng_state
+    from clip_hba_behavior.run.checkpoint import read_checkpoint, save_dora_parameters
+    from clip_hba_behavior.run.life import resume, run_behavioral_training, start, train_model
+    from clip_hba_behavior.training.state import TrainingState
 
 # Torch reads it at its first allocation: large tensors in huge pages, of which the kernel has far fewer to
 # clear. It changes no bit; a training step on the CPU takes a tenth less time.
@@ -28,18 +28,18 @@ __version__ = "0.1.0"
 _HOMES = {
     "Config": "config",
     "make_config": "config",
-    "read_checkpoint": "reproducibility.checkpoint",
-    "save_dora_parameters": "reproducibility.checkpoint",
-    "compare": "reproducibility.compare",
-    "BadInputError": "reproducibility.errors",
-    "NotReproducibleError": "reproducibility.errors",
-    "StoppedError": "reproducibility.errors",
-    "load_and_restore_rng_state": "reproducibility.rng",
-    "TrainingState": "reproducibility.state",
-    "resume": "run",
-    "run_behavioral_training": "run",
-    "start": "run",
-    "train_model": "run",
+    "read_checkpoint": "run.checkpoint",
+    "save_dora_parameters": "run.checkpoint",
+    "compare": "reproducibility.state.compare",
+    "BadInputError": "reproducibility.state.errors",
+    "NotReproducibleError": "reproducibility.state.errors",
+    "StoppedError": "reproducibility.state.errors",
+    "load_and_restore_rng_state": "reproducibility.state.rng",
+    "TrainingState": "training.state",
+    "resume": "run.life",
+    "run_behavioral_training": "run.life",
+    "start": "run.life",
+    "train_model": "run.life",
 }
 
 __all__ = [

@@ -54,7 +54,7 @@ def train(
 ) -> None:
     """Train from a configuration."""
     from clip_hba_behavior.config import make_config, parse_settings, read_config_file
-    from clip_hba_behavior.run import resolve_config, start
+    from clip_hba_behavior.run.life import resolve_config, start
 
     keys = read_config_file(config) | parse_settings(settings or [])
     if run_dir is not None:
@@ -82,7 +82,7 @@ def resume(
 ) -> None:
     """Continue a run, bit for bit."""
     from clip_hba_behavior.config import parse_settings
-    from clip_hba_behavior.run import resume
+    from clip_hba_behavior.run.life import resume
 
     allowed = [key.strip() for each in allow or [] for key in each.split(",")]
     print(f"The run is in {resume(run, parse_settings(settings or []), from_epoch, run_dir, allowed)}")
@@ -123,7 +123,7 @@ def fork(
 ) -> None:
     """Start from another run's state, perturb some epochs, and train on."""
     from clip_hba_behavior.config import parse_settings, read_config_file
-    from clip_hba_behavior.run import start_fork
+    from clip_hba_behavior.run.life import start_fork
 
     options = {
         "perturb_type": perturb,
@@ -142,7 +142,7 @@ def fork(
 @app.command()
 def inspect(checkpoint: Annotated[Path, typer.Argument(help="An epochN_dora_params.pth of any age.")]) -> None:
     """Show what a checkpoint holds; nothing in it is run."""
-    from clip_hba_behavior.reproducibility.checkpoint import describe, read_checkpoint
+    from clip_hba_behavior.run.checkpoint import describe, read_checkpoint
 
     print(describe(read_checkpoint(checkpoint)))
 
@@ -152,7 +152,7 @@ def demo(
     run_dir: Annotated[Path, typer.Option("--run-dir", help="Where the two runs go.")] = Path("runs/demo"),
 ) -> None:
     """Train the stand-in, resume it from a middle epoch in a new process, and compare the bits."""
-    from clip_hba_behavior.demo import run_demo
+    from clip_hba_behavior.verification.demo import run_demo
 
     raise typer.Exit(YES if run_demo(run_dir) else NO)
 
@@ -163,7 +163,7 @@ def data_check(
 ) -> None:
     """Count, open and compare everything that a run would read."""
     from clip_hba_behavior.config import make_config, parse_settings, read_config_file
-    from clip_hba_behavior.run import check_data_of
+    from clip_hba_behavior.run.life import check_data_of
 
     report = check_data_of(make_config(read_config_file(config) | parse_settings(settings or [])))
     print(report)
@@ -355,7 +355,7 @@ def _say_interrupted() -> int:
 
 def _explain(error: Exception) -> int:
     """Say what went wrong; only what this program did not foresee shows its traceback."""
-    from clip_hba_behavior.reproducibility.errors import (
+    from clip_hba_behavior.reproducibility.state.errors import (
         BadInputError,
         InterruptedRunError,
         NotReproducibleError,

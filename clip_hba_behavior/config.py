@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from clip_hba_behavior.reproducibility.errors import BadInputError
-from clip_hba_behavior.reproducibility.untrusted import open_text, quote, shown
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.untrusted import open_text, quote, shown
 
 STANDIN = "standin"
 Positive = Annotated[int, Field(ge=1)]

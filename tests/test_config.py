@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from clip_hba_behavior.config import DATA_KEYS, FREE_KEYS, Config, make_config, parse_settings, read_config_file
-from clip_hba_behavior.reproducibility.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
 
 DATA = dict.fromkeys(DATA_KEYS, "somewhere")
 

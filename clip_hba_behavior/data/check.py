@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clip_hba_behavior import rsa
 from clip_hba_behavior.data.images import read_image
 from clip_hba_behavior.data.things import (
     NUM_DIMENSIONS,
@@ -19,6 +18,7 @@ from clip_hba_behavior.data.things import (
     read_prompts,
     unsafe_name_reason,
 )
+from clip_hba_behavior.rsa import rank_correlation as rsa
 
 # In the right order THINGS' rows reach 0.86, in alphabetical order 0.04.
 LEAST_ROW_ORDER_CORRELATION = 0.5

@@ -18,7 +18,7 @@ from PIL.TiffImagePlugin import PREFIXES, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from clip_hba_behavior.data.things import MAX_IMAGE_BYTES, DataError
-from clip_hba_behavior.reproducibility.untrusted import open_regular
+from clip_hba_behavior.reproducibility.state.untrusted import open_regular
 
 # Image.open would warn above its own limit, and silencing a warning is not thread-safe. Its decoders do not
 # warn, and naming them leaves the many rarely used ones out.

@@ -17,8 +17,8 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
-from clip_hba_behavior.reproducibility.errors import BadInputError
-from clip_hba_behavior.reproducibility.untrusted import MIB, open_regular, open_text, quote, read_rows, shown
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_regular, open_text, quote, read_rows, shown
 
 NUM_DIMENSIONS = 66
 NUM_HUMAN_IMAGES = 48

@@ -9,8 +9,8 @@ from transformers import CLIPModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from clip_hba_behavior.model.openai_format import load_openai_file
-from clip_hba_behavior.reproducibility.digest import digest
-from clip_hba_behavior.reproducibility.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.digest import digest
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
 
 # OpenAI's names for its ViT models, and where Hugging Face keeps the same weights.
 HUB_NAMES = {

@@ -17,7 +17,7 @@ from transformers import CLIPModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from clip_hba_behavior.model.dora import DoRALinear
-from clip_hba_behavior.reproducibility.numerics import SDPA_BACKENDS
+from clip_hba_behavior.reproducibility.state.numerics import SDPA_BACKENDS
 
 DORA_PARAMETERS = ("m", "delta_D_A", "delta_D_B")
 

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clip_hba_behavior.reproducibility.digest import digest
-from clip_hba_behavior.reproducibility.errors import NotReproducibleError
-from clip_hba_behavior.reproducibility.files import replace
+from clip_hba_behavior.reproducibility.state.digest import digest
+from clip_hba_behavior.reproducibility.state.errors import NotReproducibleError
+from clip_hba_behavior.reproducibility.state.files import replace
 
 Progress = Callable[[int, int], None]
 Rows: TypeAlias = NDArray[np.float32]

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from clip_hba_behavior.reproducibility import safe_load
-from clip_hba_behavior.reproducibility.errors import BadInputError
+from clip_hba_behavior.reproducibility.state import safe_load
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
 
 # SHA-256 of the files that OpenAI published, as their download addresses carry them.
 PUBLISHED_DIGESTS = {

@@ -6,13 +6,13 @@ import statistics
 from collections import Counter
 from pathlib import Path
 
-from clip_hba_behavior.reproducibility.checkpoint import list_checkpoints
-from clip_hba_behavior.reproducibility.errors import BadInputError
-from clip_hba_behavior.reproducibility.files import replace
-from clip_hba_behavior.reproducibility.lease import hold
-from clip_hba_behavior.run_directory import RunDirectory
-from clip_hba_behavior.run_log import logging_to, reporting
-from clip_hba_behavior.signals import stopping_on_signals
+from clip_hba_behavior.reproducibility.record.lease import hold
+from clip_hba_behavior.reproducibility.record.signals import stopping_on_signals
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.files import replace
+from clip_hba_behavior.run.checkpoint import list_checkpoints
+from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.log import logging_to, reporting
 from clip_hba_behavior.sweep import slurm
 from clip_hba_behavior.sweep.local import cancel_local, num_processes, run_locally
 from clip_hba_behavior.sweep.plan import Plan, Run, make_plan, read_sweep_file

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
-from clip_hba_behavior.reproducibility.errors import InterruptedRunError
-from clip_hba_behavior.reproducibility.lease import process_start
-from clip_hba_behavior.run_directory import RunDirectory
-from clip_hba_behavior.run_log import silent
-from clip_hba_behavior.signals import StopRequest
+from clip_hba_behavior.reproducibility.record.lease import process_start
+from clip_hba_behavior.reproducibility.record.signals import StopRequest
+from clip_hba_behavior.reproducibility.state.errors import InterruptedRunError
+from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.log import silent
 from clip_hba_behavior.sweep.plan import Plan, Run
 from clip_hba_behavior.sweep.work import Status, carry_out
 
@@ -66,7 +66,7 @@ def _pass(
 ) -> list[tuple[Run, ...]]:
     """Carry out chains with one pool; return those that are left."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["clip_hba_behavior.run"])
+    context.set_forkserver_preload(["clip_hba_behavior.run.life"])
     left = dict(enumerate(chains))
     with ProcessPoolExecutor(num_processes(plan), mp_context=context, initializer=_begin_worker) as pool:
         futures: dict[Future[list[tuple[Run, Status]]], int] = {

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clip_hba_behavior.config import read_config_file
-from clip_hba_behavior.reproducibility.checkpoint import list_checkpoints
-from clip_hba_behavior.reproducibility.errors import BadInputError
-from clip_hba_behavior.run_directory import RunDirectory
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.run.checkpoint import list_checkpoints
+from clip_hba_behavior.run.directory import RunDirectory
 
 Kind = Literal["random_target", "label_shuffle", "image_noise", "uniform_images"]
 Positive = Annotated[int, Field(ge=1)]

@@ -14,9 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clip_hba_behavior.reproducibility.errors import BadInputError, InterruptedRunError
-from clip_hba_behavior.reproducibility.files import publish
-from clip_hba_behavior.signals import stopping_on_signals
+from clip_hba_behavior.reproducibility.record.signals import stopping_on_signals
+from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
+from clip_hba_behavior.reproducibility.state.files import publish
 from clip_hba_behavior.sweep.plan import Plan, Run, SlurmSettings
 from clip_hba_behavior.sweep.work import carry_out, status_of
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clip_hba_behavior.reproducibility.files import replace
-from clip_hba_behavior.run_directory import RunDirectory
+from clip_hba_behavior.reproducibility.state.files import replace
+from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.sweep.plan import Plan, Run
 from clip_hba_behavior.verification.history import History, read_history
 from clip_hba_behavior.verification.results_table import METRICS, read_results_table

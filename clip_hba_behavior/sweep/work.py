@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from clip_hba_behavior.reproducibility.checkpoint import list_checkpoints, read_checkpoint
-from clip_hba_behavior.reproducibility.errors import BadInputError, InterruptedRunError
-from clip_hba_behavior.reproducibility.files import replace
-from clip_hba_behavior.run import resume, start_fork
-from clip_hba_behavior.run_directory import RunDirectory
+from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
+from clip_hba_behavior.reproducibility.state.files import replace
+from clip_hba_behavior.run.checkpoint import list_checkpoints, read_checkpoint
+from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.life import resume, start_fork
 from clip_hba_behavior.sweep.plan import Plan, Run
 from clip_hba_behavior.verification.history import read_history
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clip_hba_behavior.reproducibility.compare import Difference
-from clip_hba_behavior.reproducibility.ledger import END_OF_EPOCH
+from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH
+from clip_hba_behavior.reproducibility.state.compare import Difference
 
 # Two machines that round otherwise differ by this much, relative, within the first steps.
 ROUNDING = 1e-5

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from clip_hba_behavior.config import Config, make_config
-from clip_hba_behavior.environment import changed_data
-from clip_hba_behavior.reproducibility.errors import BadInputError
-from clip_hba_behavior.reproducibility.state import snapshot
-from clip_hba_behavior.run_log import Report
-from clip_hba_behavior.training import Trainer
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.snapshot import snapshot
+from clip_hba_behavior.run.environment import changed_data
+from clip_hba_behavior.run.log import Report
+from clip_hba_behavior.training.trainer import Trainer
 from clip_hba_behavior.verification.derived import DerivedRun, derive_run
 from clip_hba_behavior.verification.epoch import EpochVerifier
 from clip_hba_behavior.verification.history import History, Recorded, read_history

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import get_args
 
 from clip_hba_behavior.config import BatchOrder, make_config, parse_settings, read_config_file
-from clip_hba_behavior.reproducibility.errors import BadInputError
-from clip_hba_behavior.run_log import logging_to, reporting
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.run.log import logging_to, reporting
 from clip_hba_behavior.verification import certificate, quick
 from clip_hba_behavior.verification.checkpoints import verify_checkpoints
 from clip_hba_behavior.verification.diff import describe, diff_runs

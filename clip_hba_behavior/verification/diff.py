@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip_hba_behavior.environment import changed_data
-from clip_hba_behavior.reproducibility.checkpoint import Checkpoint
-from clip_hba_behavior.reproducibility.compare import Comparison, compare
-from clip_hba_behavior.reproducibility.errors import BadInputError
-from clip_hba_behavior.reproducibility.ledger import END_OF_EPOCH
-from clip_hba_behavior.reproducibility.state import TrainingState
-from clip_hba_behavior.run_log import Report
-from clip_hba_behavior.training import NonFiniteLossError
+from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH
+from clip_hba_behavior.reproducibility.state.compare import Comparison, compare
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.run.checkpoint import Checkpoint
+from clip_hba_behavior.run.environment import changed_data
+from clip_hba_behavior.run.log import Report
+from clip_hba_behavior.training.state import TrainingState
+from clip_hba_behavior.training.trainer import NonFiniteLossError
 from clip_hba_behavior.verification.causes import (
     REPLAYED,
     RUNS,

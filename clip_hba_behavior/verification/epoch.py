@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
-from clip_hba_behavior.reproducibility.checkpoint import Checkpoint
-from clip_hba_behavior.reproducibility.compare import Comparison, compare
-from clip_hba_behavior.reproducibility.digest import digest
-from clip_hba_behavior.reproducibility.ledger import END_OF_EPOCH
-from clip_hba_behavior.reproducibility.rng import MISSING, RESTORED, RngState
-from clip_hba_behavior.reproducibility.state import TrainingState, restore_parameters
-from clip_hba_behavior.run_log import Report
-from clip_hba_behavior.training import NonFiniteLossError, Trainer
+from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH
+from clip_hba_behavior.reproducibility.state.compare import Comparison, compare
+from clip_hba_behavior.reproducibility.state.digest import digest
+from clip_hba_behavior.reproducibility.state.rng import MISSING, RESTORED, RngState
+from clip_hba_behavior.reproducibility.state.snapshot import restore_parameters
+from clip_hba_behavior.run.checkpoint import Checkpoint
+from clip_hba_behavior.run.log import Report
+from clip_hba_behavior.training.state import TrainingState
+from clip_hba_behavior.training.trainer import NonFiniteLossError, Trainer
 from clip_hba_behavior.verification.causes import (
     REPLAYED,
     FirstDifference,

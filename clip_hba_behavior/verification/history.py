@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from clip_hba_behavior.config import Config
-from clip_hba_behavior.reproducibility.checkpoint import (
+from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH
+from clip_hba_behavior.reproducibility.state.digest import leaf_digest, leaves
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_text
+from clip_hba_behavior.run.checkpoint import (
     AlteredCheckpointError,
     Checkpoint,
     list_checkpoints,
     read_checkpoint,
 )
-from clip_hba_behavior.reproducibility.digest import leaf_digest, leaves
-from clip_hba_behavior.reproducibility.errors import BadInputError
-from clip_hba_behavior.reproducibility.ledger import END_OF_EPOCH
-from clip_hba_behavior.reproducibility.state import TrainingState
-from clip_hba_behavior.reproducibility.untrusted import MIB, open_text
-from clip_hba_behavior.run_directory import RunDirectory
+from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.verification.results_table import ResultsTable, read_results_table
 
 Entry = dict[str, Any]

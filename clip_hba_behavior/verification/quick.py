@@ -20,25 +20,26 @@ from typing import Any
 
 import torch
 
-from clip_hba_behavior import seed_protocol
 from clip_hba_behavior.config import Config, make_config
 from clip_hba_behavior.data.standin import write_standin_dataset
-from clip_hba_behavior.reproducibility import safe_load
-from clip_hba_behavior.reproducibility.checkpoint import (
+from clip_hba_behavior.reproducibility.state import safe_load
+from clip_hba_behavior.reproducibility.state.compare import Comparison, compare
+from clip_hba_behavior.reproducibility.state.digest import digest
+from clip_hba_behavior.reproducibility.state.errors import StoppedError
+from clip_hba_behavior.reproducibility.state.files import publish
+from clip_hba_behavior.reproducibility.state.rng import capture_rng_state, restore_rng_state
+from clip_hba_behavior.reproducibility.state.snapshot import snapshot
+from clip_hba_behavior.run.checkpoint import (
     parameters_digest,
     read_checkpoint,
     to_bytes,
     to_content,
 )
-from clip_hba_behavior.reproducibility.compare import Comparison, compare
-from clip_hba_behavior.reproducibility.digest import digest
-from clip_hba_behavior.reproducibility.errors import StoppedError
-from clip_hba_behavior.reproducibility.files import publish
-from clip_hba_behavior.reproducibility.rng import capture_rng_state, restore_rng_state
-from clip_hba_behavior.reproducibility.state import TrainingState, snapshot
-from clip_hba_behavior.run import build_trainer, resolve_config
-from clip_hba_behavior.run_log import LOGGER_NAME
-from clip_hba_behavior.training import Step, Trainer
+from clip_hba_behavior.run.life import build_trainer, resolve_config
+from clip_hba_behavior.run.log import LOGGER_NAME
+from clip_hba_behavior.training import seed_protocol
+from clip_hba_behavior.training.state import TrainingState
+from clip_hba_behavior.training.trainer import Step, Trainer
 
 NUM_STEPS = 3
 STEPS_BEFORE_THE_BREAK = 2

@@ -11,20 +11,21 @@ from typing import Any, get_args
 import torch
 from transformers import CLIPConfig
 
-from clip_hba_behavior import seed_protocol
 from clip_hba_behavior.config import BatchOrder, Config, make_config
 from clip_hba_behavior.data.things import read_annotations
-from clip_hba_behavior.inputs import LazyBackbone
 from clip_hba_behavior.model.clip_hba import CLIPHBA
-from clip_hba_behavior.reproducibility.checkpoint import Checkpoint, checkpoint_path, read_checkpoint, to_bytes
-from clip_hba_behavior.reproducibility.digest import digest
-from clip_hba_behavior.reproducibility.errors import BadInputError, NotReproducibleError
-from clip_hba_behavior.reproducibility.files import publish
-from clip_hba_behavior.reproducibility.rng import MISSING, RngState
-from clip_hba_behavior.reproducibility.state import TrainingState, restore_parameters
-from clip_hba_behavior.run import build_trainer, resolve_config, start, with_standin
-from clip_hba_behavior.run_log import Report
-from clip_hba_behavior.training import Trainer
+from clip_hba_behavior.reproducibility.state.digest import digest
+from clip_hba_behavior.reproducibility.state.errors import BadInputError, NotReproducibleError
+from clip_hba_behavior.reproducibility.state.files import publish
+from clip_hba_behavior.reproducibility.state.rng import MISSING, RngState
+from clip_hba_behavior.reproducibility.state.snapshot import restore_parameters
+from clip_hba_behavior.run.checkpoint import Checkpoint, checkpoint_path, read_checkpoint, to_bytes
+from clip_hba_behavior.run.life import build_trainer, resolve_config, start, with_standin
+from clip_hba_behavior.run.log import Report
+from clip_hba_behavior.training import seed_protocol
+from clip_hba_behavior.training.inputs import LazyBackbone
+from clip_hba_behavior.training.state import TrainingState
+from clip_hba_behavior.training.trainer import Trainer
 from clip_hba_behavior.verification.derived import DerivedRun, derive_run, draws_apart
 from clip_hba_behavior.verification.history import read_history
 from clip_hba_behavior.verification.replay import same_streams

@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 
-from clip_hba_behavior import seed_protocol
-from clip_hba_behavior.batch_order import epoch_order
 from clip_hba_behavior.config import DATA_KEYS, FREE_KEYS, Config, make_config
-from clip_hba_behavior.reproducibility.digest import digest
-from clip_hba_behavior.reproducibility.errors import BadInputError
-from clip_hba_behavior.reproducibility.ledger import END_OF_EPOCH
-from clip_hba_behavior.reproducibility.numerics import SDPA_BACKENDS, check_sdpa_backend, resolve_device
-from clip_hba_behavior.reproducibility.rng import RngState, capture_rng_state, restore_rng_state
-from clip_hba_behavior.reproducibility.state import TrainingState
-from clip_hba_behavior.run import build_trainer, resolve_config
-from clip_hba_behavior.run_log import Report
-from clip_hba_behavior.training import Trainer, closing_entry, ledger_entry
+from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH
+from clip_hba_behavior.reproducibility.state.digest import digest
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.numerics import SDPA_BACKENDS, check_sdpa_backend, resolve_device
+from clip_hba_behavior.reproducibility.state.rng import RngState, capture_rng_state, restore_rng_state
+from clip_hba_behavior.run.life import build_trainer, resolve_config
+from clip_hba_behavior.run.log import Report
+from clip_hba_behavior.training import seed_protocol
+from clip_hba_behavior.training.batch_order import epoch_order
+from clip_hba_behavior.training.state import TrainingState
+from clip_hba_behavior.training.trainer import Trainer, closing_entry, ledger_entry
 
 _CPU_STREAMS = ("torch_rng_state", "numpy_rng_state", "python_rng_state")
 

@@ -5,8 +5,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip_hba_behavior.reproducibility.errors import BadInputError
-from clip_hba_behavior.reproducibility.untrusted import MIB, quote, read_rows, shown
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.untrusted import MIB, quote, read_rows, shown
 
 _MAX_BYTES = 4 * MIB  # some 40,000 epochs
 METRICS = ("train_loss", "test_loss", "behavioral_rsa_rho", "behavioral_rsa_p_value")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
-from clip_hba_behavior.environment import drift_from
+from clip_hba_behavior.run.environment import drift_from
 
 Level = Literal["L0", "L1", "L2"]
 MEANING: dict[Level, str] = {

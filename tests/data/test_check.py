@@ -8,7 +8,7 @@ import scipy.io
 from PIL import Image
 
 from clip_hba_behavior.data.check import DataReport, check_data
-from clip_hba_behavior.rsa import correlation_distances
+from clip_hba_behavior.rsa.rank_correlation import correlation_distances
 
 THINGS = Path(__file__).parents[3] / "shared" / "things"
 with_things = pytest.mark.skipif(not THINGS.is_dir(), reason="the THINGS tables are not here")

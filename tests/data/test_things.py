@@ -19,7 +19,7 @@ from clip_hba_behavior.data.things import (
     read_prompts,
     targets_digest,
 )
-from clip_hba_behavior.reproducibility.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
 
 THINGS = Path(__file__).parents[3] / "shared" / "things"
 with_things = pytest.mark.skipif(not THINGS.is_dir(), reason="the THINGS tables are not here")

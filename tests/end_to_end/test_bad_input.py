@@ -11,7 +11,7 @@ import torch
 from transformers import BertConfig
 
 import fresh_process
-from clip_hba_behavior.reproducibility.checkpoint import list_checkpoints
+from clip_hba_behavior.run.checkpoint import list_checkpoints
 from fresh_process import Outcome
 from run_tools import write_config
 
@@ -199,7 +199,7 @@ def test_moved_data_is_no_change(run: Path, clip_hba: ClipHba, standin_data: Pat
 
 
 def hold_run(run: str, held: str) -> None:
-    from clip_hba_behavior.reproducibility.lease import hold
+    from clip_hba_behavior.reproducibility.record.lease import hold
 
     with hold(Path(run)):
         Path(held).touch()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from clip_hba_behavior.reproducibility.checkpoint import (
+from clip_hba_behavior.run.checkpoint import (
     checkpoint_path,
     list_checkpoints,
     parameters_digest,

@@ -14,19 +14,19 @@ import pytest
 import torch
 
 import fresh_process
-from clip_hba_behavior import seed_protocol
 from clip_hba_behavior.config import make_config
-from clip_hba_behavior.reproducibility.checkpoint import (
+from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH
+from clip_hba_behavior.reproducibility.state.rng import capture_rng_state
+from clip_hba_behavior.run.checkpoint import (
     checkpoint_path,
     list_checkpoints,
     list_step_checkpoints,
     read_checkpoint,
 )
-from clip_hba_behavior.reproducibility.ledger import END_OF_EPOCH
-from clip_hba_behavior.reproducibility.rng import capture_rng_state
-from clip_hba_behavior.reproducibility.state import TrainingState
-from clip_hba_behavior.run import build_trainer, resolve_config
-from clip_hba_behavior.training import Trainer, closing_entry, ledger_entry
+from clip_hba_behavior.run.life import build_trainer, resolve_config
+from clip_hba_behavior.training import seed_protocol
+from clip_hba_behavior.training.state import TrainingState
+from clip_hba_behavior.training.trainer import Trainer, closing_entry, ledger_entry
 from fresh_process import Outcome
 from run_tools import differences, trained, write_config
 
@@ -164,7 +164,7 @@ def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:
 
 
 def stuck_in_a_step() -> None:
-    from clip_hba_behavior.signals import stopping_on_signals
+    from clip_hba_behavior.reproducibility.record.signals import stopping_on_signals
 
     with stopping_on_signals():
         print("in the step", flush=True)

@@ -16,18 +16,18 @@ import torch
 
 import fresh_process
 from clip_hba_behavior.config import DATA_KEYS
-from clip_hba_behavior.fork import publish_first_state
-from clip_hba_behavior.reproducibility.checkpoint import (
+from clip_hba_behavior.reproducibility.state.digest import digest
+from clip_hba_behavior.reproducibility.state.errors import NotReproducibleError
+from clip_hba_behavior.run.checkpoint import (
     checkpoint_path,
     list_checkpoints,
     read_checkpoint,
     to_bytes,
 )
-from clip_hba_behavior.reproducibility.digest import digest
-from clip_hba_behavior.reproducibility.errors import NotReproducibleError
-from clip_hba_behavior.reproducibility.state import TrainingState
-from clip_hba_behavior.run import build_trainer, start_fork
-from clip_hba_behavior.run_directory import RunDirectory
+from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.fork import publish_first_state
+from clip_hba_behavior.run.life import build_trainer, start_fork
+from clip_hba_behavior.training.state import TrainingState
 from fresh_process import Outcome
 from run_tools import differences, rewrite_state, write_config
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from clip_hba_behavior.reproducibility.checkpoint import checkpoint_path, read_checkpoint
-from clip_hba_behavior.reproducibility.digest import digest
-from clip_hba_behavior.run import build_trainer
-from clip_hba_behavior.run_directory import RunDirectory
+from clip_hba_behavior.reproducibility.state.digest import digest
+from clip_hba_behavior.run.checkpoint import checkpoint_path, read_checkpoint
+from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.life import build_trainer
 from fresh_process import Outcome
 from run_tools import recorded_run_keys, write_config
 

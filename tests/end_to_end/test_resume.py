@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from clip_hba_behavior.reproducibility.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
-from clip_hba_behavior.reproducibility.rng import capture_rng_state, restore_rng_state
-from clip_hba_behavior.reproducibility.state import TrainingState
+from clip_hba_behavior.reproducibility.state.rng import capture_rng_state, restore_rng_state
+from clip_hba_behavior.run.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
+from clip_hba_behavior.training.state import TrainingState
 from fresh_process import Outcome
 from run_tools import differences, rewrite_state, write_config
 

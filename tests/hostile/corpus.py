@@ -40,7 +40,7 @@ class RunsCode:
 
 
 def read_checkpoint(path: Path) -> object:
-    from clip_hba_behavior.reproducibility import checkpoint
+    from clip_hba_behavior.run import checkpoint
 
     found = checkpoint.read_checkpoint(path)
     checkpoint.describe(found)
@@ -97,7 +97,7 @@ def read_results(path: Path) -> object:
 
 def read_ledger(path: Path) -> object:
     """Read a run whose ledger is this file: what is wrong with it is said, and the run is read on."""
-    from clip_hba_behavior.reproducibility.errors import BadInputError
+    from clip_hba_behavior.reproducibility.state.errors import BadInputError
     from clip_hba_behavior.verification.history import read_history
 
     run = Path.cwd().with_name("run")
@@ -133,7 +133,7 @@ def _memory(field: str) -> int:
 
 def attempt(reader: str, path: str, directory: str, report: str) -> None:
     """Read a file as this process, within 6 GiB of address space more than it has, and say how it went."""
-    from clip_hba_behavior.reproducibility.errors import BadInputError
+    from clip_hba_behavior.reproducibility.state.errors import BadInputError
 
     os.chdir(directory)
     for module in ("data.images", "model.openai_format", "verification.history", "reproducibility.checkpoint"):
@@ -307,7 +307,7 @@ def whole(**changes: Any) -> Callable[[], bytes]:
     """A state that was never saved by this package, under a digest that fits."""
 
     def save() -> bytes:
-        from clip_hba_behavior.reproducibility.digest import digest
+        from clip_hba_behavior.reproducibility.state.digest import digest
 
         state = {
             "optimizer_state": {},

@@ -21,10 +21,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clip_hba_behavior.config import Config, make_config, parse_settings, read_config_file
-from clip_hba_behavior.reproducibility.checkpoint import describe, read_checkpoint, to_bytes, to_content
-from clip_hba_behavior.reproducibility.errors import BadInputError
-from clip_hba_behavior.reproducibility.rng import capture_rng_state
-from clip_hba_behavior.reproducibility.state import TrainingState, snapshot
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.rng import capture_rng_state
+from clip_hba_behavior.reproducibility.state.snapshot import snapshot
+from clip_hba_behavior.run.checkpoint import describe, read_checkpoint, to_bytes, to_content
+from clip_hba_behavior.training.state import TrainingState
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
 LONGEST = 5.0  # seconds of computing that one example may take

@@ -9,7 +9,7 @@ from transformers import BertConfig
 from clip_hba_behavior.data.standin import PROMPTS, standin_backbone_directory
 from clip_hba_behavior.model import backbone as backbone_module
 from clip_hba_behavior.model.backbone import load_backbone, resolve_backbone, tokenize_prompts, weights_digest
-from clip_hba_behavior.reproducibility.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from small_clip import small_clip
 
 

@@ -8,7 +8,7 @@ import torch
 
 import fresh_process
 from clip_hba_behavior.model.feature_cache import FeatureCache
-from clip_hba_behavior.reproducibility.errors import NotReproducibleError
+from clip_hba_behavior.reproducibility.state.errors import NotReproducibleError
 
 NUM_ROWS, CHUNK = 10, 4
 

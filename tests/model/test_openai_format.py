@@ -10,7 +10,7 @@ from torch import nn
 from transformers import CLIPModel
 
 from clip_hba_behavior.model.backbone import load_backbone, weights_digest
-from clip_hba_behavior.reproducibility.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from small_clip import small_clip
 
 

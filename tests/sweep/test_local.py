@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import fresh_process
-from clip_hba_behavior.reproducibility.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
+from clip_hba_behavior.run.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
 from clip_hba_behavior.sweep.plan import make_plan, make_sweep_file
 from fresh_process import Outcome
 from run_tools import data_keys, trained

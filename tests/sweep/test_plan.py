@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from clip_hba_behavior.reproducibility.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.sweep.plan import make_plan, make_sweep_file
 
 

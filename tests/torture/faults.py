@@ -131,7 +131,7 @@ def watched_clip_hba(
         wait_for_tracer: do not begin before strace holds this process.
     """
     import clip_hba_behavior.run
-    from clip_hba_behavior.training import Trainer
+    from clip_hba_behavior.training.trainer import Trainer
 
     watch = _Watch(trace, fault, room)
     for owner, name, phase in (

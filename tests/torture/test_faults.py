@@ -18,17 +18,18 @@ import torch
 
 import fresh_process
 from clip_hba_behavior.data.standin import write_standin_dataset
-from clip_hba_behavior.reproducibility.checkpoint import (
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.rng import capture_rng_state
+from clip_hba_behavior.reproducibility.state.snapshot import snapshot
+from clip_hba_behavior.run.checkpoint import (
     checkpoint_path,
     list_checkpoints,
     read_checkpoint,
     to_bytes,
     to_content,
 )
-from clip_hba_behavior.reproducibility.errors import BadInputError
-from clip_hba_behavior.reproducibility.rng import capture_rng_state
-from clip_hba_behavior.reproducibility.state import TrainingState, snapshot
-from clip_hba_behavior.run_directory import RunDirectory
+from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.training.state import TrainingState
 from fresh_process import Outcome
 from run_tools import data_keys, differences, write_config
 from torture.faults import Fault, watched_clip_hba
@@ -137,7 +138,7 @@ def test_a_disk_that_gets_full_ends_the_run_with_74_and_with_space_again_it_ends
 
 def fill_the_disk(directory: str, leave: int) -> None:
     """From the second epoch's end on, the disk has so few bytes left."""
-    from clip_hba_behavior.training import Trainer
+    from clip_hba_behavior.training.trainer import Trainer
 
     real = Trainer.finish_epoch
 
@@ -530,7 +531,7 @@ def test_a_clock_that_is_set_back_changes_nothing(keys: dict[str, Any], whole: P
 
 
 def wait_in_the_first_epoch(go: str) -> None:
-    from clip_hba_behavior.training import Trainer
+    from clip_hba_behavior.training.trainer import Trainer
 
     real = Trainer.finish_epoch
 
@@ -568,7 +569,7 @@ def test_a_second_writer_is_refused_with_the_first_ones_host_and_process(
 
 def note_memory_and_files(log: str) -> None:
     """Note memory in kB and the number of open files at each epoch's end."""
-    from clip_hba_behavior.training import Trainer
+    from clip_hba_behavior.training.trainer import Trainer
 
     real = Trainer.finish_epoch
 

@@ -37,9 +37,9 @@ import transformers.conversion_mapping
 import clip_hba_behavior.cli
 import clip_hba_behavior.run  # noqa: F401  each fork begins with both
 from clip_hba_behavior.data.standin import write_standin_dataset
-from clip_hba_behavior.reproducibility.checkpoint import list_checkpoints
-from clip_hba_behavior.reproducibility.ledger import Ledger
-from clip_hba_behavior.training import Trainer
+from clip_hba_behavior.reproducibility.record.ledger import Ledger
+from clip_hba_behavior.run.checkpoint import list_checkpoints
+from clip_hba_behavior.training.trainer import Trainer
 from run_tools import data_keys
 from torture.faults import Fault, Trace, read_trace, watched_clip_hba
 
@@ -90,7 +90,7 @@ def never_cut_the_ledger_back() -> None:
 
 
 def write_checkpoints_in_place() -> None:
-    import clip_hba_behavior.reproducibility.checkpoint as module
+    import clip_hba_behavior.run.checkpoint as module
 
     def publish(path: Path, content: bytes) -> None:
         if path.exists():

@@ -12,7 +12,10 @@ import torch
 import yaml
 from PIL import Image
 
-from clip_hba_behavior.reproducibility.checkpoint import (
+from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH
+from clip_hba_behavior.reproducibility.state.digest import digest
+from clip_hba_behavior.reproducibility.state.rng import capture_rng_state, restore_rng_state
+from clip_hba_behavior.run.checkpoint import (
     Checkpoint,
     checkpoint_path,
     list_checkpoints,
@@ -20,11 +23,8 @@ from clip_hba_behavior.reproducibility.checkpoint import (
     to_bytes,
     to_content,
 )
-from clip_hba_behavior.reproducibility.digest import digest
-from clip_hba_behavior.reproducibility.ledger import END_OF_EPOCH
-from clip_hba_behavior.reproducibility.rng import capture_rng_state, restore_rng_state
-from clip_hba_behavior.reproducibility.state import TrainingState
-from clip_hba_behavior.run_directory import format_row
+from clip_hba_behavior.run.directory import format_row
+from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.verification.history import ledger_leaves
 from fresh_process import Outcome
 

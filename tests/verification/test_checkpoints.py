@@ -12,9 +12,9 @@ import torch
 import yaml
 
 import fresh_process
-from clip_hba_behavior.reproducibility.checkpoint import checkpoint_path, read_checkpoint, to_bytes
-from clip_hba_behavior.reproducibility.digest import digest
-from clip_hba_behavior.reproducibility.rng import MISSING, RESTORED
+from clip_hba_behavior.reproducibility.state.digest import digest
+from clip_hba_behavior.reproducibility.state.rng import MISSING, RESTORED
+from clip_hba_behavior.run.checkpoint import checkpoint_path, read_checkpoint, to_bytes
 from fresh_process import Outcome
 from run_tools import data_keys, recorded_run_keys, rewrite_state, trained, write_config
 

@@ -1,6 +1,6 @@
 import pytest
 
-from clip_hba_behavior.reproducibility.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.verification.commands import parse_epochs
 
 

@@ -10,10 +10,10 @@ import torch
 
 import fresh_process
 from clip_hba_behavior import training_scripts
-from clip_hba_behavior.reproducibility.compare import Comparison, compare
-from clip_hba_behavior.reproducibility.errors import StoppedError
-from clip_hba_behavior.reproducibility.rng import capture_rng_state, restore_rng_state
-from clip_hba_behavior.reproducibility.state import TrainingState
+from clip_hba_behavior.reproducibility.state.compare import Comparison, compare
+from clip_hba_behavior.reproducibility.state.errors import StoppedError
+from clip_hba_behavior.reproducibility.state.rng import capture_rng_state, restore_rng_state
+from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.verification.quick import QuickResult, verify_quick
 
 SCRIPT = Path(training_scripts.__path__[0]) / "test_checkpoint_quick.py"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from clip_hba_behavior.reproducibility.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
-from clip_hba_behavior.reproducibility.digest import digest
+from clip_hba_behavior.reproducibility.state.digest import digest
+from clip_hba_behavior.run.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
 from fresh_process import Outcome
 from run_tools import recorded_run_keys, trained, write_config
 

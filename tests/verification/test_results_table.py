@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from clip_hba_behavior.reproducibility.errors import BadInputError
-from clip_hba_behavior.run_directory import COLUMNS, format_row
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.run.directory import COLUMNS, format_row
 from clip_hba_behavior.verification.results_table import METRICS, read_results_table
 
 LATER = ",".join(COLUMNS)

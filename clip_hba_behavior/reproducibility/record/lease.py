@@ -1,0 +1,248 @@
+"""One writer a directory: a lock that the kernel keeps, and on shared file systems a lease with a heartbeat.
+
+`run.lock` names its holder; its modification time is the holder's heartbeat. Where the file system
+carries `flock` to every machine, that alone keeps a second process out. Where it does not, the content
+decides, and of several who find a dead holder, the one whose claim file appears first succeeds it.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from clip_hba_behavior.reproducibility.state.errors import BadInputError, StoppedError
+from clip_hba_behavior.reproducibility.state.files import publish
+
+LOCK_NAME = "run.lock"
+HEARTBEAT_SECONDS = 30.0
+DEAD_AFTER_SECONDS = 300.0
+
+
+class LeaseLostError(StoppedError):
+    """The directory may have another writer by now: nothing more is to be written to it."""
+
+
+class Lease:
+    """A directory held for this process."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        """Prepare a lease on an open lock file; it is not held yet."""
+        self.path = path
+        self.record = describe_this_process() | {"token": secrets.token_hex(16)}
+        # Always as long, so that it replaces another record by one write, with no moment of half a record.
+        self._content = json.dumps(self.record).ljust(1000).encode() + b"\n"
+        self._descriptor = descriptor
+        self._renewed = seconds_since_boot()
+        self._ended = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="lease heartbeat", daemon=True)
+
+    @classmethod
+    def acquire(cls, directory: Path) -> "Lease":
+        """Hold a directory until `release`, or the end of this process.
+
+        Raises:
+            BadInputError: another process holds it; names its host and process.
+        """
+        while True:
+            descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                lease = cls(directory / LOCK_NAME, descriptor)
+                if lease._take(try_flock(descriptor)):
+                    lease._heart.start()
+                    return lease
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+    def check(self) -> None:
+        """Return if the directory is still this process's; to be asked before anything is published.
+
+        Raises:
+            LeaseLostError: another process holds it, or could have taken it.
+        """
+        silent = seconds_since_boot() - self._renewed
+        if silent > DEAD_AFTER_SECONDS:
+            raise self._lost(f"the lease was not renewed for {silent:.0f} s: the process or its disk stood still")
+        content = self._read()
+        if content is None:
+            raise self._lost("its lock file was removed")
+        if content != self._content:
+            raise self._lost(f"it was taken over by {_in_words(_parse(content))}")
+
+    def release(self) -> None:
+        """Let go of the directory, so that the next holder need not wait."""
+        if os.getpid() == self.record["process"]:  # a forked child must not give away what its parent holds
+            self._ended.set()
+            self._heart.join()
+            with suppress(OSError):  # what cannot be emptied is found dead
+                if self._read() == self._content:
+                    os.ftruncate(self._descriptor, 0)
+        os.close(self._descriptor)
+
+    def _take(self, is_free: bool) -> bool:
+        """Become the holder; False if the lock file changed meanwhile and must be looked at again.
+
+        Every holder's record has one successor: the process whose claim appears under its digest.
+        A claim is as good as the process that made it, so a dead one is succeeded in the same way.
+        """
+        found = self._read()
+        if found is None:
+            return False
+        self._refuse_if_alive(found, os.fstat(self._descriptor).st_mtime, is_free)
+        claims, last = [], found
+        while True:
+            claim = self.path.with_name(f".{LOCK_NAME}.{hashlib.sha256(last).hexdigest()[:16]}.tmp")
+            try:
+                try:
+                    publish(claim, self._content)
+                    break
+                except FileExistsError:
+                    last, heartbeat = claim.read_bytes(), claim.stat().st_mtime
+            except FileNotFoundError:  # cleared away meanwhile by one that succeeded
+                return False
+            self._refuse_if_alive(last, heartbeat)
+            claims.append(claim)
+        try:
+            if self._read() != found:
+                return False  # someone succeeded the same holder and had already removed its claim
+            os.pwrite(self._descriptor, self._content, 0)
+            os.ftruncate(self._descriptor, len(self._content))
+            os.fsync(self._descriptor)
+            os.utime(self._descriptor)
+            for each in claims:
+                each.unlink(missing_ok=True)
+        finally:
+            claim.unlink(missing_ok=True)
+        return True
+
+    def _read(self) -> bytes | None:
+        """Return the lock file's content; None if another file, or none, stands in its place."""
+        try:
+            # Opening by name makes a network file system's client ask the server. The content is then
+            # read where the lock is: some systems let nobody read a locked file through another handle.
+            opened = os.open(self.path, os.O_RDONLY)
+            try:
+                is_same = os.path.samestat(os.fstat(opened), os.fstat(self._descriptor))
+            finally:
+                os.close(opened)
+            return os.pread(self._descriptor, 4096, 0) if is_same else None
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):
+                return None
+            raise
+
+    def _refuse_if_alive(self, content: bytes, heartbeat: float, is_free: bool = True) -> None:
+        holder = _parse(content)
+        age = server_clock(self.path.parent) - heartbeat
+        if all(holder.get(key) == self.record[key] for key in ("boot_id", "pid_namespace")):
+            is_alive = process_start(holder["process"]) == holder["started"]
+            advice = ""
+        else:
+            is_alive = len(content) > 0 and age < DEAD_AFTER_SECONDS
+            advice = f"; if it is gone, try again {DEAD_AFTER_SECONDS:.0f} s after its last heartbeat"
+        # Locked without a record: it is just beginning or ending, or an earlier version of this package.
+        if is_alive or ("token" not in holder and not is_free):
+            raise BadInputError(
+                f"the run directory {self.path.parent} is in use\n"
+                f"  by:      {_in_words(holder)}, heartbeat {age:.0f} s ago\n"
+                f"  this is: {_in_words(self.record)}\n"
+                f"  wait for it to end, or give another --run-dir{advice}"
+            )
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            began = seconds_since_boot()
+            try:
+                self.check()  # another's lease, or one that was silent for too long, is never renewed
+                os.utime(self._descriptor)  # to the server's own time
+                self._renewed = began
+            except LeaseLostError:
+                return  # the run learns it from its own check
+            except OSError:
+                continue
+
+    def _lost(self, why: str) -> LeaseLostError:
+        return LeaseLostError(
+            f"the run directory {self.path.parent} is no longer held by this process\n  {why}\n"
+            "  what was whole stays; nothing more is written; see who else uses it, then resume"
+        )
+
+
+@contextmanager
+def hold(directory: Path) -> Iterator[Lease]:
+    """Hold a directory within a `with` block; raises as `Lease.acquire` does."""
+    lease = Lease.acquire(directory)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def describe_this_process() -> dict[str, Any]:
+    """Say which process this is, so that others can tell whether it still lives."""
+    return {
+        "host": socket.gethostname(),
+        "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        "pid_namespace": str(Path("/proc/self/ns/pid").readlink()),
+        "process": os.getpid(),
+        "started": process_start(os.getpid()),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def process_start(process: int) -> str | None:
+    """Return when a process started, in ticks since boot; None if it has ended."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = stat.rpartition(")")[2].split()  # from the third on: the second, a name, may hold anything
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def server_clock(directory: Path) -> float:
+    """Return the time by the clock that stamps a directory's files, in seconds."""
+    with tempfile.TemporaryFile(dir=directory) as file:
+        os.utime(file.fileno())
+        return os.fstat(file.fileno()).st_mtime
+
+
+def seconds_since_boot() -> float:
+    """Return a clock that nobody sets and that goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def try_flock(descriptor: int) -> bool:
+    """Lock a file if it is free, or if its file system has no such locks; the content then decides."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+    return True
+
+
+def _parse(content: bytes) -> dict[str, Any]:
+    """Read a holder's record; empty if there is none, or it is torn."""
+    try:
+        return dict(json.loads(content))
+    except (ValueError, TypeError):
+        return {}
+
+
+def _in_words(holder: dict[str, Any]) -> str:
+    job = f", SLURM job {holder['slurm_job']}" if holder.get("slurm_job") else ""
+    return f"process {holder.get('process', 'unknown')} on host {holder.get('host', 'unknown')}{job}"

@@ -1,0 +1,1 @@
+"""The state of a run: its canonical tree and digest, its safe reading, random streams, numerics."""

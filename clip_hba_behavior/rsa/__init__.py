@@ -1,0 +1,1 @@
+"""Representational similarity: RDMs and their rank correlation."""

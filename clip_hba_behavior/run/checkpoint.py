@@ -1,0 +1,302 @@
+"""A training state on disk: one flat file in the guide's layout, read without running anything.
+
+The file is what `torch.save` makes of one dict of builtins and CPU tensors, so a plain
+`torch.load(path)` opens it and `model.load_state_dict(checkpoint, strict=False)` takes it.
+"""
+
+import io
+import logging
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clip_hba_behavior.reproducibility.state import safe_load
+from clip_hba_behavior.reproducibility.state.digest import digest
+from clip_hba_behavior.reproducibility.state.errors import AnotherFormatError, BadInputError, NotReproducibleError
+from clip_hba_behavior.reproducibility.state.files import publish
+from clip_hba_behavior.reproducibility.state.rng import MISSING, SAVED, RngState, capture_rng_state
+from clip_hba_behavior.reproducibility.state.snapshot import snapshot
+from clip_hba_behavior.training.state import TrainingState
+
+FORMAT_VERSION = 1
+_FILE_NAME = re.compile(r"epoch(\d+)_dora_params\.pth")
+_STEP_FILE_NAME = re.compile(r"epoch(\d+)_step(\d+)\.pth")
+_STATE_KEYS = [each.name for each in fields(TrainingState) if each.name != "parameters"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One file's content, already checked.
+
+    Attributes:
+        path: where it was read.
+        parameters: the trainable parameters by name.
+        rng_state: the random streams, None in an old file that has none.
+        state: the whole training state; None if the file holds only part of it.
+        state_digest: the digest of `state`; None where `state` is.
+        provenance: where the state comes from; empty in a file of the earlier pipeline.
+    """
+
+    path: Path
+    parameters: dict[str, torch.Tensor]
+    rng_state: RngState | None
+    state: TrainingState | None
+    state_digest: str | None
+    provenance: dict[str, Any]
+
+    def whole_state(self) -> TrainingState:
+        """Return the state, which must be whole.
+
+        Raises:
+            BadInputError: the file holds only part of a state; names what is missing.
+        """
+        if self.state is None:
+            has = "parameters and random states" if self.rng_state is not None else "parameters only"
+            raise BadInputError(
+                f"{self.path} does not hold the whole training state\n"
+                f"  found:    {has}\n"
+                "  expected: also optimizer, early stopping and cursor\n"
+                "  resume from a checkpoint of this project, or start a fork from these parameters "
+                "with training_run and baseline_dora_directory"
+            )
+        return self.state
+
+
+class AlteredCheckpointError(BadInputError):
+    """A file's state is not the one that was saved: its digest does not fit.
+
+    Attributes:
+        altered: what the file says now. To be compared, never to be continued.
+    """
+
+    def __init__(self, message: str, altered: Checkpoint) -> None:
+        """Keep the content, so that what was altered can be named."""
+        super().__init__(message)
+        self.altered = altered
+
+
+def checkpoint_path(directory: Path, epoch: int) -> Path:
+    """Return the path of the checkpoint after `epoch` completed epochs."""
+    return directory / f"epoch{epoch}_dora_params.pth"
+
+
+def list_checkpoints(directory: Path) -> dict[int, Path]:
+    """Return the epoch checkpoints in a directory by their number of completed epochs, ascending."""
+    found = {}
+    for path in directory.iterdir() if directory.is_dir() else []:
+        match = _FILE_NAME.fullmatch(path.name)
+        if match:
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def step_checkpoint_path(directory: Path, epoch: int, step: int) -> Path:
+    """Return the path of the checkpoint within `epoch` (counted from 1) after `step` of its steps."""
+    return directory / f"epoch{epoch}_step{step}.pth"
+
+
+def list_step_checkpoints(directory: Path) -> dict[tuple[int, int], Path]:
+    """Return the checkpoints within an epoch by (completed epochs, steps done of the next), ascending."""
+    found = {}
+    for path in directory.iterdir() if directory.is_dir() else []:
+        match = _STEP_FILE_NAME.fullmatch(path.name)
+        if match:
+            found[int(match[1]) - 1, int(match[2])] = path
+    return dict(sorted(found.items()))
+
+
+def to_content(state: TrainingState, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay a whole state out flat, as it goes into the file."""
+    content: dict[str, Any] = dict(state.parameters)
+    content |= {key: getattr(state, key) for key in _STATE_KEYS}
+    content["format_version"] = FORMAT_VERSION
+    content["state_digest"] = state.digest()
+    content["training_run"] = provenance.get("training_run", 1)
+    content["provenance"] = dict(provenance)
+    return content
+
+
+def to_bytes(content: Mapping[str, Any]) -> bytes:
+    """Serialise a content. The same content gives the same bytes, whatever the file is called."""
+    buffer = io.BytesIO()  # given a path, torch.save would write the file's name into the archive
+    torch.save(_with_one_object_a_text(dict(content)), buffer)
+    return buffer.getvalue()
+
+
+def _with_one_object_a_text(value: Any) -> Any:
+    """Rebuild containers so that equal texts are one object.
+
+    Pickle writes a text that is the same object as an earlier one as a reference, so without this the
+    bytes would tell whether a text was read from a file or came from the program.
+    """
+    if isinstance(value, str):
+        return sys.intern(str(value))
+    if isinstance(value, dict):
+        return {_with_one_object_a_text(key): _with_one_object_a_text(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_with_one_object_a_text(item) for item in value)
+    return value
+
+
+def save_dora_parameters(
+    model: torch.nn.Module,
+    dora_parameters_path: str | os.PathLike[str],
+    epoch: int,
+    logger: logging.Logger | None = None,
+    save_rng_state: bool = True,
+    training_state: TrainingState | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Publish `epoch<N>_dora_params.pth`. A file that exists is never replaced.
+
+    Args:
+        model: its trainable parameters are written under their names in `state_dict`.
+        dora_parameters_path: the directory; made if it is not there.
+        epoch: number of completed epochs.
+        logger: where the guide's message goes; without one it is printed.
+        save_rng_state: without random states the file is partial, whatever else is given.
+        training_state: the whole state, a snapshot of this model in training. Without it parameters
+            and random states are written, and the file is marked partial.
+        provenance: where the state comes from.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        NotReproducibleError: the file exists and holds another state.
+        BadInputError: the file exists, and the new one would be partial.
+    """
+    directory = Path(dora_parameters_path)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = checkpoint_path(directory, epoch)
+    if training_state is not None and save_rng_state:
+        content = to_content(training_state, provenance or {})
+    else:
+        trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        content = dict(snapshot(trainable))
+        if save_rng_state:
+            content["rng_state"] = capture_rng_state()
+        content |= {"epoch": epoch, "partial": True, "format_version": FORMAT_VERSION}
+    _publish(path, content)
+    if save_rng_state:
+        (logger.info if logger is not None else print)(SAVED)
+    return path
+
+
+def save_step_checkpoint(directory: Path, state: TrainingState, provenance: Mapping[str, Any]) -> Path:
+    """Publish the state within an epoch as `epoch<N>_step<K>.pth`. A file that exists is never replaced.
+
+    Raises:
+        NotReproducibleError: the file exists and holds another state.
+    """
+    directory.mkdir(exist_ok=True)
+    path = step_checkpoint_path(directory, state.epoch + 1, state.step_in_epoch)
+    _publish(path, to_content(state, provenance))
+    return path
+
+
+def _publish(path: Path, content: dict[str, Any]) -> None:
+    try:
+        publish(path, to_bytes(content))
+    except FileExistsError:
+        _refuse_another_state(path, content.get("state_digest"))
+
+
+def _refuse_another_state(path: Path, reached: str | None) -> None:
+    """Let an existing file pass only if it holds the very state that this run reached."""
+    if reached is None:
+        raise BadInputError(f"{path} exists; a checkpoint is never replaced\n  give another directory")
+    recorded = read_checkpoint(path).state_digest
+    if recorded != reached:
+        raise NotReproducibleError(
+            f"{path.name} exists and holds another state than this run reached\n"
+            f"  in the file:   {recorded}\n"
+            f"  in this run:   {reached}\n"
+            "  the file is left as it is; compare the two runs, or go on in a new --run-dir"
+        )
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint of this project or of the earlier pipeline.
+
+    Nothing that the file contains is run, and no memory is taken on its word: see `safe_load`. The
+    file is refused, or its state is the one that was saved.
+
+    Raises:
+        BadInputError: there is no such file, it is no checkpoint, it is damaged, or it was made by
+            a later version; as `AlteredCheckpointError` where only its digest does not fit.
+    """
+    path = Path(path)
+    content = safe_load.load(path)
+    parameters = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    if not parameters:
+        raise BadInputError(f"{path} is no checkpoint: it holds no parameters")
+    rng_state = content.get("rng_state")
+    if "state_digest" not in content:
+        return Checkpoint(path, parameters, rng_state, None, None, content.get("provenance", {}))
+
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
+        raise AnotherFormatError(
+            f"{path} has another format\n  found:    format_version {version!r}\n"
+            f"  expected: format_version {FORMAT_VERSION}\n  read it with the version that wrote it"
+        )
+    missing = [key for key in _STATE_KEYS if key not in content]
+    if missing:
+        raise BadInputError(f"{path} is damaged: it lacks {', '.join(missing)}")
+    state = TrainingState(parameters=parameters, **{key: content[key] for key in _STATE_KEYS})
+    checkpoint = Checkpoint(path, parameters, rng_state, state, content["state_digest"], content["provenance"])
+    if state.digest() != checkpoint.state_digest:
+        raise AlteredCheckpointError(
+            f"{path} is damaged: its state is not the one that was saved\n"
+            f"  digest of its content: {state.digest()}\n"
+            f"  digest recorded in it: {checkpoint.state_digest}\n"
+            "  use another epoch's checkpoint",
+            checkpoint,
+        )
+    return checkpoint
+
+
+def parameters_digest(parameters: Mapping[str, torch.Tensor]) -> str:
+    """Return the digest of a set of parameters alone."""
+    return digest(dict(parameters))
+
+
+def describe(checkpoint: Checkpoint) -> str:
+    """Return what a checkpoint holds, in lines for a person."""
+    state, origin = checkpoint.state, checkpoint.provenance
+    lines = [str(checkpoint.path)]
+    if state is None:
+        lines.append("  holds        part of a training state: it cannot be continued bit for bit")
+    else:
+        lines.append("  holds        the whole training state; its digest was checked")
+        lines.append(f"  epoch        {state.epoch} completed, {state.step_in_epoch} steps into the next")
+        lines += [f"  {key:<22} {value!r}" for key, value in state.metrics.items() if key != "epoch"]
+        lines += [f"  {key:<22} {value!r}" for key, value in state.early_stopping_state.items()]
+        lines.append(f"  state digest {checkpoint.state_digest}")
+    if checkpoint.rng_state is None:
+        lines.append(f"  random       none. {MISSING}")
+    else:
+        lines.append(f"  random       {', '.join(checkpoint.rng_state)}")
+    total = sum(value.numel() for value in checkpoint.parameters.values())
+    lines.append(
+        f"  parameters   {total:,} in {len(checkpoint.parameters)} tensors, digest "
+        f"{parameters_digest(checkpoint.parameters)}"
+    )
+    lines += [
+        f"    {name}  {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        for name, value in checkpoint.parameters.items()
+    ]
+    for key, value in origin.items():
+        if isinstance(value, dict):
+            lines.append(f"  {key}")
+            lines += [f"    {name:<18} {each}" for name, each in value.items()]
+        else:
+            lines.append(f"  {key:<12} {value}")
+    return "\n".join(lines)

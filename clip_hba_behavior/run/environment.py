@@ -1,0 +1,184 @@
+"""What a run was made with: machine, versions, numerics, data; and whether this is still so."""
+
+import subprocess
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from clip_hba_behavior.config import Config, make_config
+from clip_hba_behavior.reproducibility.state.digest import digest
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.numerics import library_versions, machine
+from clip_hba_behavior.run.checkpoint import Checkpoint
+from clip_hba_behavior.training.inputs import Inputs
+
+_VERSIONS_THAT_MATTER = ("torch", "transformers", "numpy", "scipy", "pillow", "cuda")
+
+
+def describe_environment(config: Config, inputs: Inputs) -> dict[str, Any]:
+    """Return what stands in `environment.json`."""
+    return {
+        "versions": library_versions(),
+        "machine": machine(inputs.device),
+        "device": str(inputs.device),
+        "trajectory": config.trajectory(),
+        "digests": dict(inputs.digests),
+        "git_commit": _git_commit(),
+        "parent": None,
+        "continued_from": None,
+        "drift": [],
+        "images": {
+            path.name: image_digest[:16]
+            for path, image_digest in zip(inputs.image_paths, inputs.image_digests, strict=True)
+        },
+        "targets": {
+            path.name: target_digest[:16]
+            for path, target_digest in zip(inputs.image_paths, inputs.target_digests, strict=False)
+        },
+    }
+
+
+def provenance(config: Config, environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what each checkpoint records of its origin."""
+    return {
+        "training_run": config.training_run,
+        "config": config.trajectory(),
+        "config_digest": digest(config.trajectory()),
+        "digests": environment["digests"],
+        "versions": environment["versions"],
+        "device": environment["device"],
+        "device_model": environment["machine"]["device_model"],
+        "host": environment["machine"]["host"],
+        "parent": environment["parent"],
+        "drift": environment["drift"],
+    }
+
+
+def compare_environments(
+    run: Path, recorded: Mapping[str, Any], found: Mapping[str, Any], allow: Collection[str] = ()
+) -> list[str]:
+    """Refuse to continue a run on other data, weights, settings, machine or versions than it had.
+
+    Args:
+        run: the run's directory, for the message.
+        recorded: its `environment.json`.
+        found: `describe_environment` now.
+        allow: what may be another: keys of the configuration, of the digests, names of libraries, `device`,
+            `device_model`.
+
+    Returns:
+        What differs and was allowed: a sentence each, to be recorded as drift.
+
+    Raises:
+        BadInputError: names what changed, the two values under each other, and the one way to go on.
+    """
+    # a key that was added since the run was made had its default's effect
+    changes = _changes(make_config({}).trajectory() | recorded["trajectory"], found["trajectory"])
+    changes |= _changes(recorded["digests"], found["digests"])
+    changes |= _changes(_machine_and_versions(recorded), _machine_and_versions(found))
+    known = [*found["digests"], *_machine_and_versions(found), *found["trajectory"]]
+    unknown = sorted(set(allow) - set(known))
+    if unknown:
+        raise BadInputError(
+            f"--allow {', '.join(unknown)}: nothing of that name is compared\n  known: {', '.join(known)}"
+        )
+    refused = {key: values for key, values in changes.items() if key not in allow}
+    if refused:
+        lines = [
+            f"{'the digest of the ' if key in found['digests'] else ''}{key}\n"
+            f"    in the run: {then}\n    now:        {now}"
+            for key, (then, now) in refused.items()
+        ]
+        lines += changed_files(recorded, found) if refused.keys() & found["digests"].keys() else []
+        raise BadInputError(
+            f"cannot resume {run}: what it was made from changed\n  "
+            + "\n  ".join(lines)
+            + f"\n  put it back as it was, or go on all the same, on record, with --allow {','.join(refused)}"
+        )
+    return [f"{key} was {then}, is {now}" for key, (then, now) in changes.items()]
+
+
+def _changes(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    return {key: (recorded.get(key), now) for key, now in found.items() if recorded.get(key) != now}
+
+
+def _machine_and_versions(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of machine and libraries bears on the bits; Python and the tokenizer, for instance, do not."""
+    versions = {name: value for name, value in environment["versions"].items() if name in _VERSIONS_THAT_MATTER}
+    there = {"device": environment["device"], "device_model": environment["machine"]["device_model"]}
+    return there | versions
+
+
+def changed_data(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Name what of data and weights is not what it was: digests under each other, then the files.
+
+    Args:
+        recorded: an `environment.json`, or a checkpoint's provenance, which knows no single files.
+        found: `describe_environment` now.
+    """
+    changed = _differing("the digest of the ", recorded["digests"], found["digests"])
+    return changed + (changed_files(recorded, found) if changed else [])
+
+
+def changed_files(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Name the images, and the images' targets, that are not what they were."""
+    changed = []
+    for key, what in (("images", "images that differ"), ("targets", "targets that differ, of the images")):
+        then, now = recorded.get(key), found[key]
+        if then:
+            names = [name for name, value in now.items() if then.get(name, value) != value]
+            names += sorted(then.keys() ^ now.keys())
+            if names:
+                more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+                changed.append(f"{what}: {', '.join(names[:5])}{more}")
+    return changed
+
+
+def check_fork(parent: Checkpoint, found: Mapping[str, Any]) -> list[str]:
+    """Refuse a fork on other data or weights than its parent's; name other versions and machines.
+
+    Returns:
+        What differs and may change bits: a sentence each. Nothing for a parent of the earlier pipeline.
+
+    Raises:
+        BadInputError: names what differs, the two values under each other.
+    """
+    origin = parent.provenance
+    if "digests" not in origin:
+        return []
+    changed = changed_data(origin, found)
+    if changed:
+        raise BadInputError(
+            f"{parent.path} cannot be continued on other data or weights\n  "
+            + "\n  ".join(changed).replace("in the run:", "in parent:  ")
+            + "\n  name the data and the backbone of the baseline"
+        )
+    there = {"device": origin["device"], "device_model": origin["device_model"]}
+    return drift_from(there | origin["versions"], found)
+
+
+def drift_from(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Name what may change bits and is not as it was: device, processor, versions; a sentence each."""
+    now = {"device": found["device"], "device_model": found["machine"]["device_model"], **found["versions"]}
+    return [f"{key} was {recorded.get(key)}, is {now[key]}" for key in now if recorded.get(key) != now[key]]
+
+
+def _differing(what: str, recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{what}{key}\n    in the run: {recorded.get(key)}\n    now:        {value}"
+        for key, value in found.items()
+        if recorded.get(key) != value
+    ]
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the source tree that this package is the content of, if it is in one."""
+    root = Path(__file__).parents[2]
+    git = ["git", "-C", str(root), "rev-parse"]
+    try:
+        top = subprocess.run([*git, "--show-toplevel"], capture_output=True, text=True, check=True).stdout.strip()
+        if Path(top) != root:  # installed inside another project's tree
+            return None
+        return subprocess.run([*git, "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

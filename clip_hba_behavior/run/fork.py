@@ -1,0 +1,294 @@
+"""A run whose first state is another run's: what it takes over from its parent, and what it does not."""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clip_hba_behavior.config import FREE_KEYS, PERTURB_KEYS, Config, make_config
+from clip_hba_behavior.reproducibility.record.ledger import recorded_end
+from clip_hba_behavior.reproducibility.state.errors import BadInputError, NotReproducibleError
+from clip_hba_behavior.reproducibility.state.files import publish
+from clip_hba_behavior.reproducibility.state.rng import load_and_restore_rng_state, seed_generators
+from clip_hba_behavior.reproducibility.state.snapshot import restore_parameters
+from clip_hba_behavior.run.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    list_checkpoints,
+    read_checkpoint,
+)
+from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.training.trainer import Trainer
+
+SPLIT_KEYS = {"random_seed", "train_portion"}
+FORK_KEYS = ("fork_early_stopping", "fork_reseed")
+
+
+def fork_of(baseline: Path, at_epoch: int, given: Mapping[str, Any]) -> tuple[Config, Checkpoint]:
+    """Make a fork's configuration of its baseline's, and read the state that it starts from.
+
+    Args:
+        baseline: a run's directory.
+        at_epoch: the fork's first own epoch.
+        given: the fork's own keys. A perturbation without `perturb_epoch` begins with the fork; a fork without
+            `epochs` ends with its baseline.
+
+    Raises:
+        BadInputError: there is no run or no such state, the state is not whole or not the one recorded, or a
+            key is wrong.
+    """
+    given = dict(given)
+    if given.get("perturb_type", "none") != "none":
+        given.setdefault("perturb_epoch", at_epoch)
+    config = _at(baseline, at_epoch, given)
+    parent = read_parent(config)
+    assert parent is not None  # it has a baseline_dora_directory
+    parent.whole_state()
+    return inherit(config, parent, own_end="epochs" in given), parent
+
+
+def _at(baseline: Path, at_epoch: int, given: Mapping[str, Any]) -> Config:
+    """Return the fork's own keys, and where data and backbone lie as the baseline says."""
+    path = baseline.expanduser().absolute()
+    run = RunDirectory(path.parent if path.name == "dora_params" else path)
+    if not run.config_file.is_file():
+        raise BadInputError(
+            f"there is no run in {path}: it has no config.yaml\n"
+            "  for loose checkpoints use `clip-hba train` with training_run and baseline_dora_directory"
+        )
+    taken = sorted({"training_run", "baseline_dora_directory"} & given.keys())
+    if taken:
+        raise BadInputError(f"{', '.join(taken)}: a fork is told these by BASELINE and --at-epoch; leave them out")
+    place = {"training_run": at_epoch, "baseline_dora_directory": str(run.checkpoints)}
+    own = make_config({**given, **place})
+    theirs = run.read_config().model_dump(include=FREE_KEYS)
+    return make_config(theirs | own.model_dump(include=own.model_fields_set))
+
+
+def read_parent(config: Config) -> Checkpoint | None:
+    """Read the state that a fork starts from: the baseline's after epoch `training_run - 1`.
+
+    Returns:
+        None for a run that is no fork.
+
+    Raises:
+        BadInputError: there is no such state, it is not the one that the baseline recorded, or it is of
+            another seed.
+    """
+    if config.baseline_dora_directory is None:
+        meant = [key for key in FORK_KEYS if getattr(config, key) != Config.model_fields[key].default]
+        if meant:
+            raise BadInputError(
+                f"{', '.join(meant)}: only for a fork\n  set training_run and baseline_dora_directory too"
+            )
+        return None
+    directory = Path(config.baseline_dora_directory).expanduser().absolute()
+    epoch = config.training_run - 1
+    found = list_checkpoints(directory)
+    if epoch not in found:
+        which = f"epochs {min(found)} to {max(found)}" if found else "none"
+        # an earlier configuration may name a directory with training_run 1, and mean no fork
+        hint = ", or leave it out for a run that is no fork" if epoch == 0 else ""
+        raise BadInputError(
+            f"training_run {config.training_run} needs {checkpoint_path(directory, epoch)}\n"
+            f"  found:    {which} in that directory\n  expected: epoch {epoch}\n"
+            f"  set baseline_dora_directory to the baseline's dora_params{hint}"
+        )
+    parent = read_checkpoint(found[epoch])
+    if parent.state is not None and parent.state.epoch != epoch:
+        raise BadInputError(
+            f"{parent.path} holds another epoch's state\n  found:    epoch {parent.state.epoch}\n"
+            f"  expected: epoch {epoch}\n  put the files back under their own names"
+        )
+    _refuse_changed(parent, epoch)
+    recorded = parent.provenance.get("config", {})
+    for key in SPLIT_KEYS & config.model_fields_set & recorded.keys():
+        if getattr(config, key) != recorded[key]:
+            raise BadInputError(
+                f"{parent.path} is of another {key}, so of another split\n"
+                f"  in checkpoint: {recorded[key]}\n  in the config: {getattr(config, key)}\n"
+                f"  set {key}: {recorded[key]}, or leave it out"
+            )
+    return parent
+
+
+def _refuse_changed(parent: Checkpoint, epoch: int) -> None:
+    """Refuse a state that is whole in itself, but not the one that its run wrote down."""
+    run = run_of(parent)
+    if run is None or parent.state is None:
+        return
+    try:
+        end = recorded_end(run.path / "steps.jsonl", epoch)
+    except OSError as error:
+        raise BadInputError(f"the baseline's steps.jsonl cannot be read: {error}") from None
+    recorded, where = (end or {}).get("state_digest"), "steps.jsonl"
+    if end is None and run.environment_file.is_file():
+        origin = run.read_environment().get("parent") or {}  # the first state of a fork has no line
+        if origin.get("epoch") == epoch:
+            recorded, where = origin.get("first_state_digest") or origin.get("state_digest"), "environment.json"
+    if recorded not in (None, parent.state_digest):
+        raise BadInputError(
+            f"{parent.path} is not the state that its run recorded\n  in the file:   {parent.state_digest}\n"
+            f"  in {where}: {recorded}\n"
+            "  find out what changed with `clip-hba verify checkpoints`, or start the fork from another epoch"
+        )
+
+
+def run_of(checkpoint: Checkpoint) -> RunDirectory | None:
+    """Return the run that a checkpoint belongs to; None for a loose one."""
+    run = RunDirectory(checkpoint.path.parent.parent)
+    return run if run.checkpoints == checkpoint.path.parent and run.config_file.is_file() else None
+
+
+def keys_of(parent: Checkpoint) -> dict[str, Any]:
+    """Return the keys with which the parent's run went on from a checkpoint; empty if nothing tells them.
+
+    They stand in the next epoch's file. The file itself names those that led to it, which are another run's
+    where it is the first of a fork, and others where the run was taken up with `--allow`.
+    """
+    run, state = run_of(parent), parent.state
+    if run is not None and state is not None:
+        try:
+            following = read_checkpoint(checkpoint_path(run.checkpoints, state.epoch + 1))
+            if following.provenance.get("config"):
+                return dict(following.provenance["config"])
+        except BadInputError:
+            pass  # there is none, or it is damaged
+        return run.read_config().trajectory()
+    return dict(parent.provenance.get("config", {}))
+
+
+def inherit(config: Config, parent: Checkpoint, own_end: bool = False) -> Config:
+    """Take over what shaped the parent's trajectory, where the config does not name its own; and its end.
+
+    So an unperturbed fork is its baseline: same numerics, same schedule, same batch size. The parent's own
+    perturbation is not taken over, nor what it does as a fork itself.
+
+    Args:
+        config: the fork's, with its own keys set and no others.
+        parent: what it starts from.
+        own_end: `epochs` stands, even behind the baseline's last epoch.
+
+    Raises:
+        BadInputError: the fork's keys have no effect in the epochs that it trains.
+    """
+    given = config.model_dump(include=config.model_fields_set)
+    inherited = {key: value for key, value in keys_of(parent).items() if key not in (*PERTURB_KEYS, *FORK_KEYS)}
+    if "device" in parent.provenance:
+        inherited["device"] = parent.provenance["device"]
+    last = max(list_checkpoints(parent.path.parent))
+    if last >= config.training_run and not own_end:  # else the baseline is not beyond the fork's start
+        given["epochs"] = min(config.epochs, last)
+    return make_config(inherited | given)
+
+
+def refuse_meaningless(config: Config) -> None:
+    """Refuse keys that have no effect in the epochs that a run trains.
+
+    Raises:
+        BadInputError: names the keys and why.
+    """
+    if config.baseline_dora_directory is not None and config.epochs < config.training_run:
+        raise BadInputError(
+            f"epochs is {config.epochs}, but the fork's first epoch, training_run, is {config.training_run}"
+        )
+    if config.fork_reseed is not None and config.batch_order != "earlier":
+        raise BadInputError(
+            f"fork_reseed is {config.fork_reseed}, but batch_order is {config.batch_order}\n"
+            "  its batches are a function of random_seed and epoch, and do not depend on the random streams that "
+            "fork_reseed replaces\n  it needs batch_order earlier"
+        )
+    if config.perturb_type == "none":
+        return
+    first = int(config.perturb_epoch or 1)
+    last = first + config.perturb_length - 1
+    if last < config.training_run or first > config.epochs:
+        raise BadInputError(
+            f"perturb_epoch {first} and perturb_length {config.perturb_length} perturb nothing\n"
+            f"  found:    epochs {first} to {last} to perturb\n"
+            f"  expected: some of epochs {config.training_run} to {config.epochs}, which this run trains "
+            "(training_run to epochs)"
+        )
+
+
+def note_fork(parent: Checkpoint, fork: Path, logger: logging.Logger) -> None:
+    """Write in the parent's run that a fork began here, so that it keeps this checkpoint."""
+    run = run_of(parent)
+    if run is None:
+        return  # loose checkpoints: nobody removes any
+    epoch = parent.whole_state().epoch if parent.state is not None else -1
+    try:
+        run.note_fork(epoch, fork)
+    except OSError as error:
+        logger.warning("The baseline cannot be written to, so it does not know of this fork: %s", error)
+
+
+def adopt(trainer: Trainer, parent: Checkpoint, logger: logging.Logger) -> dict[str, Any]:
+    """Bring a trainer into the parent's state, or as near to it as an old checkpoint allows.
+
+    Returns:
+        What the fork's provenance says of its parent: where it lies, its state, and which keys are others.
+    """
+    config, run, theirs = trainer.config, run_of(parent), keys_of(parent)
+    theirs = make_config({}).trajectory() | theirs if theirs else {}
+    description = {
+        "run": str(parent.path.parent if run is None else run.path),
+        "checkpoint": str(parent.path),
+        "epoch": config.training_run - 1,
+        "state_digest": parent.state_digest,
+        "whole": parent.state is not None,
+        "changed": {
+            key: {"parent": theirs[key], "fork": value}
+            for key, value in config.trajectory().items()
+            if key in theirs and theirs[key] != value
+        },
+    }
+    logger.info("Starting with epoch %d from %s", trainer.config.training_run, parent.path)
+    if parent.state is not None:
+        trainer.restore(parent.state)
+        load_and_restore_rng_state({"rng_state": parent.state.rng_state}, logger)
+        return description | _reseed(trainer)
+    restore_parameters(trainer.parameters, parent.parameters)
+    trainer.epoch = trainer.config.training_run - 1
+    trainer.begin()
+    logger.warning(
+        "%s holds no optimizer and early-stopping state: both start anew, and results move by about 1-5 %%",
+        parent.path.name,
+    )
+    content = {"rng_state": parent.rng_state} if parent.rng_state is not None else {}
+    load_and_restore_rng_state(content, logger)
+    return description | _reseed(trainer)
+
+
+def _reseed(trainer: Trainer) -> dict[str, Any]:
+    """Give every generator another stream, a function of `fork_reseed` and the first epoch; if it is set."""
+    seed = trainer.config.fork_reseed
+    if seed is None:
+        return {}
+    text = f"clip_hba_behavior reseed: seed {seed}, epoch {trainer.config.training_run}"
+    seed_generators(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little"))
+    return {"reseed": seed, "first_state_digest": trainer.snapshot().digest()}
+
+
+def publish_first_state(parent: Checkpoint, directory: Path) -> None:
+    """Make the parent's file the fork's first, byte for byte.
+
+    Raises:
+        NotReproducibleError: the parent's file changed since it was read; nothing is left then.
+    """
+    directory.mkdir(exist_ok=True)
+    path = directory / parent.path.name
+    content = parent.path.read_bytes()
+    publish(path, content)
+    try:
+        reached: str | None = read_checkpoint(path).state_digest
+    except BadInputError:
+        reached = None
+    if reached != parent.state_digest or path.read_bytes() != content:
+        path.unlink()
+        raise NotReproducibleError(
+            f"the fork's first state is not its parent's\n  read from the parent: {parent.state_digest}\n"
+            f"  in the fork's file:   {reached or 'no checkpoint'}\n"
+            f"  {parent.path} changed in between; start the fork again"
+        )

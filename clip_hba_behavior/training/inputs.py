@@ -1,0 +1,249 @@
+"""Everything that a model reads in training: frozen features, targets, prompts, the human RDM."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import CLIPConfig, CLIPModel
+
+from clip_hba_behavior.config import Config
+from clip_hba_behavior.data import things
+from clip_hba_behavior.data.augmentation import Augmentation, augmented_batches
+from clip_hba_behavior.data.images import Preprocessing, load_pixels
+from clip_hba_behavior.model.backbone import load_backbone, tokenize_prompts, weights_digest
+from clip_hba_behavior.model.clip_hba import FrozenPrefix
+from clip_hba_behavior.model.feature_cache import FeatureCache
+from clip_hba_behavior.reproducibility.state.digest import digest
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.numerics import device_model, library_versions
+
+Progress = Callable[[str, int, int], None]
+
+
+class LazyBackbone:
+    """The pretrained CLIP, loaded when it is needed and dropped when it is not.
+
+    Once the features are cached only the blocks with DoRA layers are used, and they are kept by the
+    model that trains; the rest, most of CLIP, can go.
+    """
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self._config = config
+        self._device = device
+        self._model: CLIPModel | None = None
+
+    def get(self) -> CLIPModel:
+        """Return the backbone on its device, loading it if it is not there."""
+        if self._model is None:
+            model = load_backbone(self._config.backbone, self._config.trust_backbone_file)
+            self._model = model.to(self._device)
+        return self._model
+
+    def drop(self) -> None:
+        """Let go of the backbone."""
+        self._model = None
+
+    def prefix(self, tower: str) -> FrozenPrefix:
+        """Return the frozen part of the `vision` or the `text` tower."""
+        layers = self._config.vision_layers if tower == "vision" else self._config.transformer_layers
+        return FrozenPrefix(self.get(), tower, layers, self._config.sdpa_backend)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads, on its device where it is small.
+
+    Attributes:
+        image_cache: frozen features of the annotated images, then of the inference images.
+        image_paths: in the same order.
+        image_digests: SHA-256 of each file, in the same order.
+        targets: `[num_images, 66] float32` of the annotated images.
+        target_digests: SHA-256 of each annotated image's targets as they stand in the table, in float64.
+        prompt_features: `[66, 2, tokens, width] float32`.
+        end_positions: `[66] int64`, each prompt's end token.
+        human_rdm: `[48, 48] float64`.
+        digests: of weights, images, targets, prompts and RDM, for the record.
+        device: where the model computes.
+    """
+
+    image_cache: FeatureCache
+    image_paths: tuple[Path, ...]
+    image_digests: tuple[str, ...]
+    targets: torch.Tensor
+    target_digests: tuple[str, ...]
+    prompt_features: torch.Tensor
+    end_positions: torch.Tensor
+    human_rdm: NDArray[np.float64]
+    digests: dict[str, str]
+    device: torch.device
+    backbone: LazyBackbone
+    preprocessing: Preprocessing
+
+    def num_images(self) -> int:
+        """Return the number of annotated images."""
+        return len(self.targets)
+
+    def image_features(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the frozen features of some images, `[len(rows), 2, tokens, width]`, on the device."""
+        return self.image_cache.take(rows).to(self.device)
+
+    def inference_rows(self) -> torch.Tensor:
+        """Return the rows of the held-out images."""
+        return torch.arange(self.num_images(), len(self.image_paths))
+
+    def augmented_features(
+        self, batches: Sequence[Sequence[int]], config: Config, epoch: int
+    ) -> Iterator[torch.Tensor]:
+        """Yield the features of each batch of augmented images, straight from the frozen prefix."""
+        augmentation = Augmentation(
+            random_resized_crop="random_resized_crop" in config.augmentation,
+            horizontal_flip="horizontal_flip" in config.augmentation,
+            color_jitter="color_jitter" in config.augmentation,
+        )
+        for pixels in augmented_batches(
+            self.image_paths[: self.num_images()],
+            batches,
+            self.preprocessing,
+            augmentation,
+            seed=config.random_seed,
+            epoch=epoch,
+            num_workers=config.num_workers,
+        ):
+            yield self.features_of(pixels, config.chunk_size)
+
+    def features_of(self, pixels: torch.Tensor, chunk_size: int) -> torch.Tensor:
+        """Compute the frozen features of normalised pixels, `[batch, 2, tokens, width]`, on the device."""
+        return compute_in_chunks(self.backbone.prefix("vision"), pixels, chunk_size, self.device)
+
+
+def compute_in_chunks(
+    prefix: FrozenPrefix, pixels: torch.Tensor, chunk_size: int, device: torch.device
+) -> torch.Tensor:
+    """Run images through the frozen prefix, always `chunk_size` at a time, the last chunk padded."""
+    parts = []
+    for chunk in pixels.split(chunk_size):
+        padded = torch.zeros(chunk_size, *chunk.shape[1:])
+        padded[: len(chunk)] = chunk
+        class_token = torch.zeros(chunk_size, dtype=torch.int64, device=device)
+        parts.append(prefix(padded.to(device), class_token)[: len(chunk)])
+    return torch.cat(parts)
+
+
+def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inputs:
+    """Read and check the data, and fill or open the caches of frozen features.
+
+    Args:
+        config: resolved: every path given, `cache_dir` and `num_threads` set.
+        device: where the model computes.
+        progress: called with what is done, how much of it, and how much in all.
+
+    Raises:
+        BadInputError: something is missing, unreadable or of the wrong form.
+    """
+    annotations = things.read_annotations(Path(str(config.csv_file)))
+    inference = things.read_annotations(Path(str(config.inference_csv_file)))
+    prompts = things.read_prompts(Path(str(config.prompts_file)))
+    human_rdm = things.read_human_rdm(Path(str(config.RDM48_triplet_dir)))
+    if len(inference.image_names) != len(human_rdm):
+        raise things.DataError(
+            f"{inference.path} does not fit the human RDM\n  found:    {len(inference.image_names)} images\n"
+            f"  expected: {len(human_rdm)}, one for each row of {config.RDM48_triplet_dir}"
+        )
+    paths = things.locate_images(Path(str(config.img_dir)), [*annotations.image_names, *inference.image_names])
+    image_digests = things.image_digests(paths, lambda done, total: progress("reading images", done, total))
+
+    backbone = LazyBackbone(config, device)
+    token_ids, end_positions = tokenize_prompts(prompts, config.backbone, config.tokenizer, backbone.get())
+    digests = {
+        "weights": weights_digest(backbone.get()),
+        "images": digest(list(image_digests)),
+        "targets": things.targets_digest(annotations),
+        "inference_targets": things.targets_digest(inference),
+        "prompts": digest([list(prompts), token_ids]),
+        "human_rdm": digest(torch.from_numpy(human_rdm)),
+    }
+    numerics: dict[str, Any] = {
+        "weights": digests["weights"],
+        "versions": {name: library_versions()[name] for name in ("torch", "transformers", "numpy")},
+        "device_model": device_model(device),
+        "num_threads": config.num_threads,
+        "deterministic": config.deterministic,
+        "tf32": config.tf32,
+        "sdpa_backend": config.sdpa_backend,
+        "chunk_size": config.chunk_size,
+    }
+    model_config = backbone.get().config
+    _check_sizes(config, model_config, len(annotations.image_names))
+    vision, text = model_config.vision_config, model_config.text_config
+    preprocessing = Preprocessing(image_size=vision.image_size)
+
+    def image_rows(start: int, stop: int) -> torch.Tensor:
+        pixels = load_pixels(paths[start:stop], preprocessing)
+        return compute_in_chunks(backbone.prefix("vision"), pixels, config.chunk_size, device)
+
+    def prompt_rows(start: int, stop: int) -> torch.Tensor:
+        return backbone.prefix("text")(token_ids.to(device), end_positions.to(device))
+
+    cache_dir = Path(str(config.cache_dir))
+    num_tokens = (vision.image_size // vision.patch_size) ** 2 + 1 if config.vision_layers > 1 else 1
+    image_cache = FeatureCache(
+        cache_dir,
+        numerics
+        | {
+            "images": list(image_digests),
+            "preprocessing": preprocessing.digest_fields(),
+            "pillow": library_versions()["pillow"],
+            "vision_layers": config.vision_layers,
+        },
+        num_rows=len(paths),
+        row_shape=(2, num_tokens, vision.hidden_size),
+        chunk_size=config.chunk_size,
+        compute=image_rows,
+        progress=lambda done, total: progress("computing frozen features", done, total),
+    )
+    num_tokens = token_ids.shape[1] if config.transformer_layers > 1 else 1
+    prompt_cache = FeatureCache(
+        cache_dir,
+        numerics | {"prompts": digests["prompts"], "transformer_layers": config.transformer_layers},
+        num_rows=len(prompts),
+        row_shape=(2, num_tokens, text.hidden_size),
+        chunk_size=len(prompts),
+        compute=prompt_rows,
+    )
+    return Inputs(
+        image_cache=image_cache,
+        image_paths=tuple(paths),
+        image_digests=tuple(image_digests),
+        targets=torch.from_numpy(annotations.targets).float().to(device),
+        target_digests=tuple(digest(torch.from_numpy(row)) for row in annotations.targets),
+        prompt_features=prompt_cache.take(torch.arange(len(prompts))).to(device),
+        end_positions=end_positions.to(device),
+        human_rdm=human_rdm,
+        digests=digests,
+        device=device,
+        backbone=backbone,
+        preprocessing=preprocessing,
+    )
+
+
+def _check_sizes(config: Config, model_config: CLIPConfig, num_images: int) -> None:
+    """Refuse more DoRA layers than blocks, and a split with nothing on one side."""
+    for key, tower in (
+        ("vision_layers", model_config.vision_config),
+        ("transformer_layers", model_config.text_config),
+    ):
+        if getattr(config, key) > tower.num_hidden_layers:
+            raise BadInputError(
+                f"{key} does not fit the backbone\n  found:    {getattr(config, key)}\n"
+                f"  expected: at most {tower.num_hidden_layers}, the tower's number of blocks"
+            )
+    num_train = int(config.train_portion * num_images)
+    if num_train in (0, num_images):
+        raise BadInputError(
+            f"train_portion {config.train_portion} leaves {num_train} of {num_images} images to train and "
+            f"{num_images - num_train} to test\n  expected: at least one of each"
+        )

@@ -1,0 +1,105 @@
+"""What a fresh run draws from its seed, and in which order: the same as the earlier pipeline.
+
+So that a run which people already have can be continued and compared, a run with its seed has the
+same split, the same initial parameters and the same batch orders. All draws come from torch's global
+CPU generator; NumPy's and Python's are seeded and then left alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers import CLIPConfig
+
+from clip_hba_behavior.model.clip_hba import CLIPHBA
+from clip_hba_behavior.reproducibility.state.rng import seed_generators
+
+Draw = tuple[Literal["uniform", "normal"], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of the annotation table, in the order drawn.
+
+    Attributes:
+        train: `[num_train] int64`.
+        test: `[num_test] int64`.
+    """
+
+    train: torch.Tensor
+    test: torch.Tensor
+
+
+def draw_split(num_images: int, train_portion: float) -> Split:
+    """Draw which rows train: the first `int(train_portion * num_images)` of a permutation."""
+    order = torch.randperm(num_images)
+    num_train = int(train_portion * num_images)
+    return Split(order[:num_train], order[num_train:])
+
+
+def begin(seed: int, num_images: int, train_portion: float) -> Split:
+    """Seed every generator and draw the split, the first draw of a run.
+
+    Also how a resumed run finds its split again: its generators are restored afterwards.
+    """
+    seed_generators(seed)
+    return draw_split(num_images, train_portion)
+
+
+def draw_initial_parameters(model: CLIPHBA, config: CLIPConfig) -> None:
+    """Draw the DoRA factors, visual layers first, behind everything that building a CLIP draws."""
+    skip_model_construction(config)
+    for layer in model.dora_layers().values():
+        layer.draw_initial_factors()
+
+
+def skip_model_construction(config: CLIPConfig) -> None:
+    """Draw, and throw away, what OpenAI's model draws before its weights are loaded.
+
+    550 million numbers for ViT-L/14. They decide everything drawn later, and so they depend on the
+    backbone's shapes.
+    """
+    for kind, shape in construction_draws(config):
+        values = torch.empty(shape)
+        if kind == "uniform":
+            values.uniform_()
+        else:
+            values.normal_()
+
+
+def construction_draws(config: CLIPConfig) -> Iterator[Draw]:
+    """List the draws of building a ViT CLIP, in order."""
+    vision, text = config.vision_config, config.text_config
+    width, patch = vision.hidden_size, vision.patch_size
+    grid = vision.image_size // patch
+    yield "uniform", (width, 3, patch, patch)
+    yield "normal", (width,)
+    yield "normal", (grid * grid + 1, width)
+    for _ in range(vision.num_hidden_layers):
+        yield from _block_draws(width)
+    yield "normal", (width, config.projection_dim)
+
+    width, vocabulary = text.hidden_size, text.vocab_size
+    for _ in range(text.num_hidden_layers):
+        yield from _block_draws(width)
+    yield "normal", (vocabulary, width)  # the embedding's own initialisation
+    yield "normal", (vocabulary, width)  # and CLIP's
+    yield "normal", (text.max_position_embeddings, width)
+    for _ in range(text.num_hidden_layers):
+        for shape in ((3 * width, width), (width, width), (4 * width, width), (width, 4 * width)):
+            yield "normal", shape
+    yield "normal", (width, config.projection_dim)
+
+
+def _block_draws(width: int) -> Iterator[Draw]:
+    for shape in (
+        (width, width),
+        (width,),
+        (3 * width, width),
+        (4 * width, width),
+        (4 * width,),
+        (width, 4 * width),
+        (width,),
+    ):
+        yield "uniform", shape

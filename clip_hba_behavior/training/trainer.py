@@ -1,0 +1,341 @@
+"""Training as a pure function of the training state: one step, one epoch, one evaluation."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from clip_hba_behavior.config import Config
+from clip_hba_behavior.model.clip_hba import CLIPHBA
+from clip_hba_behavior.reproducibility.state.digest import leaf_digest, leaves, tensor_bytes
+from clip_hba_behavior.reproducibility.state.errors import StoppedError
+from clip_hba_behavior.reproducibility.state.rng import RngState, capture_rng_state, restore_rng_state
+from clip_hba_behavior.reproducibility.state.snapshot import restore_optimizer, restore_parameters, snapshot
+from clip_hba_behavior.rsa import rank_correlation as rsa
+from clip_hba_behavior.training.batch_order import draw_evaluation_seeds, draw_loader_seed, epoch_order
+from clip_hba_behavior.training.early_stopping import EarlyStopping
+from clip_hba_behavior.training.inputs import Inputs
+from clip_hba_behavior.training.learning_rate import learning_rate
+from clip_hba_behavior.training.perturbations import IMAGE_KINDS, perturbation_of
+from clip_hba_behavior.training.seed_protocol import Split
+from clip_hba_behavior.training.state import TrainingState
+
+STEPS_BETWEEN_DIGESTS = 50
+
+
+class NonFiniteLossError(StoppedError):
+    """The loss is no longer a number; the run stops with its last whole state."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one training step reports.
+
+    Attributes:
+        epoch: counted from 1.
+        step: within the epoch, counted from 1.
+        batch_digest: SHA-256 over the batch's rows, and the images and targets that it trained with.
+        loss: the batch's mean squared error.
+    """
+
+    epoch: int
+    step: int
+    batch_digest: str
+    loss: float
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What one step trains with: its rows of the table, frozen features, targets, and the digest of all."""
+
+    rows: torch.Tensor
+    features: torch.Tensor
+    targets: torch.Tensor
+    digest: str
+
+
+class Trainer:
+    """The live form of a training state: model, optimizer, generators, counters and cursor.
+
+    `snapshot` and `restore` turn it into a `TrainingState` and back. The generators are the process's
+    global ones, so there is one trainer a process at a time.
+    """
+
+    def __init__(self, config: Config, model: CLIPHBA, inputs: Inputs, split: Split) -> None:
+        """Bring the parts together; call `begin` or `restore` before training."""
+        self.config = config
+        self.model = model
+        self.inputs = inputs
+        self.split = split
+        self.perturbation = perturbation_of(config, inputs.targets, split.train)
+        self.parameters = model.dora_parameters()
+        # The fused form computes the same bits on every x86 CPU; the others' square roots differ.
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        self.early_stopping = EarlyStopping(config.early_stopping_patience, math.inf)
+        self.epoch = 0
+        self.step_in_epoch = 0
+        self.loss_sum = 0.0
+        self.num_samples = 0
+        self.epoch_start_rng_state: RngState | None = None
+        self.metrics: dict[str, Any] = {}
+
+    def begin(self) -> None:
+        """Evaluate the initial model: its test loss is early stopping's first best."""
+        draw_loader_seed()  # the test loader's
+        self.metrics = {"epoch": self.epoch, "test_loss": self.finite_test_loss(), **self.behavioral_rsa()}
+        self.early_stopping.best_test_loss = self.metrics["test_loss"]
+
+    def snapshot(self) -> TrainingState:
+        """Copy everything that changes in training."""
+        return TrainingState(
+            parameters=snapshot(self.parameters),
+            optimizer_state=snapshot(self.optimizer.state_dict()),
+            rng_state=snapshot(capture_rng_state()),
+            early_stopping_state=self.early_stopping.state(),
+            epoch=self.epoch,
+            step_in_epoch=self.step_in_epoch,
+            loss_sum=self.loss_sum,
+            num_samples=self.num_samples,
+            epoch_start_rng_state=snapshot(self.epoch_start_rng_state),
+            metrics=dict(self.metrics),
+        )
+
+    def restore(self, state: TrainingState) -> None:
+        """Become the trainer that `state` was taken of.
+
+        Raises:
+            BadInputError: the state does not fit this model.
+        """
+        restore_parameters(self.parameters, state.parameters)
+        restore_optimizer(self.optimizer, state.optimizer_state)
+        self.early_stopping.best_test_loss = state.early_stopping_state["best_test_loss"]
+        self.early_stopping.epochs_no_improve = int(state.early_stopping_state["epochs_no_improve"])
+        self.epoch = state.epoch
+        self.step_in_epoch = state.step_in_epoch
+        self.loss_sum = state.loss_sum
+        self.num_samples = state.num_samples
+        self.epoch_start_rng_state = state.epoch_start_rng_state
+        self.metrics = dict(state.metrics)
+        restore_rng_state(state.rng_state)  # last: nothing may draw between this and the next step
+
+    def num_steps(self) -> int:
+        """Return the number of steps an epoch."""
+        return math.ceil(len(self.split.train) / self.config.batch_size)
+
+    def steps(self) -> Iterator[Step]:
+        """Train what is left of the epoch under way, or the next one.
+
+        At every yield the trainer is between two steps, and a snapshot of it can be continued.
+
+        Raises:
+            NonFiniteLossError: the loss is infinite or not a number.
+        """
+        rng_state = capture_rng_state()
+        if self.step_in_epoch == 0:
+            self.epoch_start_rng_state = rng_state
+            if self._counters_begin_here():
+                self.early_stopping = EarlyStopping(self.config.early_stopping_patience, math.inf)
+        restore_rng_state(self._epoch_start())
+        order = epoch_order(
+            self.config.batch_order, self.config.random_seed, self.epoch + 1, len(self.split.train)
+        )
+        if self.step_in_epoch > 0:
+            restore_rng_state(rng_state)
+        for group in self.optimizer.param_groups:
+            # a fork's config may differ from the parent whose optimizer state it restored
+            group["lr"] = self._learning_rate()
+            group["weight_decay"] = self.config.weight_decay
+
+        for batch in self._batches(order):
+            loss = self._step(batch)
+            self.loss_sum += loss * len(batch.rows)
+            self.num_samples += len(batch.rows)
+            self.step_in_epoch += 1
+            yield Step(self.epoch + 1, self.step_in_epoch, batch.digest, loss)
+
+    def finish_epoch(self) -> dict[str, Any]:
+        """Evaluate after an epoch's last step, and close the epoch.
+
+        Returns:
+            The epoch's CSV row.
+
+        Raises:
+            NonFiniteLossError: the test loss is infinite or not a number; the epoch stays open.
+        """
+        train_loss = self.loss_sum / self.num_samples
+        test_loss = self.finite_test_loss()
+        draw_evaluation_seeds(self.config.batch_order, self.epoch + 1)
+        self.early_stopping.update(test_loss)
+        self.epoch += 1
+        self.step_in_epoch, self.loss_sum, self.num_samples = 0, 0.0, 0
+        self.epoch_start_rng_state = None
+        kind = self.perturbation.kind_in(self.epoch)
+        self.metrics = {
+            "epoch": self.epoch,
+            "train_loss": train_loss,
+            "test_loss": test_loss,
+            **self.behavioral_rsa(),
+            "used_random_targets": kind == "random_target",
+            "used_shuffled_targets": kind == "label_shuffle",
+            "perturb_type": kind,
+        }
+        return dict(self.metrics)
+
+    def should_stop(self) -> bool:
+        """Whether early stopping ends the run here, as far as its counters go."""
+        return not self._counters_begin_here() and self.early_stopping.should_stop()
+
+    def needs_backbone(self) -> bool:
+        """Whether an epoch to come computes features from pixels, and does not only read the cache."""
+        return bool(self.config.augmentation) or self.perturbation.changes_images_after(self.epoch)
+
+    def predict(self, rows: torch.Tensor) -> torch.Tensor:
+        """Predict `[len(rows), 66] float32`, in fixed batches, drawing nothing."""
+        self.model.eval()
+        with torch.no_grad():
+            batches = rows.split(self.config.eval_batch_size)
+            prompts = self.inputs.prompt_features
+            return torch.cat([self.model(self.inputs.image_features(batch), prompts) for batch in batches])
+
+    def test_loss(self) -> float:
+        """Return the mean squared error on the test images."""
+        total = 0.0
+        for rows in self.split.test.split(self.config.eval_batch_size):
+            targets = self.inputs.targets[rows.to(self.inputs.device)]
+            total += functional.mse_loss(self.predict(rows), targets).item() * len(rows)
+        return total / len(self.split.test)
+
+    def finite_test_loss(self) -> float:
+        """Return the test loss.
+
+        Raises:
+            NonFiniteLossError: it is infinite or not a number: the last steps broke the parameters.
+        """
+        value = self.test_loss()
+        if not math.isfinite(value):
+            raise NonFiniteLossError(
+                f"the test loss is {value} after {self.step_in_epoch} steps of epoch {self.epoch + 1}\n"
+                "  the last whole state is kept; lower lr, or check the targets with `clip-hba data check`"
+            )
+        return value
+
+    def behavioral_rsa(self) -> dict[str, float]:
+        """Compare the held-out images' predicted RDM with the human one (Spearman's rho and its p)."""
+        predictions: NDArray[np.float32] = self.predict(self.inputs.inference_rows()).cpu().numpy()
+        rho, p_value = rsa.rank_correlation(rsa.correlation_distances(predictions), self.inputs.human_rdm)
+        return {"behavioral_rsa_rho": rho, "behavioral_rsa_p_value": p_value}
+
+    def leaf_digests(self) -> dict[str, str]:
+        """Return the digest of every parameter, optimizer tensor and random stream, shortened."""
+        state = {
+            "parameters": self.parameters,
+            "optimizer_state": self.optimizer.state_dict()["state"],
+            "rng_state": capture_rng_state(),
+        }
+        return {name: leaf_digest(leaf)[:16] for name, leaf in leaves(state)}
+
+    def _epoch_start(self) -> RngState:
+        if self.epoch_start_rng_state is None:
+            raise RuntimeError("a state within an epoch must hold the random states of the epoch's start")
+        return self.epoch_start_rng_state
+
+    def _learning_rate(self) -> float:
+        config = self.config
+        return learning_rate(
+            self.epoch + 1,
+            config.lr_schedule,
+            config.lr,
+            config.lr_min,
+            config.lr_warmup_epochs,
+            config.lr_schedule_epochs or config.epochs,
+        )
+
+    def _counters_begin_here(self) -> bool:
+        """Whether the next epoch is a fork's first, and early stopping is to count from there."""
+        config = self.config
+        return config.fork_early_stopping == "fresh" and self.epoch + 1 == config.training_run
+
+    def _batches(self, order: torch.Tensor) -> Iterator[_Batch]:
+        """Yield what is left of the epoch's batches, as its perturbation leaves them."""
+        epoch, done = self.epoch + 1, self.step_in_epoch
+        batches = list(self.split.train[order].split(self.config.batch_size))[done:]
+        for number, (rows, (features, pixels_digest)) in enumerate(
+            zip(batches, self._features_of(batches, done), strict=True), start=done
+        ):
+            own = self.inputs.targets[rows.to(self.inputs.device)]
+            targets = self.perturbation.targets(epoch, number, own)
+            yield _Batch(rows, features, targets, self._batch_digest(rows, targets, pixels_digest))
+
+    def _features_of(self, batches: list[torch.Tensor], first: int) -> Iterator[tuple[torch.Tensor, str | None]]:
+        """Yield each batch's features, and the digest of its pixels where these are not its images'."""
+        epoch = self.epoch + 1
+        if self.perturbation.kind_in(epoch) in IMAGE_KINDS:
+            yield from self._perturbed_features(batches, first)
+        elif self.config.augmentation:
+            rows = [batch.tolist() for batch in batches]
+            for features in self.inputs.augmented_features(rows, self.config, epoch):
+                yield features, None
+        else:
+            for batch in batches:
+                yield self.inputs.image_features(batch), None
+
+    def _perturbed_features(self, batches: list[torch.Tensor], first: int) -> Iterator[tuple[torch.Tensor, str]]:
+        epoch = self.epoch + 1
+        size = self.inputs.preprocessing.image_size
+        uniform: dict[int, tuple[torch.Tensor, str]] = {}  # by length: they are the same in every batch
+        for number, rows in enumerate(batches, start=first):
+            if len(rows) in uniform:
+                yield uniform[len(rows)]
+                continue
+            pixels = self.perturbation.pixels(epoch, number, (len(rows), 3, size, size))
+            found = (
+                self.inputs.features_of(pixels, self.config.chunk_size),
+                hashlib.sha256(tensor_bytes(pixels)).hexdigest(),
+            )
+            if self.perturbation.kind_in(epoch) == "uniform_images":
+                uniform[len(rows)] = found
+            yield found
+
+    def _step(self, batch: _Batch) -> float:
+        self.model.train()
+        loss = functional.mse_loss(self.model(batch.features, self.inputs.prompt_features), batch.targets)
+        self.optimizer.zero_grad()
+        loss.backward()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise NonFiniteLossError(
+                f"the loss is {value} in epoch {self.epoch + 1}, step {self.step_in_epoch + 1}\n"
+                f"  images: {', '.join(self.inputs.image_paths[row].name for row in batch.rows.tolist())}\n"
+                "  the last whole state is kept; lower lr, or check the targets with `clip-hba data check`"
+            )
+        self.optimizer.step()
+        return value
+
+    def _batch_digest(self, rows: torch.Tensor, targets: torch.Tensor, pixels_digest: str | None = None) -> str:
+        total = hashlib.sha256(tensor_bytes(rows))
+        images = [self.inputs.image_digests[row] for row in rows.tolist()]
+        for each in images if pixels_digest is None else [pixels_digest]:
+            total.update(each.encode())
+        total.update(tensor_bytes(targets))
+        return total.hexdigest()[:16]
+
+
+def ledger_entry(trainer: Trainer, step: Step) -> dict[str, Any]:
+    """Return what the ledger says of a step."""
+    entry: dict[str, Any] = {"batch": step.batch_digest, "loss": step.loss}
+    if step.step % STEPS_BETWEEN_DIGESTS == 0:
+        entry["state"] = trainer.leaf_digests()
+    return entry
+
+
+def closing_entry(trainer: Trainer, state: TrainingState) -> dict[str, Any]:
+    """Return what the ledger says of an epoch's end."""
+    return {"metrics": dict(state.metrics), "state_digest": state.digest(), "state": trainer.leaf_digests()}
