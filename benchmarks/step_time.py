@@ -26,11 +26,15 @@ from transformers.utils import logging as transformers_logging
 from clip_hba_behavior.config import make_config
 from clip_hba_behavior.data.standin import standin_backbone_directory, write_standin_dataset
 from clip_hba_behavior.model.backbone import load_backbone, tokenize_prompts
+from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH, LEDGER, format_record
+from clip_hba_behavior.reproducibility.record.protocol import EpochDone, StepDone, end_record, step_record
+from clip_hba_behavior.reproducibility.record.record_file import RecordFile
+from clip_hba_behavior.reproducibility.record.session import Session
+from clip_hba_behavior.run.assembly import build_trainer, resolve_config
 from clip_hba_behavior.run.checkpoint import save_dora_parameters
-from clip_hba_behavior.run.directory import RunDirectory, format_row
+from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.environment import describe_environment, provenance
-from clip_hba_behavior.run.life import build_trainer, resolve_config
-from clip_hba_behavior.training import seed_protocol
+from clip_hba_behavior.run.results import RESULTS, format_row
 from clip_hba_behavior.training.trainer import Trainer
 from full_forward import BaselineEpoch, FullForward
 
@@ -91,8 +95,7 @@ def build(folder: Path, num_threads: int, device: str, batch_size: int) -> Train
             "device": device,
         }
     )
-    trainer, _ = build_trainer(resolve_config(config), lambda what, done, total: None, logging.getLogger("bench"))
-    seed_protocol.draw_initial_parameters(trainer.model, trainer.inputs.backbone.get().config)
+    trainer, _ = build_trainer(resolve_config(config), Session(logging.getLogger("bench")))
     trainer.begin()
     return trainer
 
@@ -169,17 +172,16 @@ def bookkeeping(trainer: Trainer, folder: Path) -> float:
     directory.checkpoints.mkdir(exist_ok=True)
     origin = provenance(trainer.config, describe_environment(trainer.config, trainer.inputs))
     logger = logging.getLogger("bench")
-    ledger = directory.open_ledger((trainer.epoch - 1, 0))
-    results = directory.open_results((0, 0))
+    ledger = RecordFile(directory.ledger_file, (trainer.epoch - 1, 0), LEDGER)
+    results = RecordFile(directory.results_file, (0, 0), RESULTS)
     began = time.perf_counter()
+    epoch = trainer.epoch
     for step in range(1, trainer.num_steps() + 1):
-        ledger.record(trainer.epoch, step, {"batch": "0" * 16, "loss": 1.0})
+        event = StepDone(epoch, step, trainer.num_steps(), "0" * 16, 1.0)
+        ledger.append((epoch - 1, step), format_record(epoch, step, step_record(event, trainer)))
     state = trainer.snapshot()
-    ledger.record(
-        trainer.epoch,
-        "end",
-        {"metrics": trainer.metrics, "state_digest": state.digest(), "state": trainer.leaf_digests()},
-    )
+    record = end_record(EpochDone(epoch, trainer.metrics), state, trainer)
+    ledger.append((epoch, 0), format_record(epoch, END_OF_EPOCH, record))
     ledger.commit()
     results.append((trainer.epoch, 0), format_row(trainer.metrics))
     results.commit()

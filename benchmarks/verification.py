@@ -17,16 +17,18 @@ from pathlib import Path
 
 from clip_hba_behavior.config import make_config
 from clip_hba_behavior.data.standin import write_standin_dataset
-from clip_hba_behavior.reproducibility.state.snapshot import snapshot
+from clip_hba_behavior.reproducibility.record.judge import Verdict
+from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.run.checkpoint import save_dora_parameters
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.environment import describe_environment, provenance
 from clip_hba_behavior.run.life import train_model
+from clip_hba_behavior.run.replayer import Replayer
 from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.training.trainer import Trainer
-from clip_hba_behavior.verification.epoch import EpochVerifier
-from clip_hba_behavior.verification.history import read_history
-from clip_hba_behavior.verification.verdict import Word
+from clip_hba_behavior.verification.files import RunFiles
+from clip_hba_behavior.verification.replays import ReplayHistory
+from clip_hba_behavior.verification.verify import EpochVerifier
 from step_time import SIZES, build, write_backbone
 
 LOGGER = logging.getLogger("benchmark")
@@ -35,6 +37,7 @@ LOGGER = logging.getLogger("benchmark")
 def train(trainer: Trainer, start: TrainingState, path: Path) -> float:
     """Train from a state into a new run directory; return the seconds."""
     trainer.restore(start)
+    session = Session(LOGGER)
     environment = describe_environment(trainer.config, trainer.inputs)
     directory = RunDirectory(path)
     with directory.created():
@@ -45,31 +48,23 @@ def train(trainer: Trainer, start: TrainingState, path: Path) -> float:
             trainer.model, directory.checkpoints, 0, LOGGER, training_state=start, provenance=origin
         )
         began = time.perf_counter()
-        train_model(trainer, directory, environment, LOGGER)
+        train_model(trainer, directory, environment, session)
         return time.perf_counter() - began
 
 
-def verify(trainer: Trainer, fresh_optimizer: dict[str, object], path: Path) -> float:
+def verify(trainer: Trainer, path: Path) -> float:
     """Verify every epoch of a run; return the seconds.
 
     Raises:
         RuntimeError: an epoch was not reproducible; then the times mean nothing.
     """
-    history = read_history(path)
+    built = trainer, describe_environment(trainer.config, trainer.inputs)
     began = time.perf_counter()
-    verifier = EpochVerifier(
-        history=history,
-        trainer=trainer,
-        environment=describe_environment(trainer.config, trainer.inputs),
-        results=history.results,
-        derived=None,
-        fresh_optimizer=fresh_optimizer,
-        num_steps=None,
-        report=lambda what, done, total: None,
-    )
+    files = RunFiles(path)
+    verifier = EpochVerifier(files, ReplayHistory(files, Replayer(trainer.config, Session(LOGGER), built)))
     for epoch in range(1, trainer.config.epochs + 1):
-        outcome = verifier.verify(epoch)
-        if outcome.word is not Word.REPRODUCIBLE:
+        outcome = verifier.verify(epoch).outcome
+        if outcome.word is not Verdict.REPRODUCIBLE:
             raise RuntimeError(f"epoch {epoch}: {outcome.differences}")
     return time.perf_counter() - began
 
@@ -91,11 +86,11 @@ def main() -> None:
         write_backbone(folder / "backbone", arguments.size)
         trainer = build(folder, arguments.threads, arguments.device, arguments.batch)
         trainer.config = make_config(trainer.config.model_dump() | {"epochs": arguments.epochs})
-        start, fresh = trainer.snapshot(), snapshot(trainer.optimizer.state_dict())
+        start = trainer.snapshot()
         ratios, times = [], []
         for repeat in range(arguments.repeats + 1):
             run = folder / f"run{repeat}"
-            pair = train(trainer, start, run), verify(trainer, fresh, run)
+            pair = train(trainer, start, run), verify(trainer, run)
             if repeat > 0:  # the first warms up
                 times.append(pair)
                 ratios.append(pair[1] / pair[0])

@@ -54,7 +54,8 @@ def train(
 ) -> None:
     """Train from a configuration."""
     from clip_hba_behavior.config import make_config, parse_settings, read_config_file
-    from clip_hba_behavior.run.life import resolve_config, start
+    from clip_hba_behavior.run.assembly import resolve_config
+    from clip_hba_behavior.run.life import start
 
     keys = read_config_file(config) | parse_settings(settings or [])
     if run_dir is not None:
@@ -79,13 +80,23 @@ def resume(
         list[str] | None,
         typer.Option("--allow", metavar="KEY", help="Go on although this changed (images, torch, lr, ...)."),
     ] = None,
+    accept_mismatch: Annotated[
+        int | None,
+        typer.Option(
+            "--accept-mismatch",
+            metavar="EPOCH",
+            min=1,
+            help="Keep what is recorded of this epoch on apart, on record: it need not be repeated.",
+        ),
+    ] = None,
 ) -> None:
     """Continue a run, bit for bit."""
     from clip_hba_behavior.config import parse_settings
     from clip_hba_behavior.run.life import resume
 
     allowed = [key.strip() for each in allow or [] for key in each.split(",")]
-    print(f"The run is in {resume(run, parse_settings(settings or []), from_epoch, run_dir, allowed)}")
+    path = resume(run, parse_settings(settings or []), from_epoch, run_dir, allowed, accept_mismatch)
+    print(f"The run is in {path}")
 
 
 @app.command()
@@ -163,7 +174,7 @@ def data_check(
 ) -> None:
     """Count, open and compare everything that a run would read."""
     from clip_hba_behavior.config import make_config, parse_settings, read_config_file
-    from clip_hba_behavior.run.life import check_data_of
+    from clip_hba_behavior.run.assembly import check_data_of
 
     report = check_data_of(make_config(read_config_file(config) | parse_settings(settings or [])))
     print(report)

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from clip_hba_behavior.data.images import Preprocessing, read_image, to_pixels
 from clip_hba_behavior.data.things import DataError
+from clip_hba_behavior.reproducibility.state.philox import stream
 
 # Tells these draws from every other use of Philox with the run's seed.
 _PURPOSE = int.from_bytes(b"augment", "little")
@@ -242,12 +243,9 @@ def _unchanged(batch: Any) -> Any:
 def _draws(seed: int, epoch: int, image_index: int) -> list[float]:
     """Return uniform numbers from 0 to below 1.
 
-    Seed, epoch and index fill words of Philox's key and counter of their own, so no two images share a
-    draw. The raw words are used, not NumPy's distributions, which may change between its versions.
+    Seed, epoch and index fill words of Philox's key and counter of their own, so no two images share a draw.
     """
-    key = np.array([seed, _PURPOSE], dtype=np.uint64)
-    counter = np.array([0, image_index, epoch, 0], dtype=np.uint64)
-    words = np.random.Philox(key=key, counter=counter).random_raw(_NUM_DRAWS)
+    words = stream((seed, _PURPOSE), (0, image_index, epoch, 0)).random_raw(_NUM_DRAWS)
     return [int(word >> 11) * 2.0**-53 for word in words.tolist()]
 
 

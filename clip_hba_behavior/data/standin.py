@@ -8,7 +8,6 @@ the other. Every number is made by integer or correctly rounded floating-point a
 
 import io
 import math
-import os
 from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
@@ -18,6 +17,8 @@ import scipy.io
 from numpy.typing import NDArray
 
 from clip_hba_behavior.data.drawing import NUM_DIMENSIONS, colour_and_shape, draw_image
+from clip_hba_behavior.reproducibility.state.files import replace
+from clip_hba_behavior.reproducibility.state.philox import stream, uniform
 
 __all__ = [
     "PROMPTS",
@@ -49,10 +50,7 @@ def _uniform(seed: int, purpose: _Purpose, index: int, count: int) -> NDArray[np
     """Draws `[count] float64` numbers between 0 and 1 (both excluded), a pure function of the arguments."""
     if not 0 <= seed < 2**64:
         raise ValueError(f"cannot draw with seed {seed}: expected 0 to 2**64 - 1")
-    key = np.array([seed, (purpose << 56) + index], dtype=np.uint64)
-    raw = np.random.Generator(np.random.Philox(key=key)).integers(0, 2**52, size=count, dtype=np.uint64)
-    uniform: NDArray[np.float64] = (raw.astype(np.float64) + 0.5) / 2.0**52
-    return uniform
+    return uniform(stream((seed, (purpose << 56) + index)).random_raw(count))
 
 
 def _draw_row(seed: int, purpose: _Purpose, index: int) -> NDArray[np.float64]:
@@ -62,8 +60,8 @@ def _draw_row(seed: int, purpose: _Purpose, index: int) -> NDArray[np.float64]:
     bent below 100. Pooled: mean 5.5, standard deviation 9.6, median 2.3, 90th percentile 13, 99th 51; SPoSE has
     5.7, 10.2, 2.0, 15 and 53.
     """
-    uniform = _uniform(seed, purpose, index, NUM_DIMENSIONS)
-    root = np.sqrt(uniform / (1.0 - uniform))
+    drawn = _uniform(seed, purpose, index, NUM_DIMENSIONS)
+    root = np.sqrt(drawn / (1.0 - drawn))
     median = 0.8 + 20.0 / (1.0 + np.arange(NUM_DIMENSIONS) / 2.0)
     value = median * (root * np.sqrt(root))
     bent: NDArray[np.float64] = 100.0 * value / (100.0 + value)
@@ -145,9 +143,7 @@ def _write(path: Path, content: bytes) -> None:
     """Writes a file, unless it holds this already: another run may be reading it."""
     if path.is_file() and path.read_bytes() == content:
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    replace(path, content, is_lasting=False)
 
 
 def write_images(

@@ -22,7 +22,7 @@ from clip_hba_behavior.reproducibility.state.errors import AnotherFormatError, B
 from clip_hba_behavior.reproducibility.state.files import publish
 from clip_hba_behavior.reproducibility.state.rng import MISSING, SAVED, RngState, capture_rng_state
 from clip_hba_behavior.reproducibility.state.snapshot import snapshot
-from clip_hba_behavior.training.state import TrainingState
+from clip_hba_behavior.training.state import PartialState, TrainingState
 
 FORMAT_VERSION = 1
 _FILE_NAME = re.compile(r"epoch(\d+)_dora_params\.pth")
@@ -50,8 +50,12 @@ class Checkpoint:
     state_digest: str | None
     provenance: dict[str, Any]
 
+    def recorded(self) -> TrainingState | PartialState:
+        """Return what the file holds, complete or not, to be compared."""
+        return self.state if self.state is not None else PartialState(self.parameters, self.rng_state)
+
     def whole_state(self) -> TrainingState:
-        """Return the state, which must be whole.
+        """Return the state, which must be complete.
 
         Raises:
             BadInputError: the file holds only part of a state; names what is missing.
@@ -69,10 +73,10 @@ class Checkpoint:
 
 
 class AlteredCheckpointError(BadInputError):
-    """A file's state is not the one that was saved: its digest does not fit.
+    """A file's state is not the one that was saved, or not the one that its name says.
 
     Attributes:
-        altered: what the file says now. To be compared, never to be continued.
+        altered: what the file holds now. To be compared, never to be continued.
     """
 
     def __init__(self, message: str, altered: Checkpoint) -> None:
@@ -261,6 +265,37 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             checkpoint,
         )
     return checkpoint
+
+
+def read_named(path: Path) -> Checkpoint:
+    """Read a checkpoint whose state must be the one that its name says.
+
+    Raises:
+        BadInputError: as `read_checkpoint`; as `AlteredCheckpointError` where it is another state.
+    """
+    checkpoint = read_checkpoint(path)
+    state = checkpoint.state
+    expected = _position_in_name(path.name)
+    if state is not None and (state.epoch, state.step_in_epoch) != expected:
+        raise AlteredCheckpointError(
+            f"{path} holds another state than its name says: {_name_state(state.epoch, state.step_in_epoch)}; "
+            f"was it renamed, or swapped with another?\n  expected: {_name_state(*expected)}\n"
+            "  put the files back under their own names",
+            checkpoint,
+        )
+    return checkpoint
+
+
+def _position_in_name(name: str) -> tuple[int, int]:
+    if match := _FILE_NAME.fullmatch(name):
+        return int(match[1]), 0
+    if match := _STEP_FILE_NAME.fullmatch(name):
+        return int(match[1]) - 1, int(match[2])
+    raise ValueError(f"{name} is not a checkpoint's name")
+
+
+def _name_state(epoch: int, step: int) -> str:
+    return f"the one after epoch {epoch}" + (f" and {step} steps" if step else "")
 
 
 def parameters_digest(parameters: Mapping[str, torch.Tensor]) -> str:

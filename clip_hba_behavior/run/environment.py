@@ -109,6 +109,11 @@ def _machine_and_versions(environment: Mapping[str, Any]) -> dict[str, Any]:
     return there | versions
 
 
+def two_settings(epoch: int) -> str:
+    """Return how drift names an epoch within which something changed: no one setting repeats all of it."""
+    return f"epoch {epoch} was trained under two settings"
+
+
 def changed_data(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """Name what of data and weights is not what it was: digests under each other, then the files.
 

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from clip_hba_behavior.config import FREE_KEYS, PERTURB_KEYS, Config, make_config
-from clip_hba_behavior.reproducibility.record.ledger import recorded_end
+from clip_hba_behavior.reproducibility.record.ledger import read_ledger
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, NotReproducibleError
 from clip_hba_behavior.reproducibility.state.files import publish
 from clip_hba_behavior.reproducibility.state.rng import load_and_restore_rng_state, seed_generators
-from clip_hba_behavior.reproducibility.state.snapshot import restore_parameters
 from clip_hba_behavior.run.checkpoint import (
     Checkpoint,
     checkpoint_path,
     list_checkpoints,
     read_checkpoint,
+    read_named,
 )
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.training.trainer import Trainer
@@ -95,12 +95,7 @@ def read_parent(config: Config) -> Checkpoint | None:
             f"  found:    {which} in that directory\n  expected: epoch {epoch}\n"
             f"  set baseline_dora_directory to the baseline's dora_params{hint}"
         )
-    parent = read_checkpoint(found[epoch])
-    if parent.state is not None and parent.state.epoch != epoch:
-        raise BadInputError(
-            f"{parent.path} holds another epoch's state\n  found:    epoch {parent.state.epoch}\n"
-            f"  expected: epoch {epoch}\n  put the files back under their own names"
-        )
+    parent = read_named(found[epoch])
     _refuse_changed(parent, epoch)
     recorded = parent.provenance.get("config", {})
     for key in SPLIT_KEYS & config.model_fields_set & recorded.keys():
@@ -119,7 +114,7 @@ def _refuse_changed(parent: Checkpoint, epoch: int) -> None:
     if run is None or parent.state is None:
         return
     try:
-        end = recorded_end(run.path / "steps.jsonl", epoch)
+        end = read_ledger(run.ledger_file).end(epoch)
     except OSError as error:
         raise BadInputError(f"the baseline's steps.jsonl cannot be read: {error}") from None
     recorded, where = (end or {}).get("state_digest"), "steps.jsonl"
@@ -249,9 +244,7 @@ def adopt(trainer: Trainer, parent: Checkpoint, logger: logging.Logger) -> dict[
         trainer.restore(parent.state)
         load_and_restore_rng_state({"rng_state": parent.state.rng_state}, logger)
         return description | _reseed(trainer)
-    restore_parameters(trainer.parameters, parent.parameters)
-    trainer.epoch = trainer.config.training_run - 1
-    trainer.begin()
+    trainer.begin(parent.parameters, config.training_run - 1)
     logger.warning(
         "%s holds no optimizer and early-stopping state: both start anew, and results move by about 1-5 %%",
         parent.path.name,

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from clip_hba_behavior.reproducibility.record.session import Report, Session
+from clip_hba_behavior.reproducibility.record.signals import stopping_on_signals
+
 LOGGER_NAME = "clip_hba_behavior"
 SECONDS_BETWEEN_LINES = 30.0
-
-Report = Callable[[str, int, int], None]
 
 
 def silent() -> None:
@@ -29,6 +30,13 @@ class _ToStandardOutput(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if not self.muted:
             print(self.format(record), flush=True)
+
+
+@contextmanager
+def session(log_file: Path | None = None) -> Iterator[Session]:
+    """Open what a command hands down: the log, on standard output and in a file; progress; the stop request."""
+    with stopping_on_signals() as stop, logging_to(log_file) as logger, reporting(logger) as report:
+        yield Session(logger, report, stop)
 
 
 @contextmanager

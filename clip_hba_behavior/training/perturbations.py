@@ -5,7 +5,6 @@ alone: the same bits on every machine and for every number of threads. Nothing i
 generator, so the batch order, during the window and after it, is the one of a run without.
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from clip_hba_behavior.config import Config, PerturbDistribution, PerturbRule, PerturbType
+from clip_hba_behavior.reproducibility.state.philox import stream_of, uniform
 
 IMAGE_KINDS = ("image_noise", "uniform_images")
 UNIFORM_PIXEL = 0.5  # after normalisation
@@ -147,14 +147,8 @@ def perturbation_of(config: Config, targets: torch.Tensor, train_rows: torch.Ten
 
 
 def stream(seed: int, kind: str, epoch: int, batch: int) -> np.random.Philox:
-    """Return the generator of one batch of one epoch; only its raw 64-bit words are used.
-
-    Its key is the first 128 bits of a hash: seeds that are added up would give the same draws to different
-    batches, as seed 0 of epoch 2 and seed 1000 of epoch 1.
-    """
-    text = f"clip_hba_behavior perturbation: seed {seed}, kind {kind}, epoch {epoch}, batch {batch}"
-    key = np.frombuffer(hashlib.sha256(text.encode()).digest()[:16], dtype="<u8").astype(np.uint64)
-    return np.random.Philox(key=key)
+    """Return the generator of one batch of one epoch."""
+    return stream_of(f"clip_hba_behavior perturbation: seed {seed}, kind {kind}, epoch {epoch}, batch {batch}")
 
 
 def random_targets(
@@ -231,11 +225,11 @@ def normals(words: NDArray[np.uint64]) -> NDArray[np.float64]:
     Returns:
         `[n]`, of -8.2 to 8.2, with a relative error of some 1e-15.
     """
-    uniform = ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52  # exact, never 0 or 1
-    centred = uniform - 0.5
+    drawn = uniform(words)
+    centred = drawn - 0.5
     result = centred * _ratio(_CENTRE, 0.180625 - centred * centred)
     outer = np.abs(centred) > 0.425
-    low = np.minimum(uniform[outer], 1.0 - uniform[outer])
+    low = np.minimum(drawn[outer], 1.0 - drawn[outer])
     root = np.sqrt(-_logarithm(low))
     tail = np.where(root <= 5.0, _ratio(_TAIL, root - 1.6), _ratio(_FAR_TAIL, root - 5.0))
     result[outer] = np.copysign(tail, centred[outer])

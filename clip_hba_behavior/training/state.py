@@ -49,3 +49,25 @@ class TrainingState:
     def digest(self) -> str:
         """Return the state digest: SHA-256 over the canonical encoding of every field."""
         return digest(self.as_dict())
+
+
+@dataclass(frozen=True)
+class PartialState:
+    """What a file holds that lacks part of the state, such as one of the earlier pipeline.
+
+    Attributes:
+        parameters: the trainable parameters by name.
+        rng_state: the random streams; None if the file has none.
+    """
+
+    parameters: dict[str, torch.Tensor]
+    rng_state: RngState | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what there is by name, not copied."""
+        content = {"parameters": self.parameters, "rng_state": self.rng_state}
+        return {key: value for key, value in content.items() if value}
+
+    def digest(self) -> str:
+        """Return the digest of what there is; never that of a complete state."""
+        return digest(self.as_dict())

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,10 @@ from torch.nn import functional
 
 from clip_hba_behavior.config import Config
 from clip_hba_behavior.model.clip_hba import CLIPHBA
+from clip_hba_behavior.reproducibility.record.protocol import StepDone
 from clip_hba_behavior.reproducibility.state.digest import leaf_digest, leaves, tensor_bytes
 from clip_hba_behavior.reproducibility.state.errors import StoppedError
+from clip_hba_behavior.reproducibility.state.numerics import apply_numerics
 from clip_hba_behavior.reproducibility.state.rng import RngState, capture_rng_state, restore_rng_state
 from clip_hba_behavior.reproducibility.state.snapshot import restore_optimizer, restore_parameters, snapshot
 from clip_hba_behavior.rsa import rank_correlation as rsa
@@ -23,31 +25,12 @@ from clip_hba_behavior.training.early_stopping import EarlyStopping
 from clip_hba_behavior.training.inputs import Inputs
 from clip_hba_behavior.training.learning_rate import learning_rate
 from clip_hba_behavior.training.perturbations import IMAGE_KINDS, perturbation_of
-from clip_hba_behavior.training.seed_protocol import Split
+from clip_hba_behavior.training.seed_protocol import Split, draw_initial_parameters
 from clip_hba_behavior.training.state import TrainingState
-
-STEPS_BETWEEN_DIGESTS = 50
 
 
 class NonFiniteLossError(StoppedError):
-    """The loss is no longer a number; the run stops with its last whole state."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one training step reports.
-
-    Attributes:
-        epoch: counted from 1.
-        step: within the epoch, counted from 1.
-        batch_digest: SHA-256 over the batch's rows, and the images and targets that it trained with.
-        loss: the batch's mean squared error.
-    """
-
-    epoch: int
-    step: int
-    batch_digest: str
-    loss: float
+    """The loss is no longer a number; the run stops with its last complete state."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +70,26 @@ class Trainer:
         self.epoch_start_rng_state: RngState | None = None
         self.metrics: dict[str, Any] = {}
 
-    def begin(self) -> None:
-        """Evaluate the initial model: its test loss is early stopping's first best."""
+    def begin(self, parameters: Mapping[str, torch.Tensor] | None = None, epoch: int = 0) -> None:
+        """Evaluate the initial model: its test loss is early stopping's first best.
+
+        Args:
+            parameters: what the model begins with; None to draw them from the seed.
+            epoch: the number of completed epochs that the parameters come from.
+        """
+        if parameters is None:
+            draw_initial_parameters(self.model, self.inputs.backbone.get().config)
+        else:
+            restore_parameters(self.parameters, parameters)
+        self.epoch = epoch
         draw_loader_seed()  # the test loader's
-        self.metrics = {"epoch": self.epoch, "test_loss": self.finite_test_loss(), **self.behavioral_rsa()}
+        self.metrics = {"epoch": epoch, "test_loss": self.finite_test_loss(), **self.behavioral_rsa()}
         self.early_stopping.best_test_loss = self.metrics["test_loss"]
+
+    def apply_numerics(self) -> None:
+        """Set what this process computes with, as the configuration says."""
+        config = self.config
+        apply_numerics(int(config.num_threads or 1), config.deterministic, config.tf32)
 
     def snapshot(self) -> TrainingState:
         """Copy everything that changes in training."""
@@ -130,7 +128,7 @@ class Trainer:
         """Return the number of steps an epoch."""
         return math.ceil(len(self.split.train) / self.config.batch_size)
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[StepDone]:
         """Train what is left of the epoch under way, or the next one.
 
         At every yield the trainer is between two steps, and a snapshot of it can be continued.
@@ -159,7 +157,7 @@ class Trainer:
             self.loss_sum += loss * len(batch.rows)
             self.num_samples += len(batch.rows)
             self.step_in_epoch += 1
-            yield Step(self.epoch + 1, self.step_in_epoch, batch.digest, loss)
+            yield StepDone(self.epoch + 1, self.step_in_epoch, self.num_steps(), batch.digest, loss)
 
     def finish_epoch(self) -> dict[str, Any]:
         """Evaluate after an epoch's last step, and close the epoch.
@@ -326,16 +324,3 @@ class Trainer:
             total.update(each.encode())
         total.update(tensor_bytes(targets))
         return total.hexdigest()[:16]
-
-
-def ledger_entry(trainer: Trainer, step: Step) -> dict[str, Any]:
-    """Return what the ledger says of a step."""
-    entry: dict[str, Any] = {"batch": step.batch_digest, "loss": step.loss}
-    if step.step % STEPS_BETWEEN_DIGESTS == 0:
-        entry["state"] = trainer.leaf_digests()
-    return entry
-
-
-def closing_entry(trainer: Trainer, state: TrainingState) -> dict[str, Any]:
-    """Return what the ledger says of an epoch's end."""
-    return {"metrics": dict(state.metrics), "state_digest": state.digest(), "state": trainer.leaf_digests()}

@@ -1,90 +1,143 @@
 """Why an epoch did not come out as recorded: the likely cause, from where the first difference shows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH
-from clip_hba_behavior.reproducibility.state.compare import Difference
+import torch
+
+from clip_hba_behavior.reproducibility.record.epoch import Difference, Epoch
+from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH, Ledger, Record, Step
+from clip_hba_behavior.training.state import TrainingState
+from clip_hba_behavior.verification.files import ledger_leaves
 
 # Two machines that round otherwise differ by this much, relative, within the first steps.
 ROUNDING = 1e-5
+_ROUNDING = "a difference as small as rounding: another number of threads, processor or library version"
 
-Entries = Mapping[int | str, Mapping[str, Any]]
 Sides = tuple[str, str]
 REPLAYED: Sides = ("in the record", "in the replay")
 RUNS: Sides = ("in A", "in B")
 
+# What `compare` says of a leaf that only one of two states has.
+_ONE_SIDED = ("only in the first", "only in the second")
+
 
 @dataclass(frozen=True)
-class FirstDifference:
-    """Where two records of one epoch first differ.
+class Cause:
+    """A likely cause.
 
     Attributes:
-        step: counted from 1, or `END_OF_EPOCH`.
-        thing: `batch`, `loss`, `metrics`, or a part of the state, such as `parameters/clip_model...`.
-        first: the value in the first record.
-        second: the value in the second.
+        text: a sentence.
+        is_certain: whether the records themselves show it, so that no other setting explains it better.
     """
 
-    step: int | str
-    thing: str
-    first: Any
-    second: Any
+    text: str
+    is_certain: bool = False
 
-    def line(self, sides: Sides) -> str:
-        """Say it in a line; `sides` say where each value stands."""
-        where = "at its end" if self.step == END_OF_EPOCH else f"at step {self.step}"
-        return f"first differs {where}: {self.thing} ({self.first!r} {sides[0]}, {self.second!r} {sides[1]})"
 
-    def relative(self) -> float | None:
-        """Return the relative difference of two numbers."""
-        if isinstance(self.first, float) and isinstance(self.second, float) and self.first:
-            return abs(self.second / self.first - 1)
+@dataclass(frozen=True)
+class Witness:
+    """A ledger that may know to which epoch a state or a batch belongs.
+
+    Attributes:
+        ledger: its records.
+        name: whose it is; empty for the run's own.
+    """
+
+    ledger: Ledger
+    name: str = ""
+
+    def epoch_with_parameters(self, state: TrainingState) -> int | None:
+        """Return the epoch at whose end these very parameters were recorded."""
+        now = {name: value for name, value in ledger_leaves(state).items() if name.startswith("parameters/")}
+        for epoch, record in self.ledger.ends():
+            if now.items() <= record.get("state", {}).items():
+                return epoch
         return None
 
-
-def first_difference(recorded: Entries, replayed: Entries) -> FirstDifference | None:
-    """Walk two records of an epoch to the first difference; only what both have is compared."""
-    both = recorded.keys() & replayed.keys()
-    steps: list[int | str] = sorted(step for step in both if isinstance(step, int))
-    for step in [*steps, *(both & {END_OF_EPOCH})]:
-        there, here = recorded[step], replayed[step]
-        for key in ("batch", "loss", "state", "metrics", "state_digest"):
-            if key not in there or key not in here or repr(there[key]) == repr(here[key]):
-                continue
-            if isinstance(there[key], dict) and isinstance(here[key], dict):
-                for name in {**here[key], **there[key]}:
-                    if repr(there[key].get(name)) != repr(here[key].get(name)):
-                        thing = name if key == "state" else f"{key}/{name}"
-                        return FirstDifference(step, thing, there[key].get(name), here[key].get(name))
-            return FirstDifference(step, key, there[key], here[key])
-    return None
+    def epoch_with_batch(self, batch: str) -> int | None:
+        """Return the epoch in whose first step this very batch was recorded."""
+        return next((epoch for epoch, record in self.ledger.first_steps() if record.get("batch") == batch), None)
 
 
-def cause_of_steps(first: FirstDifference, same_random_start: bool, suspects: Sequence[str]) -> str:
-    """Name the likely cause of a first difference among an epoch's steps.
+def explain(
+    differences: Sequence[Difference],
+    recorded: Epoch,
+    replayed: Epoch | None,
+    witnesses: Sequence[Witness],
+    images: "Images",
+) -> Cause | None:
+    """Name the likely cause of what differs between a run's record and its replay.
 
     Args:
-        first: where it shows.
-        same_random_start: whether both began the epoch with the same random states.
-        suspects: images of which one may have changed.
+        differences: between the two, in the order of time.
+        recorded: what the run's files hold.
+        replayed: what the replay gave; None where there was none: then the records alone are asked.
+        witnesses: ledgers, the run's own first.
+        images: which images may have changed, where batches differ.
     """
-    if first.thing == "batch":
-        if not same_random_start:
+    settings = [fault for fault in recorded.faults if ", its file says; the run's is " in fault]
+    if settings:
+        return Cause(settings[0], is_certain=True)
+    swapped = _swapped(recorded, replayed, witnesses)
+    if swapped is not None:
+        return Cause(swapped, is_certain=True)
+    beside = [fault for fault in recorded.faults if " and the ledger disagree: " in fault]
+    if any(fault.startswith(f"the file of epoch {recorded.number - 1} ") for fault in beside):
+        return Cause(f"the state that the epoch started from: see epoch {recorded.number - 1}", is_certain=True)
+    in_state = [each for each in differences if each.source == "state"]
+    in_ledger = [each for each in differences if each.source == "ledger"]
+    if replayed is None:
+        return Cause(recorded.faults[0].partition("\n")[0], is_certain=True) if recorded.faults else None
+    has_states = recorded.end is not None and replayed.end is not None
+    if in_ledger and has_states and not in_state and in_ledger[0].name != "batch":
+        return Cause("the ledger was changed: the checkpoint and the replay agree", is_certain=True)
+    if in_ledger or in_state:
+        why = cause_of_training(differences, _num_parameters(recorded), bool(recorded.steps), has_states, images)
+        if in_state and not in_ledger and END_OF_EPOCH in recorded.steps:
+            why += "; the ledger and the replay agree, so it was changed after it was written"
+        return Cause(why, is_certain=bool(beside))
+    return Cause(
+        "the results file was changed, or is another run's: the checkpoint and the replay agree", is_certain=True
+    )
+
+
+class Images(Protocol):
+    """Asks, of batches that differ, whether their rows are the same, and which images alone may have changed."""
+
+    def __call__(self) -> tuple[bool, Sequence[str]]:
+        """Return both; the images are empty where none can be told from the others."""
+
+
+def cause_of_training(
+    differences: Sequence[Difference], num_parameters: int, has_steps: bool, has_states: bool, images: "Images"
+) -> str:
+    """Name the likely cause of differences that training itself, or a change of the state, must have made."""
+    in_state = [each for each in differences if each.source == "state"]
+    first = next((each for each in differences if each.source == "ledger"), None)
+    setting = _cause_in_optimizer(in_state)
+    if setting is not None:
+        return setting
+    if first is not None and (first.step != END_OF_EPOCH or not has_states):
+        return _cause_of_steps(first, images)
+    return _cause_of_state(in_state, num_parameters, steps_agree=first is None and has_steps)
+
+
+def _cause_of_steps(first: Difference, images: "Images") -> str:
+    if first.name == "batch":
+        same_rows, suspects = images()
+        if not same_rows:
             return "the random state at the epoch's start: a draw more or less before it, or another seed"
         if not suspects:
             return "images or targets are not what they were, in batches of the same rows"
         return f"an image or its targets are not what they were, in batches of the same rows: {_some(suspects)}"
     relative = first.relative()
     if relative is not None and relative < ROUNDING:
-        return (
-            "a difference as small as rounding: another number of threads, processor or library version, "
-            "or a parameter changed in its last bits"
-        )
+        return f"{_ROUNDING}, or a parameter changed in its last bits"
     if first.step == 1:
         return "the state before the first step, or the images' features: the first loss differs already"
-    if first.thing == "loss":
+    if first.name == "loss":
         return (
             "the update: batches and the loss of the first step are the same, so the learning rate, the weight "
             "decay or the optimizer's state was another"
@@ -92,61 +145,120 @@ def cause_of_steps(first: FirstDifference, same_random_start: bool, suspects: Se
     return "what is drawn or computed between the steps: their batches and losses are the same"
 
 
-def cause_of_state(differences: Sequence[Difference], num_parameters: int, steps_agree: bool) -> str:
-    """Name the likely cause where a recorded state is not the one that training reached.
-
-    Args:
-        differences: between the recorded state and the replayed one.
-        num_parameters: how many parameters the state has.
-        steps_agree: whether the ledger was compared, and all its steps came out the same.
-    """
+def _cause_of_state(differences: Sequence[Difference], num_parameters: int, steps_agree: bool) -> str:
     parts = {_part(each.name) for each in differences}
-    setting = cause_in_optimizer(differences)
-    if setting is not None:
-        return setting
     if parts == {"random states"}:
         return "a random draw more or less than the epoch makes"
-    if parts == {"optimizer"} and all(each.what in _ONE_SIDED for each in differences):
+    if parts == {"optimizer"} and all(each.text in _ONE_SIDED for each in differences):
         return "optimizer state was dropped from the file"
     if parts <= {"metrics", "early stopping"}:
-        columns = [_short(each.name) for each in differences if each.name.startswith("metrics/")]
+        columns = [_short(each.name) for each in differences if each.part() == "metrics"]
         return (
             f"results were changed, or evaluated in another way ({', '.join(columns) or 'early stopping'}): "
             "parameters, optimizer and random states are the same"
         )
-    changed = [each for each in differences if each.name.startswith("parameters/")]
+    changed = [each for each in differences if each.part() == "parameters"]
     if {"parameters", "optimizer"} <= parts:  # as every other update leaves them
         if max(each.largest or 0.0 for each in changed) < ROUNDING:
-            return "a difference as small as rounding: another number of threads, processor or library version"
+            return _ROUNDING
         if len(changed) == num_parameters and not steps_agree:
             return "the epoch was trained in another way, or the state it started from is another"
     return "the file was changed after training: no step of training gives such a state"
 
 
-def cause_in_optimizer(differences: Sequence[Difference]) -> str | None:
+def _cause_in_optimizer(differences: Sequence[Difference]) -> str | None:
     """Name another learning rate or weight decay that the optimizer's state itself tells."""
     for each in differences:
         for key, name in (("/lr", "learning rate"), ("/weight_decay", "weight decay")):
             if each.name.startswith("optimizer_state/param_groups/") and each.name.endswith(key):
-                return f"another {name} in this epoch: {each.what}"
+                return f"another {name} in this epoch: {each.text}"
     return None
 
 
+def _swapped(recorded: Epoch, replayed: Epoch | None, witnesses: Sequence[Witness]) -> str | None:
+    """Say whether a file holds another epoch's state, as far as a ledger tells."""
+    own = witnesses[0]
+    for witness in witnesses:
+        says = f", says the ledger of {witness.name}" if witness.name else ""
+        for number, state in ((recorded.number, recorded.end), (recorded.number - 1, recorded.start)):
+            other = witness.epoch_with_parameters(state) if isinstance(state, TrainingState) else None
+            if other not in (None, number):
+                return f"files were swapped: epoch {number}'s holds the parameters of epoch {other}{says}"
+    if replayed is None:
+        return None
+    if isinstance(replayed.end, TrainingState):
+        other = own.epoch_with_parameters(replayed.end)
+        if other not in (None, recorded.number):
+            return f"files were swapped: the replay reached the parameters recorded for epoch {other}"
+    other = own.epoch_with_batch(str(replayed.steps[1]["batch"])) if 1 in replayed.steps else None
+    if other not in (None, recorded.number):
+        why = f"the state that epoch {recorded.number} started from leads to the batches of epoch {other}"
+        return f"files or their random states were swapped: {why}"
+    return None
+
+
+def suspect_images(
+    epochs: Sequence[int],
+    first: Callable[[int], Mapping[Step, Record]],
+    second: Callable[[int], Mapping[Step, Record]],
+    batches_of: Callable[[int], Sequence[torch.Tensor] | None],
+) -> tuple[bool, list[int]]:
+    """Find the rows that are in every batch that differs and in none that agrees, over several epochs.
+
+    Args:
+        epochs: of which both ledgers are asked.
+        first: the records of an epoch in one source.
+        second: in the other.
+        batches_of: an epoch's batches, each `[batch] int64`; None where they cannot be derived.
+
+    Returns:
+        Whether the batches held the same rows (then some of them agree), and the rows.
+    """
+    suspects: set[int] | None = None
+    same_rows = False
+    for epoch in epochs:
+        left, right = first(epoch), second(epoch)
+        both = [step for step in left.keys() & right.keys() if isinstance(step, int)]
+        agreeing = {step for step in both if left[step].get("batch") == right[step].get("batch")}
+        if not agreeing or len(agreeing) == len(both):
+            continue  # no image can be told from the others
+        same_rows = True
+        batches = batches_of(epoch)
+        if batches is None:
+            continue
+        rows = {step: set(batch.tolist()) for step, batch in enumerate(batches, 1)}
+        found = set[int]().union(*(rows[step] for step in both if step not in agreeing))
+        found -= set[int]().union(*(rows[step] for step in agreeing))
+        suspects = found if suspects is None else suspects & found
+    return same_rows, sorted(suspects or ())
+
+
+# --- differences in sentences -----------------------------------------------------------------------
+
+
+def first_line(difference: Difference, sides: Sides) -> str:
+    """Describe the first difference of two ledgers in a line; `sides` name where each value is."""
+    where = "at its end" if difference.step == END_OF_EPOCH else f"at step {difference.step}"
+    first, second = difference.first, difference.second
+    return f"first differs {where}: {difference.name} ({first!r} {sides[0]}, {second!r} {sides[1]})"
+
+
 def group(differences: Sequence[Difference], sides: Sides) -> list[str]:
-    """Put differences into sentences, one for each part of the state, the largest first."""
+    """Describe differences of two states, a sentence for each part of the state, the largest first."""
     by_part: dict[str, list[Difference]] = {}
     for each in differences:
-        by_part.setdefault(_part(each.name), []).append(each)
+        if each.source == "state":
+            by_part.setdefault(_part(each.name), []).append(each)
     lines = []
     for part, found in by_part.items():
-        both = [each for each in found if each.what not in _ONE_SIDED]
+        both = [each for each in found if each.text not in _ONE_SIDED]
         if both:
             worst = max(both, key=lambda each: each.largest or 0.0)
             largest = f", by up to {worst.largest:.3g}" if worst.largest is not None else ""
             more = f"; and {len(both) - 1} more" if len(both) > 1 else ""
-            lines.append(f"{part}: {_short(worst.name)}: {worst.what}{largest}{more}")
-        for what, side in zip(_ONE_SIDED, sides, strict=True):
-            names = [each.name for each in found if each.what == what]
+            lines.append(f"{part}: {_short(worst.name)}: {worst.text}{largest}{more}")
+        for text, side in zip(_ONE_SIDED, sides, strict=True):
+            names = [each.name for each in found if each.text == text]
             # an empty container is a leaf of its own; it says nothing where the other side fills it
             names = [name for name in names if not any(each.name.startswith(f"{name}/") for each in found)]
             if names:
@@ -155,8 +267,14 @@ def group(differences: Sequence[Difference], sides: Sides) -> list[str]:
     return lines
 
 
-# What `compare` says of a leaf that only one of two states has.
-_ONE_SIDED = ("only in the first", "only in the second")
+def largest_parameter(differences: Sequence[Difference]) -> float:
+    """Return the largest absolute difference of a parameter."""
+    found = (each.largest or 0.0 for each in differences if each.source == "state" and each.part() == "parameters")
+    return max(found, default=0.0)
+
+
+def _num_parameters(epoch: Epoch) -> int:
+    return len(epoch.end.as_dict().get("parameters", ())) if epoch.end is not None else 0
 
 
 def _short(name: str) -> str:
@@ -164,14 +282,14 @@ def _short(name: str) -> str:
 
 
 def _part(name: str) -> str:
-    parts = {
+    parts: dict[str, Any] = {
         "parameters": "parameters",
         "optimizer_state": "optimizer",
         "rng_state": "random states",
         "early_stopping_state": "early stopping",
         "metrics": "metrics",
     }
-    return parts.get(name.partition("/")[0], "cursor")
+    return str(parts.get(name.partition("/")[0], "cursor"))
 
 
 def _some(names: Sequence[str]) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from clip_hba_behavior import __version__
+from clip_hba_behavior.reproducibility.record.judge import MEANING
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.files import publish
 from clip_hba_behavior.verification.outcome import Verification
 from clip_hba_behavior.verification.text import closing_line
-from clip_hba_behavior.verification.verdict import MEANING
 
 FORMAT_VERSION = 1
 _RECORDED = ("versions", "device", "device_model", "host", "digests", "config_digest", "parent", "drift")

@@ -5,28 +5,28 @@ from pathlib import Path
 from typing import get_args
 
 from clip_hba_behavior.config import BatchOrder, make_config, parse_settings, read_config_file
+from clip_hba_behavior.reproducibility.record.judge import Verdict
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
-from clip_hba_behavior.run.log import logging_to, reporting
+from clip_hba_behavior.run.log import session
 from clip_hba_behavior.verification import certificate, quick
-from clip_hba_behavior.verification.checkpoints import verify_checkpoints
 from clip_hba_behavior.verification.diff import describe, diff_runs
 from clip_hba_behavior.verification.reconstruct import as_dict
 from clip_hba_behavior.verification.reconstruct import describe as describe_reconstruction
 from clip_hba_behavior.verification.reconstruct import reconstruct as re_create
 from clip_hba_behavior.verification.results_table import read_results_table
 from clip_hba_behavior.verification.text import epoch_block, summary
-from clip_hba_behavior.verification.verdict import Word
+from clip_hba_behavior.verification.verify import verify_checkpoints
 
 
 def verify_quick(json: Path | None) -> int:
     """Run the quick check; return the exit code."""
     certificate.check_free(json)
     result = quick.verify_quick()
-    word = Word.REPRODUCIBLE if result.reproducible else Word.DIFFERENT
+    verdict = Verdict.REPRODUCIBLE if result.reproducible else Verdict.DIFFERENT
     if json is not None:
-        content = {"verdict": word.value, "exit_code": word.exit_code()} | result.as_dict()
+        content = {"verdict": verdict.value, "exit_code": verdict.exit_code()} | result.as_dict()
         certificate.write_certificate(json, certificate.headed("quick verification", content))
-    return word.exit_code()
+    return verdict.exit_code()
 
 
 def verify_run(
@@ -52,9 +52,9 @@ def verify_run(
     results = None if csv is None else read_results_table(csv)
     if results is not None:
         print(f"{results.path}: {results.form}")
-    with logging_to(None) as logger, reporting(logger) as report:
+    with session() as here:
         verification = verify_checkpoints(
-            run, given, chosen, steps, logger, report, lambda each: logger.info(epoch_block(each)), results
+            run, given, chosen, steps, here, lambda each: here.logger.info(epoch_block(each)), results
         )
     print(summary(verification))
     if json is not None:
@@ -69,8 +69,8 @@ def diff(first: Path, second: Path, with_replay: bool, json: Path | None) -> int
         BadInputError: there is nothing to compare.
     """
     certificate.check_free(json)
-    with logging_to(None) as logger, reporting(logger) as report:
-        difference = diff_runs(first, second, with_replay, logger, report)
+    with session() as here:
+        difference = diff_runs(first, second, with_replay, here)
     print(describe(difference))
     code = 0 if difference.equal() else 1
     if json is not None:
@@ -108,8 +108,8 @@ def reconstruct(
     given = read_config_file(config) | parse_settings(settings)
     if seed is not None:
         given["random_seed"] = seed
-    with logging_to(None) as logger, reporting(logger) as report:
-        result = re_create(directory, given, run_dir, train, rule, chosen, logger, report)
+    with session() as here:
+        result = re_create(directory, given, run_dir, train, rule, chosen, here)
     print(describe_reconstruction(result))
     verdict, code = ("fits", 0) if result.confirmed() else ("not confirmed", 3)
     if result.misfit() is not None:

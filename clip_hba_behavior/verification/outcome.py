@@ -1,12 +1,17 @@
 """What a verification found: of one epoch, and of all."""
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from clip_hba_behavior.verification.verdict import Claim, Tolerance, Word, lowest, worst
+from clip_hba_behavior.reproducibility.record.judge import (
+    Claim,
+    Verdict,
+    lowest,
+    relative_difference,
+    worst,
+)
 
-WHOLE = "the whole training state"
+COMPLETE = "the whole training state"
 
 
 @dataclass(frozen=True)
@@ -15,7 +20,7 @@ class Metric:
 
     Attributes:
         name: a column of the results CSV.
-        source: where the recorded value stands.
+        source: where the recorded value was found.
         recorded: the value that was found there.
         replayed: the value that the replay gave.
     """
@@ -31,14 +36,12 @@ class Metric:
 
     def relative_difference(self) -> float:
         """Return the difference relative to the recorded value."""
-        difference = abs(self.replayed - self.recorded)
-        return difference / abs(self.recorded) if self.recorded else (0.0 if difference == 0 else math.inf)
+        return relative_difference(self.recorded, self.replayed)
 
-    def within(self, tolerance: Tolerance) -> bool:
-        """Whether the replayed value is near enough. A p-value has no tolerance of its own: its rho decides."""
-        if self.name.endswith("loss"):
-            return self.relative_difference() <= tolerance.loss
-        return self.name.endswith("p_value") or abs(self.replayed - self.recorded) <= tolerance.rsa
+    def line(self) -> str:
+        """Return both values."""
+        share = "" if self.name.endswith("p_value") else f" ({self.relative_difference():.2%})"
+        return f"{self.name}: {self.recorded!r} in {self.source}, {self.replayed!r} replayed{share}"
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class EpochOutcome:
 
     Attributes:
         epoch: counted from 1.
-        word: how it ended.
+        word: the verdict.
         claim: what the environment lets claim; None where nothing was replayed.
         holds: what the recorded files hold: "the whole training state", or what they lack.
         order: what can be said of the batch order.
@@ -65,9 +68,9 @@ class EpochOutcome:
     """
 
     epoch: int
-    word: Word
+    word: Verdict
     claim: Claim | None = None
-    holds: str = WHOLE
+    holds: str = COMPLETE
     order: str = ""
     order_digest: str | None = None
     num_steps: int = 0
@@ -95,7 +98,6 @@ class Verification:
         config: the keys that shape the trajectory.
         recorded: the environment that the checkpoints record.
         environment: the environment that replayed.
-        digests: of weights and data, as they are now.
         num_steps: where only the first steps of each epoch were replayed, how many.
         seconds: how long the replays took, start-up apart.
     """
@@ -108,24 +110,37 @@ class Verification:
     config: dict[str, Any] = field(default_factory=dict)
     recorded: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
-    digests: dict[str, str] = field(default_factory=dict)
     num_steps: int | None = None
     seconds: float = 0.0
 
-    def word(self) -> Word:
-        """Return the word for all epochs together; records that disagree are no reproducible run."""
+    def word(self) -> Verdict:
+        """Return the verdict on all epochs together; records that disagree are no reproducible run."""
         words = [each.word for each in self.epochs]
-        if self.problems and worst(words) is not Word.UNTESTED:
-            words.append(Word.DIFFERENT)
+        if self.problems and worst(words) is not Verdict.UNTESTED:
+            words.append(Verdict.DIFFERENT)
         return worst(words)
 
-    def whole(self) -> bool:
-        """Whether the files of all epochs hold the whole training state."""
-        return all(each.holds == WHOLE for each in self.epochs)
+    def is_complete(self) -> bool:
+        """Whether the files of all epochs hold the complete training state."""
+        return all(each.holds == COMPLETE for each in self.epochs)
 
     def claim(self) -> Claim | None:
         """Return the lowest claim of any epoch; a run that drifted has no one environment that repeats it all."""
         claim = lowest(each.claim for each in self.epochs if each.claim is not None)
         if claim is not None and self.drift:
-            return Claim("L2", (*claim.reasons, *(f"the run drifted: {each}" for each in self.drift)))
+            reasons = (*claim.reasons, *(f"the run drifted: {each}" for each in self.drift))
+            return replace(claim, level="L2", reasons=reasons)
         return claim
+
+    def largest_difference(self) -> str | None:
+        """Name the result that is furthest from its record, relative to it."""
+        found = [
+            (each.relative_difference(), outcome.epoch, each)
+            for outcome in self.epochs
+            for each in outcome.metrics
+        ]
+        found = [each for each in found if not each[2].name.endswith("p_value")]
+        if not found:
+            return None
+        share, epoch, metric = max(found, key=lambda each: each[0])
+        return f"largest difference {share:.2g} of {metric.name} in epoch {epoch}"

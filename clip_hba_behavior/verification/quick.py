@@ -5,7 +5,6 @@ reads the directory to work in from its standard input.
 """
 
 import dataclasses
-import itertools
 import json
 import logging
 import subprocess
@@ -22,6 +21,7 @@ import torch
 
 from clip_hba_behavior.config import Config, make_config
 from clip_hba_behavior.data.standin import write_standin_dataset
+from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state import safe_load
 from clip_hba_behavior.reproducibility.state.compare import Comparison, compare
 from clip_hba_behavior.reproducibility.state.digest import digest
@@ -29,17 +29,17 @@ from clip_hba_behavior.reproducibility.state.errors import StoppedError
 from clip_hba_behavior.reproducibility.state.files import publish
 from clip_hba_behavior.reproducibility.state.rng import capture_rng_state, restore_rng_state
 from clip_hba_behavior.reproducibility.state.snapshot import snapshot
+from clip_hba_behavior.run.assembly import build_trainer, resolve_config
 from clip_hba_behavior.run.checkpoint import (
     parameters_digest,
     read_checkpoint,
     to_bytes,
     to_content,
 )
-from clip_hba_behavior.run.life import build_trainer, resolve_config
 from clip_hba_behavior.run.log import LOGGER_NAME
-from clip_hba_behavior.training import seed_protocol
+from clip_hba_behavior.training.advance import advance
 from clip_hba_behavior.training.state import TrainingState
-from clip_hba_behavior.training.trainer import Step, Trainer
+from clip_hba_behavior.training.trainer import Trainer
 
 NUM_STEPS = 3
 STEPS_BEFORE_THE_BREAK = 2
@@ -140,8 +140,8 @@ def verify_quick(
         continued_outputs = safe_load.load(directory / _OUTPUTS, "file of outputs")
 
         say("and here once more without the optimizer state, which must differ")
-        trainer.restore(dataclasses.replace(middle, optimizer_state=middle.optimizer_state | {"state": {}}))
-        _train(trainer, NUM_STEPS - STEPS_BEFORE_THE_BREAK)
+        crippled = dataclasses.replace(middle, optimizer_state=middle.optimizer_state | {"state": {}})
+        _train(trainer, NUM_STEPS, crippled)
         control = compare(state.parameters, trainer.snapshot().parameters)
 
     left, right = _groups(state, outputs), _groups(continued, continued_outputs)
@@ -183,22 +183,21 @@ def _config(directory: Path) -> Config:
 
 
 def _build(config: Config) -> Trainer:
-    return build_trainer(config, lambda what, done, total: None, logging.getLogger(LOGGER_NAME))[0]
+    return build_trainer(config, Session(logging.getLogger(LOGGER_NAME)))[0]
 
 
 def _begin(config: Config) -> Trainer:
     """Make a trainer as a fresh run does."""
     trainer = _build(config)
-    seed_protocol.draw_initial_parameters(trainer.model, trainer.inputs.backbone.get().config)
     trainer.begin()
     return trainer
 
 
-def _train(trainer: Trainer, num_steps: int) -> dict[str, Any]:
-    """Train some steps of the epoch under way; return what came out of the last."""
-    steps: list[Step] = list(itertools.islice(trainer.steps(), num_steps))
+def _train(trainer: Trainer, last_step: int, state: TrainingState | None = None) -> dict[str, Any]:
+    """Train epoch 1 up to one of its steps; return what came out of it."""
+    *_, step = advance(trainer, 1, state, last_step)
     predictions = trainer.predict(trainer.inputs.inference_rows())
-    return {"step": dataclasses.asdict(steps[-1]), "predictions": snapshot(predictions)}
+    return {"step": dataclasses.asdict(step), "predictions": snapshot(predictions)}
 
 
 def _publish_state(path: Path, state: TrainingState) -> None:
@@ -288,8 +287,7 @@ def _let_continue(process: "subprocess.Popen[str]", directory: Path) -> None:
 def _continue(directory: Path) -> None:
     """Load the state in the middle, do the remaining steps, and write down what came out."""
     trainer = _build(_config(directory))
-    trainer.restore(read_checkpoint(directory / _MIDDLE).whole_state())
-    outputs = _train(trainer, NUM_STEPS - STEPS_BEFORE_THE_BREAK)
+    outputs = _train(trainer, NUM_STEPS, read_checkpoint(directory / _MIDDLE).whole_state())
     _publish_state(directory / _CONTINUED, trainer.snapshot())
     publish(directory / _OUTPUTS, to_bytes(outputs))
 

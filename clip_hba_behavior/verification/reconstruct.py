@@ -1,8 +1,7 @@
-"""Old checkpoints made whole: derive an old run from its seed, or repeat it, and check it against its files."""
+"""Old checkpoints completed: derive an old run from its seed, or repeat it, and check it against its files."""
 
 import dataclasses
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,21 +13,21 @@ from transformers import CLIPConfig
 from clip_hba_behavior.config import BatchOrder, Config, make_config
 from clip_hba_behavior.data.things import read_annotations
 from clip_hba_behavior.model.clip_hba import CLIPHBA
+from clip_hba_behavior.reproducibility.record.protocol import EpochDone
+from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, NotReproducibleError
 from clip_hba_behavior.reproducibility.state.files import publish
 from clip_hba_behavior.reproducibility.state.rng import MISSING, RngState
 from clip_hba_behavior.reproducibility.state.snapshot import restore_parameters
+from clip_hba_behavior.run.assembly import build_trainer, resolve_config, with_standin
 from clip_hba_behavior.run.checkpoint import Checkpoint, checkpoint_path, read_checkpoint, to_bytes
-from clip_hba_behavior.run.life import build_trainer, resolve_config, start, with_standin
-from clip_hba_behavior.run.log import Report
-from clip_hba_behavior.training import seed_protocol
+from clip_hba_behavior.run.life import start
+from clip_hba_behavior.training.advance import advance
 from clip_hba_behavior.training.inputs import LazyBackbone
 from clip_hba_behavior.training.state import TrainingState
-from clip_hba_behavior.training.trainer import Trainer
-from clip_hba_behavior.verification.derived import DerivedRun, derive_run, draws_apart
-from clip_hba_behavior.verification.history import read_history
-from clip_hba_behavior.verification.replay import same_streams
+from clip_hba_behavior.verification.files import RunFiles
+from clip_hba_behavior.verification.seed import SeedHistory, draws_apart, same_streams
 
 # A repetition fits while it stays nearer to the old file than this share of what the epoch moved. Rounding
 # stays far below it; another order or seed moves the parameters as far as the epoch itself.
@@ -105,9 +104,9 @@ class _OldRun:
     model: CLIPHBA
     clip: CLIPConfig
 
-    def derive(self, order: BatchOrder) -> DerivedRun:
+    def derive(self, order: BatchOrder) -> SeedHistory:
         config = make_config(self.config.model_dump() | {"batch_order": order})
-        return derive_run(config, self.num_images, self.model, self.clip, max(self.files))
+        return SeedHistory(config, self.num_images, self.model, self.clip, max(self.files))
 
 
 def reconstruct(
@@ -117,8 +116,7 @@ def reconstruct(
     train: bool,
     order: BatchOrder | None,
     epochs: Sequence[int] | None,
-    logger: logging.Logger,
-    report: Report,
+    session: Session,
 ) -> Reconstruction:
     """Re-create an old run from its seed, and check it against its checkpoints.
 
@@ -130,15 +128,14 @@ def reconstruct(
         train: repeat the run from the seed, and so recover optimizer and early-stopping state.
         order: the rule of the batch order; None to find it out.
         epochs: which to write without `train`; None for all.
-        logger: told what goes on.
-        report: told of the progress.
+        session: told what goes on.
 
     Raises:
         BadInputError: the files do not fit the configuration's sizes, or something cannot be used.
     """
     old = _open(directory, given)
     if not all(checkpoint.rng_state for checkpoint in old.files.values()):
-        logger.warning("%s", MISSING)
+        session.logger.warning("%s", MISSING)
     chosen = sorted(old.files) if epochs is None else [epoch for epoch in epochs if epoch in old.files]
     if epochs is not None and len(chosen) < len(epochs):
         missing = sorted(set(epochs) - set(chosen))
@@ -164,12 +161,12 @@ def reconstruct(
         result = dataclasses.replace(result, written=str(run_dir))
         _write_report(result, run_dir)
         return result
-    return _repeat(old, rules, detected, run_dir, logger, report)
+    return _repeat(old, rules, detected, run_dir, session)
 
 
 def _open(directory: Path, given: Mapping[str, Any]) -> _OldRun:
     """Read the old files and the sizes of model and data; the parameters must fit the model."""
-    history = read_history(directory)
+    history = RunFiles(directory)
     fresh = {"training_run": 1, "baseline_dora_directory": None}
     given = make_config(given).model_dump() | fresh
     config = with_standin(resolve_config(make_config({**given, "device": "cpu"})))
@@ -200,7 +197,7 @@ def _by_random_states(old: _OldRun, candidates: tuple[BatchOrder, ...]) -> tuple
 
 def _fit(
     old: _OldRun,
-    derived: DerivedRun,
+    derived: SeedHistory,
     epoch: int,
     repeated: Mapping[str, torch.Tensor] | None = None,
 ) -> EpochFit:
@@ -240,7 +237,7 @@ def _largest_difference(first: Mapping[str, torch.Tensor], second: Mapping[str, 
 # --- without training --------------------------------------------------------------------------------
 
 
-def _write_partial(old: _OldRun, derived: DerivedRun, epochs: Sequence[int], run_dir: Path) -> None:
+def _write_partial(old: _OldRun, derived: SeedHistory, epochs: Sequence[int], run_dir: Path) -> None:
     """Write the old parameters with the derived random states; the files say that they are partial."""
     checkpoints = run_dir / "dora_params"
     checkpoints.mkdir(parents=True)
@@ -264,8 +261,7 @@ def _repeat(
     rules: tuple[BatchOrder, ...],
     detected: str,
     run_dir: Path,
-    logger: logging.Logger,
-    report: Report,
+    session: Session,
 ) -> Reconstruction:
     """Repeat the run from its seed into a run directory, as long as it fits the old files.
 
@@ -277,8 +273,8 @@ def _repeat(
     keys["early_stopping_patience"] = max(last, old.config.early_stopping_patience)
     trials: dict[BatchOrder, tuple[EpochFit, ...]] = {}
     for rule in rules:
-        logger.info("Trying the batch order %s on the first epochs", rule)
-        trials[rule] = _try(old, make_config(keys | {"batch_order": rule}), rule, logger, report)
+        session.logger.info("Trying the batch order %s on the first epochs", rule)
+        trials[rule] = _try(old, make_config(keys | {"batch_order": rule}), rule, session)
         if all(fit.fits() for fit in trials[rule]):
             break
     else:
@@ -302,7 +298,7 @@ def _repeat(
         start(make_config(keys | {"batch_order": rule}), check)
     except NotReproducibleError as error:
         if fits and not fits[-1].fits():
-            logger.warning("%s", error)
+            session.logger.warning("%s", error)
         else:
             raise
     result = _result(old, rule, detected, tuple(fits), repeated=True, written=str(run_dir))
@@ -310,30 +306,23 @@ def _repeat(
     return result
 
 
-def _try(
-    old: _OldRun, config: Config, rule: BatchOrder, logger: logging.Logger, report: Report
-) -> tuple[EpochFit, ...]:
+def _try(old: _OldRun, config: Config, rule: BatchOrder, session: Session) -> tuple[EpochFit, ...]:
     """Train in memory up to the first old file, or the second where the first cannot tell the rules apart."""
-    trainer, _ = build_trainer(resolve_config(config), report, logger)
-    seed_protocol.draw_initial_parameters(trainer.model, trainer.inputs.backbone.get().config)
+    trainer, _ = build_trainer(resolve_config(config), session)
     trainer.begin()
     derived = old.derive(rule)
     trained = [epoch for epoch in sorted(old.files) if epoch > 0]
     last = trained[0] if rule == "earlier" else trained[min(1, len(trained) - 1)]
     fits = []
-    for epoch in range(1, last + 1):
-        _train_epoch(trainer, report)
-        if epoch in old.files:
-            fits.append(_fit(old, derived, epoch, trainer.snapshot().parameters))
+    report = session.interruptible().report
+    for event in advance(trainer, last):
+        if not isinstance(event, EpochDone):
+            report(f"epoch {event.epoch}", event.step, event.num_steps)
+        elif event.epoch in old.files:
+            fits.append(_fit(old, derived, event.epoch, trainer.snapshot().parameters))
             if not fits[-1].fits():
                 break
     return tuple(fits)
-
-
-def _train_epoch(trainer: Trainer, report: Report) -> None:
-    for step in trainer.steps():
-        report(f"epoch {step.epoch}", step.step, trainer.num_steps())
-    trainer.finish_epoch()
 
 
 # --- the report --------------------------------------------------------------------------------------

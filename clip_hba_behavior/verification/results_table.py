@@ -7,9 +7,9 @@ from pathlib import Path
 
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.untrusted import MIB, quote, read_rows, shown
+from clip_hba_behavior.run.results import COLUMNS, METRICS
 
 _MAX_BYTES = 4 * MIB  # some 40,000 epochs
-METRICS = ("train_loss", "test_loss", "behavioral_rsa_rho", "behavioral_rsa_p_value")
 # the names of METRICS in the file, and the number of its first epoch
 _FORMS = (
     (METRICS, 1),
@@ -25,13 +25,13 @@ class ResultsTable:
         path: where it was read.
         form: says which form was found, for a person.
         rows: by number of completed epochs, `METRICS` as they stand in the file.
-        others: of the same epochs the texts in the columns that are no metrics.
+        is_own: whether this program wrote it, as its columns tell; the earlier pipeline's have others.
     """
 
     path: Path
     form: str
     rows: dict[int, dict[str, float]]
-    others: dict[int, dict[str, str]]
+    is_own: bool
 
 
 def read_results_table(path: Path) -> ResultsTable:
@@ -48,7 +48,6 @@ def read_results_table(path: Path) -> ResultsTable:
         header = [name.strip() for name in next(lines, (0, []))[1]]
         names, first = _form_of(path, header)
         rows: dict[int, dict[str, float]] = {}
-        others: dict[int, dict[str, str]] = {}
         for number, cells in lines:
             where = f"{path}, line {number}"
             row = dict(zip(header, cells, strict=False))
@@ -61,15 +60,12 @@ def read_results_table(path: Path) -> ResultsTable:
             rows[int(epoch) - first + 1] = {
                 metric: _number(where, name, row.get(name)) for metric, name in zip(METRICS, names, strict=True)
             }
-            others[int(epoch) - first + 1] = {
-                name: cell for name, cell in row.items() if name not in ("epoch", *names)
-            }
     except FileNotFoundError:
         raise BadInputError(f"there is no results CSV {path}") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInputError(f"{path} is no CSV: {error}") from None
     form = f"header {', '.join(names)}; epochs from {first}"
-    return ResultsTable(path, form, rows, others)
+    return ResultsTable(path, form, rows, is_own=tuple(header) == COLUMNS)
 
 
 def _form_of(path: Path, header: list[str]) -> tuple[tuple[str, ...], int]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clip_hba_behavior.verification.history import History
+from clip_hba_behavior.verification.files import RunFiles
 
 _NUMERICS = {"num_threads", "deterministic", "tf32", "sdpa_backend", "eval_batch_size", "chunk_size"}
 ORDER_KEYS = {"random_seed", "train_portion", "batch_size", "batch_order"}
@@ -41,7 +41,7 @@ class Setting:
 
 
 def differing_settings(
-    pair: tuple[History, History], origins: tuple[Mapping[str, Any], Mapping[str, Any]], thing: str | None
+    pair: tuple[RunFiles, RunFiles], origins: tuple[Mapping[str, Any], Mapping[str, Any]], thing: str | None
 ) -> list[Setting]:
     """List the settings that differ.
 
@@ -51,14 +51,14 @@ def differing_settings(
             and what the run's own files do not say.
         thing: what differs between the runs (a key of `_LIKELY`); it decides which comes first.
     """
-    facts = [_facts(history, origin) for history, origin in zip(pair, origins, strict=True)]
+    facts = [_facts(files, origin) for files, origin in zip(pair, origins, strict=True)]
     found = [
         Setting(name, facts[0][name], facts[1][name])
         for name in facts[0]
         if name in facts[1] and facts[0][name] != facts[1][name]
     ]
     for key in ("images", "targets"):
-        files = [(history.environment or {}).get(key) for history in pair]
+        files = [files.environment.get(key) for files in pair]
         if files[0] and files[1]:
             found += [
                 Setting(f"{key}: {name}", files[0].get(name, "absent"), files[1].get(name, "absent"))
@@ -77,10 +77,10 @@ def differing_settings(
     return sorted(found, key=likeliest)
 
 
-def _facts(history: History, origin: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(files: RunFiles, origin: Mapping[str, Any]) -> dict[str, Any]:
     """Return every setting that bears on bits, by name."""
-    environment = history.environment or {}
-    trajectory = (history.config.trajectory() if history.config is not None else {}) | origin.get("config", {})
+    environment = files.environment
+    trajectory = (files.config.trajectory() if files.config is not None else {}) | origin.get("config", {})
     digests = environment.get("digests") or origin.get("digests", {})
     machine = environment.get("machine") or origin
     facts = dict(trajectory)

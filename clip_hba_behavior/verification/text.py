@@ -5,8 +5,8 @@ import io
 from rich.console import Console
 from rich.table import Table
 
-from clip_hba_behavior.verification.outcome import WHOLE, EpochOutcome, Metric, Verification
-from clip_hba_behavior.verification.verdict import MEANING, NOT_WHOLE, Word
+from clip_hba_behavior.reproducibility.record.judge import MEANING, Verdict
+from clip_hba_behavior.verification.outcome import COMPLETE, EpochOutcome, Metric, Verification
 
 _LABELS = {
     "train_loss": "Train Loss: ",
@@ -15,18 +15,18 @@ _LABELS = {
     "behavioral_rsa_p_value": "RSA p-value:",
 }
 _HEADLINES = {
-    Word.REPRODUCIBLE: "✅ EPOCH {} PASSED: Training results are reproducible!",
-    Word.CONSISTENT: "✅ EPOCH {} PASSED: Training results are consistent.",
-    Word.DIFFERENT: "❌ EPOCH {} FAILED: Training results are not reproducible.",
-    Word.UNTESTED: "❔ EPOCH {} could not be tested.",
+    Verdict.REPRODUCIBLE: "✅ EPOCH {} PASSED: Training results are reproducible!",
+    Verdict.CONSISTENT: "✅ EPOCH {} PASSED: Training results are consistent.",
+    Verdict.DIFFERENT: "❌ EPOCH {} FAILED: Training results are not reproducible.",
+    Verdict.UNTESTED: "❔ EPOCH {} could not be tested.",
 }
 
 
 def epoch_block(outcome: EpochOutcome) -> str:
     """Return what an epoch showed, in the guide's form."""
     lines = [*outcome.notes, _HEADLINES[outcome.word].format(outcome.epoch)]
-    if outcome.holds != WHOLE:
-        lines.append(f"   The file holds {outcome.holds}, not {WHOLE}.")
+    if outcome.holds != COMPLETE:
+        lines.append(f"   The file holds {outcome.holds}, not {COMPLETE}.")
     if outcome.order:
         lines.append(f"   Batch order: {outcome.order}")
     if outcome.max_parameter_difference is not None:
@@ -38,7 +38,7 @@ def epoch_block(outcome: EpochOutcome) -> str:
     lines += [f"   {_metric(each)}" for each in outcome.metrics]
     lines += ["   " + line.replace("\n", "\n   ") for line in outcome.differences]
     if outcome.cause is not None:
-        label = "Why not every bit" if outcome.word is Word.CONSISTENT else "Likely cause"
+        label = "Why not every bit" if outcome.word is Verdict.CONSISTENT else "Likely cause"
         lines.append(f"   {label}: {outcome.cause}")
     return "\n".join(lines)
 
@@ -81,11 +81,8 @@ def summary(verification: Verification) -> str:
     lines += [f"note: {note}" for note in verification.notes]
     lines += [f"problem: {problem}" for problem in verification.problems]
     claim = verification.claim()
-    if not verification.whole():
-        lines.append(
-            f"the files hold only part of the state: losses within {NOT_WHOLE.loss:.0%} and RSA within "
-            f"{NOT_WHOLE.rsa} are called consistent"
-        )
+    if claim is not None and not claim.is_complete:
+        lines += [f"equal bits are not claimed: {reason}" for reason in claim.reasons]
     elif claim is not None:
         lines.append(f"claim level {claim.level}: {MEANING[claim.level]}")
         lines += [f"  because {reason}" for reason in claim.reasons]
@@ -100,15 +97,20 @@ def _absolute(metric: Metric | None) -> str:
 def closing_line(verification: Verification) -> str:
     """Return the verdict in one line."""
     word, epochs = verification.word(), verification.epochs
-    counts = {each: sum(outcome.word is each for outcome in epochs) for each in Word}
+    counts = {each: sum(outcome.word is each for outcome in epochs) for each in Verdict}
     extent = f"the first {verification.num_steps} steps of " if verification.num_steps else ""
-    if word is Word.REPRODUCIBLE:
+    if word is Verdict.REPRODUCIBLE:
         compared = "every batch and loss" if verification.num_steps else "every state, step and result"
         compared += " on record" if verification.notes else ""
         return f"reproducible: {extent}{len(epochs)} of {len(epochs)} epochs repeat to the last bit, {compared}"
-    if word is Word.CONSISTENT:
-        name = "consistent" if verification.whole() else "consistent but not whole"
-        return f"{name}: {extent}{_epochs(len(epochs))} within tolerance; equal bits are not claimed"
+    if word is Verdict.CONSISTENT:
+        name = "consistent" if verification.is_complete() else "consistent but not whole"
+        largest = verification.largest_difference()
+        return (
+            f"{name}: {extent}{_epochs(len(epochs))} within tolerance"
+            + (f", {largest}" if largest is not None else "")
+            + "; equal bits are not claimed"
+        )
     tail = ", ".join(f"{count} {each.value}" for each, count in counts.items() if count)
     first = next((each.epoch for each in epochs if each.word is word), None)
     where = f"; first: epoch {first}" if first is not None else "; the run's records disagree"

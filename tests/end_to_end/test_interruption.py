@@ -16,17 +16,19 @@ import torch
 import fresh_process
 from clip_hba_behavior.config import make_config
 from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH
+from clip_hba_behavior.reproducibility.record.protocol import StepDone, end_record, step_record
+from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.rng import capture_rng_state
+from clip_hba_behavior.run.assembly import build_trainer, resolve_config
 from clip_hba_behavior.run.checkpoint import (
     checkpoint_path,
     list_checkpoints,
     list_step_checkpoints,
     read_checkpoint,
 )
-from clip_hba_behavior.run.life import build_trainer, resolve_config
-from clip_hba_behavior.training import seed_protocol
+from clip_hba_behavior.training.advance import advance
 from clip_hba_behavior.training.state import TrainingState
-from clip_hba_behavior.training.trainer import Trainer, closing_entry, ledger_entry
+from clip_hba_behavior.training.trainer import Trainer
 from fresh_process import Outcome
 from run_tools import differences, trained, write_config
 
@@ -40,23 +42,23 @@ RANDOM_EVERYWHERE = {
 
 def fresh_trainer(keys: dict[str, Any]) -> Trainer:
     config = resolve_config(make_config(keys))
-    trainer, _ = build_trainer(config, lambda what, done, total: None, logging.getLogger("test"))
+    trainer, _ = build_trainer(config, Session(logging.getLogger("test")))
     return trainer
 
 
 def rest_of_the_run(trainer: Trainer, states: list[TrainingState] | None = None) -> list[Any]:
-    """Train to the end of epoch 2; return the ledger's entries, and the state before each step if asked."""
+    """Train to the end of epoch 2; return the ledger's records, and the state before each step if asked."""
     entries: list[Any] = []
-    while trainer.epoch < 2:
-        steps = trainer.steps()
-        if states is not None:
-            states.append(trainer.snapshot())
-        for step in steps:
-            entries.append(((step.epoch, step.step), ledger_entry(trainer, step)))
-            if states is not None:
-                states.append(trainer.snapshot())
-        trainer.finish_epoch()
-        entries.append(((trainer.epoch, END_OF_EPOCH), closing_entry(trainer, trainer.snapshot())))
+    if states is not None:
+        states.append(trainer.snapshot())
+    for event in advance(trainer, 2):
+        state = trainer.snapshot()
+        if states is not None and state.epoch < 2:
+            states.append(state)
+        if isinstance(event, StepDone):
+            entries.append(((event.epoch, event.step), step_record(event, trainer)))
+        else:
+            entries.append(((event.epoch, END_OF_EPOCH), end_record(event, state, trainer)))
     return entries
 
 
@@ -64,7 +66,6 @@ def test_restoring_the_state_before_any_step_gives_the_same_rest(small_config: d
     """Every step of two epochs, with dropout and augmentation, and other worker processes afterwards."""
     keys = small_config | RANDOM_EVERYWHERE
     trainer = fresh_trainer(keys)
-    seed_protocol.draw_initial_parameters(trainer.model, trainer.inputs.backbone.get().config)
     trainer.begin()
     states: list[TrainingState] = []
     entries = rest_of_the_run(trainer, states)
@@ -194,7 +195,7 @@ def test_step_checkpoints_every_k_steps_survive_a_kill(
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "another state"])
-def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_it_taken(
+def test_a_damaged_newest_checkpoint_is_quarantined_and_the_one_before_it_taken(
     damage: str, clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
     run = trained(clip_hba, tmp_path, small_config)
@@ -210,9 +211,9 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_it_taken(
     newest.write_bytes(bad)
     outcome = clip_hba("resume", run)
     assert outcome.code == 0, outcome.output
-    assert "set aside as epoch4_dora_params.pth.refused1" in outcome.output
+    assert "the original is quarantine/epoch4_dora_params.pth.1" in outcome.output
     assert "Resuming from the state after epoch 3" in outcome.output
-    assert newest.with_name("epoch4_dora_params.pth.refused1").read_bytes() == bad
+    assert (run / "quarantine/epoch4_dora_params.pth.1").read_bytes() == bad
     assert newest.read_bytes() == good
 
 
@@ -224,7 +225,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_says_so_and_keeps_them(
         path.write_bytes(b"no")
     outcome = clip_hba("resume", run)
     assert outcome.code == 2
-    assert "has no whole checkpoint to go on from" in outcome.output
+    assert "has no complete checkpoint to resume from" in outcome.output
     assert len(list((run / "dora_params").iterdir())) == 2
 
 

@@ -16,8 +16,10 @@ import torch
 
 import fresh_process
 from clip_hba_behavior.config import DATA_KEYS
+from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.errors import NotReproducibleError
+from clip_hba_behavior.run.assembly import build_trainer
 from clip_hba_behavior.run.checkpoint import (
     checkpoint_path,
     list_checkpoints,
@@ -26,7 +28,7 @@ from clip_hba_behavior.run.checkpoint import (
 )
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.fork import publish_first_state
-from clip_hba_behavior.run.life import build_trainer, start_fork
+from clip_hba_behavior.run.life import start_fork
 from clip_hba_behavior.training.state import TrainingState
 from fresh_process import Outcome
 from run_tools import differences, rewrite_state, write_config
@@ -169,7 +171,7 @@ def test_a_state_within_a_perturbed_epoch_goes_on_as_the_epoch_did(
 ) -> None:
     fork = forked(clip_hba, baseline, tmp_path / "fork", 2, *KINDS[kind], "--epochs", 2)
     config = RunDirectory(fork).read_config()
-    trainer = build_trainer(config, lambda what, done, total: None, logging.getLogger("test"))[0]
+    trainer = build_trainer(config, Session(logging.getLogger("test")))[0]
     trainer.restore(state_of(fork, 1))
     steps, states = [], []
     for step in trainer.steps():
@@ -213,9 +215,11 @@ def test_another_perturbation_than_the_runs_is_found_by_verify(
     file.write_text(file.read_text().replace("perturb_seed: 7", "perturb_seed: 8"))
     outcome = clip_hba("verify", "checkpoints", fork)
     assert outcome.code == 1, outcome.output
-    assert "0 of 3 batches equal" in outcome.output  # of epoch 2, the only perturbed one
-    assert "perturb_seed was 7 in epoch 2, its file says; the run's is 8" in outcome.output
-    assert "EPOCH 3 PASSED" in outcome.output
+    # each epoch repeats under the seed that its own file records, which nothing on record lets differ from the run's
+    assert outcome.output.count("Maximum parameter difference: 0.00e+00  (0 bits differ)") == 2
+    for epoch in (2, 3):
+        assert f"perturb_seed was 7 in epoch {epoch}, its file says; the run's is 8" in outcome.output
+    assert "problem: perturb_seed: the run's files and its checkpoints disagree" in outcome.output
 
 
 def test_the_old_keys_give_the_same_fork(
@@ -452,7 +456,7 @@ REFUSED = {
     damaged: "epoch2_dora_params.pth",
     changed: "is not the state that its run recorded\n  in the file:   ",
     partial: "does not hold the whole training state\n  found:    parameters and random states",
-    exchanged: "holds another epoch's state",
+    exchanged: "holds another state than its name says",
     no_run: "there is no run in",
 }
 

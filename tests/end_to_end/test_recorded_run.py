@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.digest import digest
+from clip_hba_behavior.run.assembly import build_trainer
 from clip_hba_behavior.run.checkpoint import checkpoint_path, read_checkpoint
 from clip_hba_behavior.run.directory import RunDirectory
-from clip_hba_behavior.run.life import build_trainer
 from fresh_process import Outcome
 from run_tools import recorded_run_keys, write_config
 
@@ -67,7 +68,7 @@ def test_a_run_from_the_seed_is_the_recorded_run(run: Path, reference: Path) -> 
 
 def test_predictions_are_the_recorded_ones(run: Path, reference: Path) -> None:
     config = RunDirectory(run).read_config()
-    trainer, _ = build_trainer(config, lambda what, done, total: None, logging.getLogger("test"))
+    trainer, _ = build_trainer(config, Session(logging.getLogger("test")))
     for epoch in (0, 6):
         trainer.restore(read_checkpoint(checkpoint_path(run / "dora_params", epoch)).whole_state())
         with torch.random.fork_rng():

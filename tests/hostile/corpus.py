@@ -98,18 +98,18 @@ def read_results(path: Path) -> object:
 def read_ledger(path: Path) -> object:
     """Read a run whose ledger is this file: what is wrong with it is said, and the run is read on."""
     from clip_hba_behavior.reproducibility.state.errors import BadInputError
-    from clip_hba_behavior.verification.history import read_history
+    from clip_hba_behavior.verification.files import RunFiles
 
     run = Path.cwd().with_name("run")
     (run / "dora_params").mkdir(parents=True)
     (run / "config.yaml").touch()
     (run / "dora_params" / "epoch1_dora_params.pth").touch()
     (run / "steps.jsonl").symlink_to(path)
-    history = read_history(run)
-    about_it = [each for each in history.problems if "steps.jsonl" in each]
+    files = RunFiles(run)
+    about_it = [each for each in files.problems if "steps.jsonl" in each]
     if about_it:
         raise BadInputError("\n".join(about_it))
-    return history.ledger
+    return files.ledger
 
 
 READERS = {
@@ -136,7 +136,7 @@ def attempt(reader: str, path: str, directory: str, report: str) -> None:
     from clip_hba_behavior.reproducibility.state.errors import BadInputError
 
     os.chdir(directory)
-    for module in ("data.images", "model.openai_format", "verification.history", "reproducibility.checkpoint"):
+    for module in ("data.images", "model.openai_format", "verification.files", "run.checkpoint"):
         __import__(f"clip_hba_behavior.{module}")
     limit = _memory("VmSize") + 6 * GIB
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -826,18 +826,18 @@ RESULTS: list[tuple[str, Build]] = [
 ]
 
 LEDGERS: list[tuple[str, Build]] = [
-    ("not a whole line", bytes_of("nesting", b"[" * 10**6)),
+    ("not a valid line", bytes_of("nesting", b"[" * 10**6)),
     (
-        "not a whole line",
-        bytes_of("nested_value", b'{"epoch": 1, "step": 1, "x": ' + b"[" * 900 + b"]" * 900 + b"}"),
+        "not a valid line",
+        bytes_of("nested_value", b'{"epoch": 1, "step": 1, "x": ' + b"[" * 900 + b"]" * 900 + b"}\n"),
     ),
     ("is not read further", bytes_of("one_long_line", lambda: b"x" * 60 * 2**20)),
     ("is not read further", bytes_of("empty_lines", lambda: b"\n" * 10**7)),
-    ("not a whole line", bytes_of("infinite_epoch", b'{"epoch": 1e999, "step": 1}\n')),
-    ("not a whole line", bytes_of("long_epoch", b'{"epoch": ' + b"9" * 5000 + b', "step": 1}\n')),
-    ("not a whole line", bytes_of("list_as_step", b'{"epoch": 1, "step": [1]}\n')),
-    ("not a whole line", bytes_of("state_5", b'{"epoch": 1, "step": "end", "state": 5}\n')),
-    ("not a whole line", bytes_of("no_object", b"5\n[]\nnull\n")),
+    ("not a valid line", bytes_of("infinite_epoch", b'{"epoch": 1e999, "step": 1}\n')),
+    ("not a valid line", bytes_of("long_epoch", b'{"epoch": ' + b"9" * 5000 + b', "step": 1}\n')),
+    ("not a valid line", bytes_of("list_as_step", b'{"epoch": 1, "step": [1]}\n')),
+    ("not a valid line", bytes_of("state_5", b'{"epoch": 1, "step": "end", "state": 5}\n')),
+    ("not a valid line", bytes_of("no_object", b"5\n[]\nnull\n")),
 ]
 
 # What a reader takes with good reason: an empty configuration is the stand-in's, any bytes have a digest, and

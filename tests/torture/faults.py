@@ -130,13 +130,13 @@ def watched_clip_hba(
         room: so many bytes can be written, then the disk is full.
         wait_for_tracer: do not begin before strace holds this process.
     """
-    import clip_hba_behavior.run
+    from clip_hba_behavior.run import life
     from clip_hba_behavior.training.trainer import Trainer
 
     watch = _Watch(trace, fault, room)
     for owner, name, phase in (
-        (clip_hba_behavior.run, "build_trainer", "reading the inputs"),
-        (clip_hba_behavior.run, "train_model", "taking up the run"),
+        (life, "build_trainer", "reading the inputs"),
+        (life, "train_model", "resuming the run"),
         (Trainer, "begin", "in the first evaluation"),
         (Trainer, "_step", "in a step"),
         (Trainer, "finish_epoch", "in an evaluation"),

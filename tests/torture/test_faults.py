@@ -29,6 +29,7 @@ from clip_hba_behavior.run.checkpoint import (
     to_content,
 )
 from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.states import newest_state
 from clip_hba_behavior.training.state import TrainingState
 from fresh_process import Outcome
 from run_tools import data_keys, differences, write_config
@@ -115,7 +116,9 @@ def take_up(clip_hba: ClipHba, run: Path, tmp_path: Path) -> Outcome:
 def must_end_as(whole: Path, outcome: Outcome, run: Path) -> None:
     assert outcome.code == 0, outcome.output
     assert differences(whole, run) == []
-    left = [path.name for path in run.rglob("*") if path.suffix in (".tmp", ".aside") or ".refused" in path.name]
+    left = [
+        path.name for path in run.rglob("*") if path.suffix in (".tmp", ".pending") or path.name == "quarantine"
+    ]
     assert left == []
     for path in (whole / "dora_params").iterdir():
         assert (run / "dora_params" / path.name).read_bytes() == path.read_bytes()
@@ -287,14 +290,14 @@ def test_a_run_whose_checkpoints_were_taken_away_is_not_started_over(
 # --- checkpoints are damaged or missing ----------------------------------------------------------------
 
 
-def test_a_newest_checkpoint_cut_at_any_length_is_set_aside_and_never_half_taken(run: Path) -> None:
+def test_a_newest_checkpoint_cut_at_any_length_is_quarantined_and_never_half_taken(run: Path) -> None:
     newest = checkpoint_path(run / "dora_params", 3)
     content = newest.read_bytes()
     for hundredth in range(100):
         newest.write_bytes(content[: len(content) * hundredth // 100])
-        taken = RunDirectory(run).newest_state(LOGGER)
+        taken = newest_state(RunDirectory(run), LOGGER)
         assert taken.whole_state().epoch == 2, f"cut at {hundredth} %"
-        newest.with_name(f"{newest.name}.refused1").rename(newest)
+        (run / "quarantine" / f"{newest.name}.{hundredth + 1}").rename(newest)
 
 
 @pytest.mark.parametrize("hundredth", [1, 50, 99])
@@ -305,7 +308,7 @@ def test_after_a_newest_checkpoint_that_was_cut_the_run_ends_the_same(
     content = newest.read_bytes()
     newest.write_bytes(content[: len(content) * hundredth // 100])
     outcome = clip_hba("resume", run)
-    newest.with_name(f"{newest.name}.refused1").unlink()
+    shutil.rmtree(run / "quarantine")
     must_end_as(whole, outcome, run)
 
 
@@ -371,7 +374,7 @@ def dora_parameters(block: str, width: int) -> dict[str, torch.nn.Parameter]:
     return {f"{block}.attn.out_proj.{name}": torch.nn.Parameter(value) for name, value in values.items()}
 
 
-def test_a_newest_file_that_claims_a_tensor_of_a_terabyte_is_set_aside(
+def test_a_newest_file_that_claims_a_tensor_of_a_terabyte_is_quarantined(
     clip_hba: ClipHba, run: Path, whole: Path
 ) -> None:
     newest = checkpoint_path(run / "dora_params", 3)
@@ -379,7 +382,7 @@ def test_a_newest_file_that_claims_a_tensor_of_a_terabyte_is_set_aside(
     assert newest.stat().st_size < 4000
     outcome = clip_hba("resume", run)
     assert "claims more than the file holds" in outcome.output
-    newest.with_name(f"{newest.name}.refused1").unlink()
+    shutil.rmtree(run / "quarantine")
     must_end_as(whole, outcome, run)
 
 

@@ -37,7 +37,7 @@ import transformers.conversion_mapping
 import clip_hba_behavior.cli
 import clip_hba_behavior.run  # noqa: F401  each fork begins with both
 from clip_hba_behavior.data.standin import write_standin_dataset
-from clip_hba_behavior.reproducibility.record.ledger import Ledger
+from clip_hba_behavior.reproducibility.record.record_file import RecordFile
 from clip_hba_behavior.run.checkpoint import list_checkpoints
 from clip_hba_behavior.training.trainer import Trainer
 from run_tools import data_keys
@@ -67,7 +67,7 @@ SYSTEM_CALLS = {
     "fallocate": 2,
     "msync": 8,
 }
-LEFT_BEHIND = re.compile(r"\.tmp$|\.aside$|\.refused|\.superseded|filling\.jsonl$")
+LEFT_BEHIND = re.compile(r"\.tmp$|\.pending$|^quarantine$|filling\.jsonl$")
 
 
 def drop_the_optimizer() -> None:
@@ -81,12 +81,12 @@ def drop_the_optimizer() -> None:
 
 
 def never_cut_the_ledger_back() -> None:
-    real = Ledger.__init__
+    real = RecordFile.__init__
 
-    def init(self: Ledger, path: Path, after: Any, supersede: bool = False) -> None:
-        real(self, path, (10**9, 0), supersede)
+    def init(self: RecordFile, path: Path, after: Any, schema: Any) -> None:
+        real(self, path, (10**9, 0), schema)
 
-    Ledger.__init__ = init
+    RecordFile.__init__ = init
 
 
 def write_checkpoints_in_place() -> None:

@@ -9,10 +9,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from clip_hba_behavior.config import BatchOrder, make_config
+from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.rng import restore_rng_state
+from clip_hba_behavior.run.assembly import build_trainer
 from clip_hba_behavior.run.checkpoint import checkpoint_path, read_checkpoint
 from clip_hba_behavior.run.directory import RunDirectory
-from clip_hba_behavior.run.life import build_trainer
 from clip_hba_behavior.training.batch_order import draw_evaluation_seeds, draw_loader_seed, epoch_order
 from clip_hba_behavior.training.trainer import Trainer
 from fresh_process import Outcome
@@ -143,7 +144,7 @@ def test_a_state_within_an_epoch_goes_on_in_that_epochs_order(
     config = RunDirectory(run).read_config()
 
     def new_trainer() -> Trainer:
-        return build_trainer(config, lambda what, done, total: None, logging.getLogger("test"))[0]
+        return build_trainer(config, Session(logging.getLogger("test")))[0]
 
     trainer = new_trainer()
     rows = trainer.split.train

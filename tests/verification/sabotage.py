@@ -23,9 +23,9 @@ from clip_hba_behavior.run.checkpoint import (
     to_bytes,
     to_content,
 )
-from clip_hba_behavior.run.directory import format_row
+from clip_hba_behavior.run.results import format_row
 from clip_hba_behavior.training.state import TrainingState
-from clip_hba_behavior.verification.history import ledger_leaves
+from clip_hba_behavior.verification.files import ledger_leaves
 from fresh_process import Outcome
 
 Record = dict[str, Any]
@@ -164,7 +164,7 @@ def another_last_digit(value: float) -> float:
 # --- epochs -----------------------------------------------------------------------------------------
 
 
-def exchange(run: Path, first: int, second: int) -> None:
+def swap(run: Path, first: int, second: int) -> None:
     """Give two epochs' files each other's name."""
     paths = [checkpoint_path(run / "dora_params", epoch) for epoch in (first, second)]
     contents = [path.read_bytes() for path in paths]
@@ -172,8 +172,8 @@ def exchange(run: Path, first: int, second: int) -> None:
         path.write_bytes(content)
 
 
-def exchange_and_renumber(run: Path, first: int, second: int, with_ledger: bool) -> None:
-    """Exchange two epochs' states, each under the other's number; perhaps adapt ledger and CSV too."""
+def swap_and_renumber(run: Path, first: int, second: int, with_ledger: bool) -> None:
+    """Swap two epochs' states, each under the other's number; perhaps adapt ledger and CSV too."""
     states = {epoch: read(run, epoch).whole_state() for epoch in (first, second)}
     for epoch, other in ((first, second), (second, first)):
         moved = states[other]

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
-from clip_hba_behavior.run.directory import COLUMNS, format_row
-from clip_hba_behavior.verification.results_table import METRICS, read_results_table
+from clip_hba_behavior.run.results import COLUMNS, METRICS, format_row
+from clip_hba_behavior.verification.results_table import read_results_table
 
 LATER = ",".join(COLUMNS)
 EARLIER = "epoch,train_loss,val_loss,rsa_behavioral_corr,rsa_behavioral_p"

@@ -1,163 +1,116 @@
-"""Files of a run that grow line by line, and grow the same way again after a crash."""
+"""The ledger, `steps.jsonl`: a JSON object for each step, and one at each epoch's end."""
 
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from clip_hba_behavior.reproducibility.state.digest import leaves
-from clip_hba_behavior.reproducibility.state.errors import NotReproducibleError
-from clip_hba_behavior.reproducibility.state.files import replace
-from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_text
+from clip_hba_behavior.reproducibility.record.lines import Fault, Lines, Position, Schema, read_lines
 
-# The state that a line leads to: (completed epochs, steps done of the epoch under way).
-Position = tuple[int, int]
-END_OF_EPOCH = "end"
-_MAX_BYTES = 64 * MIB  # a long run's ledger has 20
-_MAX_LINE = 1 * MIB  # characters
+END_OF_EPOCH: Literal["end"] = "end"
+Step = int | Literal["end"]  # within an epoch, counted from 1
+Record = dict[str, Any]  # what the ledger holds of one step
+
+LEDGER_NAME = "steps.jsonl"
 
 
-class RecordFile:
-    """Appends lines, each of which leads to one state of the run.
+def parse_record(line: str) -> tuple[int, Step, Record]:
+    """Read one line of the ledger.
 
-    Lines beyond the state that a run is taken up from were written before an interruption. They are
-    moved aside, and as the run comes by again it must write the same ones.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        after: Position,
-        position_of: Callable[[str], Position | None],
-        header: str = "",
-        supersede: bool = False,
-    ) -> None:
-        """Open a file for a run that continues from the state `after`.
-
-        Args:
-            path: the file; made if it is not there.
-            after: the state that is taken up.
-            position_of: reads a line's position; None if it is no whole line of this file.
-            header: the first line, without its end.
-            supersede: the run goes on in another way on purpose: lines beyond `after` are kept in a file
-                of their own, and not compared.
-        """
-        self.path = path
-        self.kept_lines: list[str] = []
-        self._to_come: dict[Position, str] = {}
-        found = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        lines = found.splitlines(keepends=True)
-        for line in lines[1:] if header else lines:
-            position = position_of(line) if line.endswith("\n") else None
-            if position is None:
-                break  # torn by a crash; what stood behind it is written again
-            if position <= after:
-                self.kept_lines.append(line)
-            else:
-                self._to_come[position] = line
-        self._aside = path.with_name(f"{path.name}.aside")
-        if self._aside.exists():  # an earlier repetition was itself interrupted before it had caught up
-            for line in self._aside.read_text(encoding="utf-8").splitlines(keepends=True):
-                position = position_of(line)
-                if position is not None and position > after:
-                    self._to_come.setdefault(position, line)
-        if self._to_come and supersede:
-            _keep(path.with_name(f"{path.name}.superseded"), self._to_come.values())
-            self._to_come.clear()
-        if self._to_come:
-            replace(self._aside, "".join(self._to_come.values()).encode())
-        else:
-            self._aside.unlink(missing_ok=True)
-        kept = (f"{header}\n" if header else "") + "".join(self.kept_lines)
-        if kept != found:
-            replace(path, kept.encode())
-        self._file = path.open("ab")
-
-    def append(self, position: Position, line: str) -> None:
-        """Write a line, given without its end.
-
-        Raises:
-            NotReproducibleError: before the interruption, another line led to this state.
-        """
-        line += "\n"
-        before = self._to_come.pop(position, line)
-        if before != line:
-            raise NotReproducibleError(
-                f"{self.path.name}: the run did not repeat what it had recorded\n{_difference(before, line)}\n"
-                "  the data, the software or the machine changed; start a new run"
-            )
-        self._file.write(line.encode())
-        self._file.flush()
-
-    def commit(self) -> None:
-        """Return once every line so far is on the disk."""
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Let go of the file; once every line moved aside was written again, their copy goes."""
-        self._file.close()
-        if not self._to_come:
-            self._aside.unlink(missing_ok=True)
-
-
-class Ledger(RecordFile):
-    """`steps.jsonl`: a JSON object a step, and one at each epoch's end."""
-
-    def __init__(self, path: Path, after: Position, supersede: bool = False) -> None:
-        """Open the ledger of a run that continues from the state `after`; see `RecordFile`."""
-        super().__init__(path, after, _ledger_position, supersede=supersede)
-
-    def record(self, epoch: int, step: int | str, entry: Mapping[str, Any]) -> None:
-        """Write the line of one step (both counted from 1) or of `END_OF_EPOCH`."""
-        self.append(_leads_to(epoch, step), json.dumps({"epoch": epoch, "step": step, **entry}))
-
-
-def recorded_end(path: Path, epoch: int) -> dict[str, Any] | None:
-    """Return what a ledger says of an epoch's end; None if it has no such line, or there is no ledger.
+    Returns:
+        The epoch and the step that it is of, and the rest: numbers, texts, and dicts of them.
 
     Raises:
-        OSError: it cannot be read.
+        ValueError: it is not a valid line.
     """
-    if not path.exists():
-        return None
-    found = None
-    with open_text(path, _MAX_BYTES, errors="replace") as file:
-        while line := file.readline(_MAX_LINE):
-            if f'"{END_OF_EPOCH}"' in line and _ledger_position(line) == (epoch, 0):
-                found = dict(json.loads(line))
-    return found
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError("not an object")
+    epoch, step = record.pop("epoch", None), record.pop("step", None)
+    if type(epoch) is not int or epoch < 1 or not (step == END_OF_EPOCH or (type(step) is int and step > 0)):
+        raise ValueError("neither a step nor an epoch's end")
+    for name, value in record.items():
+        is_nested = name in ("state", "metrics")
+        inner = value.values() if isinstance(value, dict) and is_nested else [value]
+        if any(isinstance(each, dict | list) for each in inner) or (name == "state" and inner == [value]):
+            raise ValueError(f"{name} is not of this kind")
+    return epoch, step, record
 
 
-def _keep(path: Path, lines: Iterable[str]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
+def format_record(epoch: int, step: Step, record: Mapping[str, Any]) -> str:
+    """Return the ledger's line of a step, without its end."""
+    return json.dumps({"epoch": epoch, "step": step, **record})
 
 
-def _difference(before: str, now: str) -> str:
-    """Return the two lines under each other; of two JSON lines, the first values that differ."""
-    try:
-        old: dict[str, object] = dict(leaves(json.loads(before)))
-        new: dict[str, object] = dict(leaves(json.loads(now)))
-    except ValueError:
-        return f"  recorded: {before.strip()}\n  now:      {now.strip()}"
-    names = [name for name in old.keys() | new.keys() if repr(old.get(name)) != repr(new.get(name))]
-    names.sort(key=list(old | new).index)
-    lines = [f"  in epoch {old.get('epoch')}, step {old.get('step')}, {len(names)} values differ"]
-    for name in names[:3]:
-        lines.append(f"  {name}\n    recorded: {old.get(name)!r}\n    now:      {new.get(name)!r}")
-    return "\n".join(lines)
-
-
-def _leads_to(epoch: int, step: int | str) -> Position:
+def position_of(epoch: int, step: Step) -> Position:
+    """Return the state that a line leads to: (completed epochs, steps done of the epoch under way)."""
     return (epoch, 0) if step == END_OF_EPOCH else (epoch - 1, int(step))
 
 
-def _ledger_position(line: str) -> Position | None:
-    try:
-        entry = json.loads(line)
-        return _leads_to(int(entry["epoch"]), entry["step"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return None
+def _position_of_line(line: str) -> Position:
+    epoch, step, _ = parse_record(line)
+    return position_of(epoch, step)
+
+
+def _can_begin(text: str) -> bool:
+    start = '{"epoch": '
+    return text.startswith(start[: len(text)])
+
+
+LEDGER = Schema("the ledger", _position_of_line, _can_begin)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """A ledger as it is found.
+
+    Attributes:
+        lines: its valid lines.
+    """
+
+    lines: Lines
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Return what else stands in the file."""
+        return self.lines.faults
+
+    def steps(self, epoch: int) -> dict[Step, Record]:
+        """Return what it records of an epoch, in the order of its steps."""
+        found: dict[Step, Record] = {}
+        for (completed, step), line in self.lines.found.items():
+            if (completed == epoch - 1 and step > 0) or (completed == epoch and step == 0):
+                _, name, record = parse_record(line)
+                found[name] = record
+        return found
+
+    def end(self, epoch: int) -> Record | None:
+        """Return what it records of an epoch's end; None if it has no such line."""
+        line = self.lines.found.get((epoch, 0))
+        return None if line is None else parse_record(line)[2]
+
+    def ends(self) -> Iterator[tuple[int, Record]]:
+        """Yield each recorded epoch's end."""
+        for (epoch, step), line in self.lines.found.items():
+            if step == 0:
+                yield epoch, parse_record(line)[2]
+
+    def first_steps(self) -> Iterator[tuple[int, Record]]:
+        """Yield each epoch's first step."""
+        for (completed, step), line in self.lines.found.items():
+            if step == 1:
+                yield completed + 1, parse_record(line)[2]
+
+    def epochs(self) -> list[int]:
+        """Return the epochs of which there is any line."""
+        return sorted({completed + 1 if step else completed for completed, step in self.lines.found})
+
+    def num_lines(self, epoch: int) -> int:
+        """Return how many lines an epoch has."""
+        return sum((e == epoch - 1 and s > 0) or (e, s) == (epoch, 0) for e, s in self.lines.found)
+
+
+def read_ledger(path: Path) -> Ledger:
+    """Read a ledger; an absent one is empty. Raises as `read_lines`."""
+    return Ledger(read_lines(path, LEDGER))

@@ -17,15 +17,16 @@ def sync_directory(directory: Path) -> None:
 
 
 @contextmanager
-def _temporary_beside(path: Path, content: bytes) -> Iterator[Path]:
-    """Write content to a synced temporary file in the same directory; remove it in the end."""
+def _temporary_beside(path: Path, content: bytes, is_lasting: bool = True) -> Iterator[Path]:
+    """Write content to a temporary file in the same directory; remove it in the end."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if is_lasting:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.chmod(0o644)
         yield temporary
     finally:
@@ -43,9 +44,16 @@ def publish(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Put new content in a file's place at once: a reader sees the old file or the new one."""
-    with _temporary_beside(path, content) as temporary:
+def replace(path: Path, content: bytes, is_lasting: bool = True) -> None:
+    """Put new content in a file's place at once: a reader sees the old file or the new one.
+
+    Args:
+        path: the file; made if it is not there.
+        content: all of it.
+        is_lasting: whether it must survive a power loss; what is made again in a moment need not.
+    """
+    with _temporary_beside(path, content, is_lasting) as temporary:
         temporary.replace(path)
         # `_temporary_beside` finds nothing left to remove
-    sync_directory(path.parent)
+    if is_lasting:
+        sync_directory(path.parent)

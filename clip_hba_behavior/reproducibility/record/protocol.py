@@ -1,0 +1,116 @@
+"""What happens when a run advances: the events of every loop, and what the ledger records of each.
+
+A loop yields events and stands still at each: its state can be taken, and a repetition that is given this state
+yields the same events from there. Two consumers read them: the recorder writes them down, the replay compares.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH, Record, Step
+from clip_hba_behavior.reproducibility.record.session import Report
+
+STEPS_BETWEEN_DIGESTS = 50
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One training step.
+
+    Attributes:
+        epoch: the epoch under way, counted from 1.
+        step: within the epoch, counted from 1.
+        num_steps: of a whole epoch.
+        batch_digest: of what the step trained with.
+        loss: of its batch.
+    """
+
+    epoch: int
+    step: int
+    num_steps: int
+    batch_digest: str
+    loss: float
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """The end of an epoch, evaluation included.
+
+    Attributes:
+        epoch: number of completed epochs.
+        metrics: its row of results.
+    """
+
+    epoch: int
+    metrics: Mapping[str, Any]
+
+
+Event = StepDone | EpochDone
+
+
+class State(Protocol):
+    """Everything that changes while a run trains, as a tree of tensors and scalars that shares no live memory."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the tree."""
+
+    def digest(self) -> str:
+        """Return the digest of the tree."""
+
+
+class Live(Protocol):
+    """What trains, between two events."""
+
+    def snapshot(self) -> State:
+        """Copy the state."""
+
+    def leaf_digests(self) -> dict[str, str]:
+        """Return a short digest of each tensor and random stream."""
+
+
+def step_record(event: StepDone, live: Live, with_state: bool = False) -> Record:
+    """Return what the ledger records of a step; of every fiftieth, or `with_state`, also each tensor's digest."""
+    record: Record = {"batch": event.batch_digest, "loss": event.loss}
+    if with_state or event.step % STEPS_BETWEEN_DIGESTS == 0:
+        record["state"] = live.leaf_digests()
+    return record
+
+
+def end_record(event: EpochDone, state: State, live: Live) -> Record:
+    """Return what the ledger records of an epoch's end."""
+    return {"metrics": dict(event.metrics), "state_digest": state.digest(), "state": live.leaf_digests()}
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a loop gave when it was run again.
+
+    Attributes:
+        steps: what the ledger would record of each step, and of the epoch's end.
+        end: the state after the last event.
+    """
+
+    steps: dict[Step, Record]
+    end: State
+
+
+def replay(events: Iterable[Event], live: Live, report: Report, with_state: bool = False) -> Replay:
+    """Run a loop to its end, and keep what a recorder would write.
+
+    Args:
+        events: of one epoch, or its first steps.
+        live: what trains.
+        report: told of the progress.
+        with_state: put each tensor's digest into every step's record.
+    """
+    steps: dict[Step, Record] = {}
+    end: State | None = None
+    for event in events:
+        if isinstance(event, StepDone):
+            steps[event.step] = step_record(event, live, with_state)
+            report(f"replaying epoch {event.epoch}", event.step, event.num_steps)
+        else:
+            end = live.snapshot()
+            steps[END_OF_EPOCH] = end_record(event, end, live)
+    return Replay(steps, end if end is not None else live.snapshot())

@@ -1,0 +1,112 @@
+"""The recorder: writes down what a run does, in an order after which any crash can be repaired."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH, format_record, position_of
+from clip_hba_behavior.reproducibility.record.protocol import (
+    EpochDone,
+    Event,
+    Live,
+    State,
+    StepDone,
+    end_record,
+    step_record,
+)
+from clip_hba_behavior.reproducibility.record.record_file import RecordFile
+from clip_hba_behavior.reproducibility.record.session import Session
+from clip_hba_behavior.reproducibility.state.errors import InterruptedRunError
+
+
+class Store(Protocol):
+    """Where the states of one kind of run go, and how its rows are written."""
+
+    def check_held(self) -> None:
+        """Return if this process may still write."""
+
+    def format_row(self, metrics: Mapping[str, Any]) -> str:
+        """Return an epoch's row of results."""
+
+    def save_step(self, state: Any) -> None:
+        """Save a state within an epoch."""
+
+    def save_epoch(self, state: Any) -> None:
+        """Save the state at an epoch's end: the mark that the epoch is done."""
+
+
+class Recorder:
+    """Consumes a loop's events.
+
+    An epoch's end is written in this order: ledger, row of results, state. Whatever a crash leaves of it is
+    written again, and must then be the same.
+    """
+
+    def __init__(
+        self,
+        ledger: RecordFile,
+        results: RecordFile,
+        store: Store,
+        live: Live,
+        session: Session,
+        steps_between_states: int | None = None,
+        check: Callable[[Any], None] = lambda state: None,
+    ) -> None:
+        """Bring the parts together.
+
+        Args:
+            ledger: open for lines.
+            results: open for rows.
+            store: where states go.
+            live: what trains.
+            session: its stop request is answered after a step.
+            steps_between_states: also save the state within an epoch, each time after so many steps.
+            check: given each epoch's state before it is written down; what it raises stops the run.
+        """
+        self._ledger, self._results, self._store = ledger, results, store
+        self._live, self._session = live, session
+        self._steps_between_states = steps_between_states
+        self._check = check
+
+    def record(self, event: Event) -> None:
+        """Write an event down.
+
+        Raises:
+            InterruptedRunError: a signal came within the epoch; the state after this step is saved.
+            NotReproducibleError: something else is recorded for this state.
+        """
+        if isinstance(event, StepDone):
+            self._record_step(event)
+        else:
+            self._record_epoch(event)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._ledger.close()
+        self._results.close()
+
+    def _record_step(self, event: StepDone) -> None:
+        stop = self._session.stop
+        self._store.check_held()
+        line = format_record(event.epoch, event.step, step_record(event, self._live))
+        self._ledger.append(position_of(event.epoch, event.step), line)
+        every = self._steps_between_states
+        is_due = every is not None and event.step % every == 0 and event.step < event.num_steps
+        if stop.name is not None or is_due:
+            self._ledger.commit()
+            self._store.save_step(self._live.snapshot())
+        if stop.name is not None:
+            raise InterruptedRunError(
+                f"stopped by {stop.name} after epoch {event.epoch}, step {event.step}; the state is saved"
+            )
+        self._session.report(f"epoch {event.epoch}", event.step, event.num_steps)
+
+    def _record_epoch(self, event: EpochDone) -> None:
+        state: State = self._live.snapshot()
+        self._check(state)
+        line = format_record(event.epoch, END_OF_EPOCH, end_record(event, state, self._live))
+        self._ledger.append(position_of(event.epoch, END_OF_EPOCH), line)
+        self._ledger.commit()
+        self._store.check_held()
+        self._results.append((event.epoch, 0), self._store.format_row(event.metrics))
+        self._results.commit()
+        self._store.save_epoch(state)

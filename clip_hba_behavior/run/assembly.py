@@ -1,0 +1,97 @@
+"""A run put together: its configuration made complete, its data and backbone read, its trainer built."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from clip_hba_behavior.config import DATA_KEYS, STANDIN, Config, make_config
+from clip_hba_behavior.data.check import DataReport, check_data
+from clip_hba_behavior.data.standin import standin_backbone_directory, write_standin_dataset
+from clip_hba_behavior.model.clip_hba import CLIPHBA
+from clip_hba_behavior.reproducibility.record.session import Session
+from clip_hba_behavior.reproducibility.state.numerics import apply_numerics, check_sdpa_backend, resolve_device
+from clip_hba_behavior.run.environment import describe_environment
+from clip_hba_behavior.run.log import session
+from clip_hba_behavior.training import seed_protocol
+from clip_hba_behavior.training.inputs import load_inputs
+from clip_hba_behavior.training.trainer import Trainer
+
+
+def resolve_config(config: Config) -> Config:
+    """Fill in what the machine or other keys decide, and make every path absolute."""
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache_dir = Path(config.cache_dir or cache_home / "clip_hba_behavior")
+    values: dict[str, Any] = {
+        "device": str(resolve_device(config.device)),
+        "num_threads": config.num_threads or len(os.sched_getaffinity(0)),
+        "lr_schedule_epochs": config.lr_schedule_epochs or max(1, config.epochs),
+        "cache_dir": str(cache_dir.expanduser().absolute()),
+        "run_dir": str(Path(config.run_dir or f"runs/seed{config.random_seed}").expanduser().absolute()),
+    }
+    for key in (*DATA_KEYS, "baseline_dora_directory"):
+        if getattr(config, key) is not None:
+            values[key] = str(Path(getattr(config, key)).expanduser().absolute())
+    for key in ("backbone", "tokenizer"):
+        name = getattr(config, key)
+        if name is not None and Path(name).expanduser().exists():
+            values[key] = str(Path(name).expanduser().absolute())
+    return make_config(config.model_dump() | values)
+
+
+def with_standin(config: Config) -> Config:
+    """Put the stand-in's files where no data or no backbone is named."""
+    values: dict[str, Any] = {}
+    if config.csv_file is None:
+        directory = Path(str(config.cache_dir)) / "standin"
+        write_standin_dataset(directory)
+        names = ("annotations.csv", "images", "inference48.csv", "RDM48_triplet.mat", "prompts.txt")
+        values |= {key: str(directory / name) for key, name in zip(DATA_KEYS, names, strict=True)}
+    if config.backbone == STANDIN:
+        values["backbone"] = str(standin_backbone_directory())
+    return make_config(config.model_dump() | values)
+
+
+def check_data_of(config: Config) -> DataReport:
+    """Check the data that a configuration names; without any, the stand-in's."""
+    with session() as here:
+        data = with_standin(resolve_config(make_config(config.model_dump() | {"device": "cpu"})))
+        return check_data(
+            *(Path(str(getattr(data, key))) for key in DATA_KEYS),
+            progress=lambda done, total: here.interruptible().report("opening images", done, total),
+        )
+
+
+def build_trainer(config: Config, session: Session) -> tuple[Trainer, dict[str, Any]]:
+    """Make the trainer with the run's split; its parameters are drawn, or restored, afterwards.
+
+    Args:
+        config: resolved.
+        session: told of the progress in reading images and computing features.
+
+    Returns:
+        The trainer, and the description of the environment.
+
+    Raises:
+        BadInputError: data, backbone or device cannot be used.
+    """
+    device = resolve_device(config.device)
+    session = session.interruptible()
+    check_sdpa_backend(config.sdpa_backend, device)
+    apply_numerics(int(config.num_threads or 1), config.deterministic, config.tf32)
+    with_data = with_standin(config)
+    if config.csv_file is None:
+        session.logger.info("No csv_file given: training on the stand-in, images drawn from 66-d vectors")
+    if config.backbone == STANDIN:
+        session.logger.info("No backbone given: the small CLIP that comes with the package")
+    inputs = load_inputs(with_data, device, session.report)
+    model = CLIPHBA(
+        inputs.backbone.get(),
+        config.vision_layers,
+        config.transformer_layers,
+        config.rank,
+        config.dora_dropout,
+        inputs.end_positions,
+        config.sdpa_backend,
+    )
+    split = seed_protocol.begin(config.random_seed, inputs.num_images(), config.train_portion)
+    return Trainer(config, model, inputs, split), describe_environment(config, inputs)

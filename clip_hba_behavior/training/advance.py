@@ -1,0 +1,40 @@
+"""The one loop: everything in this package that trains calls it."""
+
+from collections.abc import Iterator
+
+from clip_hba_behavior.reproducibility.record.protocol import EpochDone, Event
+from clip_hba_behavior.training.state import TrainingState
+from clip_hba_behavior.training.trainer import Trainer
+
+
+def advance(
+    trainer: Trainer,
+    last_epoch: int,
+    state: TrainingState | None = None,
+    steps: int | None = None,
+    stop_early: bool = False,
+) -> Iterator[Event]:
+    """Train on from a state, event by event; between two events the trainer's state can be taken.
+
+    Args:
+        trainer: made for the settings to train under.
+        last_epoch: train until so many epochs are complete.
+        state: where to begin; None to go on from where the trainer is.
+        steps: stop within the first epoch, after this many of its steps.
+        stop_early: also stop where early stopping says so.
+
+    Raises:
+        BadInputError: the state does not fit the model.
+        NonFiniteLossError: a loss is infinite or not a number.
+    """
+    if state is not None:
+        trainer.restore(state)
+    while trainer.epoch < last_epoch and not (stop_early and trainer.should_stop()):
+        if not trainer.needs_backbone():
+            trainer.inputs.backbone.drop()  # features are cached; the model keeps the blocks that it trains
+        for step in trainer.steps():
+            yield step
+            if step.step == steps:
+                return
+        metrics = trainer.finish_epoch()
+        yield EpochDone(trainer.epoch, metrics)

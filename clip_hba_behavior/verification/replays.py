@@ -1,0 +1,183 @@
+"""A run trained again, epoch by epoch, as a history: each epoch from the recorded state before it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clip_hba_behavior.config import FREE_KEYS, Config, make_config
+from clip_hba_behavior.reproducibility.record.epoch import Epoch
+from clip_hba_behavior.reproducibility.record.ledger import Record, Step
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.numerics import SDPA_BACKENDS, check_sdpa_backend, resolve_device
+from clip_hba_behavior.reproducibility.state.rng import RngState
+from clip_hba_behavior.reproducibility.state.snapshot import snapshot
+from clip_hba_behavior.run.assembly import resolve_config
+from clip_hba_behavior.run.replayer import Replayer
+from clip_hba_behavior.run.results import METRICS
+from clip_hba_behavior.training.state import TrainingState
+from clip_hba_behavior.verification.files import RunFiles, settings_of
+from clip_hba_behavior.verification.seed import SeedHistory
+
+
+class NoStartError(BadInputError):
+    """There is no state from which an epoch could be trained again."""
+
+
+class ReplayHistory:
+    """Epochs of a run trained again. What was replayed once is kept but for its states.
+
+    Attributes:
+        replayer: what trains.
+        seed: what the seed implies; None where every file holds a complete state, or it cannot be derived.
+    """
+
+    def __init__(
+        self, files: RunFiles, replayer: Replayer, steps: int | None = None, with_state: bool = False
+    ) -> None:
+        """Name what is replayed; nothing is trained yet.
+
+        Args:
+            files: the run.
+            replayer: of its configuration.
+            steps: replay only so many steps of each epoch.
+            with_state: put the digests of all tensors into every step's record.
+        """
+        self.replayer = replayer
+        self.seed: SeedHistory | None = None
+        self._files, self._num_steps, self._with_state = files, steps, with_state
+        self._steps: dict[int, dict[Step, Record]] = {}
+
+    def derive(self, last_epoch: int) -> list[str]:
+        """Derive what the seed implies up to an epoch; return why it cannot be, if so."""
+        trainer = self.replayer.trainer()
+        inputs = trainer.inputs
+        try:
+            clip = inputs.backbone.get().config
+            self.seed = SeedHistory(trainer.config, inputs.num_images(), trainer.model, clip, last_epoch)
+            return []
+        except BadInputError as error:
+            return [str(error)]
+
+    def epochs(self) -> Sequence[int]:
+        """Return the epochs that were replayed so far."""
+        return sorted(self._steps)
+
+    def steps(self, number: int) -> Mapping[Step, Record]:
+        """Return what the ledger would record of an epoch that was replayed."""
+        return self._steps[number]
+
+    def epoch(self, number: int) -> Epoch:
+        """Train an epoch again.
+
+        Raises:
+            NoStartError: there is nothing to begin with; says why.
+            NonFiniteLossError: a loss is infinite or not a number.
+        """
+        start = self._start(number)
+        settings = self._here(settings_of(self._files.file(number).origin))
+        again = self.replayer.replay(start, settings, self._num_steps, self._with_state)
+        self._steps[number] = again.steps
+        if self._num_steps is not None:
+            return Epoch(number, settings, start, None, again.steps)
+        end = again.end
+        row = {name: float(value) for name, value in end.as_dict()["metrics"].items() if name in METRICS}
+        return Epoch(number, settings, start, end, again.steps, row)
+
+    def _here(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Take an epoch's settings, but for the device where it is not here."""
+        config = self.replayer.config
+        known = {key: value for key, value in settings.items() if key in Config.model_fields}
+        here = on_this_machine(make_config(config.model_dump() | known))
+        return {key: getattr(here, key) for key in known}
+
+    def _start(self, number: int) -> TrainingState:
+        before, after = self._files.file(number - 1), self._files.file(number)
+        if before.problem is None and before.state is not None:
+            return before.state
+        why = f"no state to begin with: {before.problem}"
+        if before.state is not None:
+            raise NoStartError(why)
+        checkpoint = before.checkpoint if before.problem is None else None
+        if checkpoint is None:
+            if before.epoch > 0 or after.state is not None or self.seed is None:
+                raise NoStartError(why)
+            return self._state_of(0, self.seed.initial_parameters, self.seed.rng_states[0])
+        rng_state = checkpoint.rng_state
+        if rng_state is None and self.seed is not None:
+            rng_state = self.seed.rng_states[before.epoch]
+        if rng_state is None:
+            raise NoStartError(f"{checkpoint.path.name} holds no random states, and they cannot be derived")
+        return self._state_of(before.epoch, checkpoint.parameters, rng_state)
+
+    def _state_of(self, epoch: int, parameters: Mapping[str, Any], rng_state: RngState) -> TrainingState:
+        """Complete what a partial file holds with what a run begins with."""
+        optimizer = self.replayer.trainer().optimizer
+        return TrainingState(
+            parameters=dict(parameters),
+            optimizer_state=snapshot(optimizer.state_dict() | {"state": {}}),
+            rng_state=rng_state,
+            early_stopping_state={"best_test_loss": math.inf, "epochs_no_improve": 0},
+            epoch=epoch,
+        )
+
+
+def recorded_config(files: RunFiles, given: Mapping[str, Any]) -> Config:
+    """Make the configuration to replay with: the recorded one; for files that record none, the given one.
+
+    Args:
+        files: the run.
+        given: keys of the user's: where data and backbone are now.
+
+    Raises:
+        BadInputError: a key that shapes the trajectory is given with another value than the run had, or nothing
+            says what the run was made with.
+    """
+    if files.config is not None:
+        return _replaying(files.config.model_dump(), given)
+    origins = files.origins()
+    if origins:
+        origin = origins[max(origins)]
+        recorded = settings_of(origin)
+        if origin.get("parent") is not None:  # a fork may do in its first epoch what others do not
+            baseline = origin["parent"]["checkpoint"].rpartition("/")[0]
+            recorded |= {"training_run": origin["training_run"], "baseline_dora_directory": baseline}
+        return _replaying(recorded, given)
+    if not given:
+        raise BadInputError(
+            f"the checkpoints in {files.path} do not say what they were made with\n"
+            "  expected: --config FILE with data, backbone, random_seed and every key that shaped the run"
+        )
+    return _replaying(given, {})
+
+
+def _replaying(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> Config:
+    other, known = make_config(given), make_config(recorded)
+    wrong = [
+        f"{key}\n    in the run: {getattr(known, key)!r}\n    given:      {getattr(other, key)!r}"
+        for key in sorted(other.model_fields_set & known.trajectory().keys() & recorded.keys())
+        if getattr(other, key) != getattr(known, key) and getattr(other, key) is not None
+    ]
+    if wrong:
+        raise BadInputError(
+            "the configuration given is not the run's\n  "
+            + "\n  ".join(wrong)
+            + "\n  leave these keys out: what the run recorded is used"
+        )
+    free = {key: getattr(other, key) for key in other.model_fields_set & FREE_KEYS}
+    return resolve_config(on_this_machine(make_config(dict(recorded) | free)))
+
+
+def on_this_machine(config: Config) -> Config:
+    """Put what is here in where a configuration's device is not."""
+    values: dict[str, Any] = {}
+    try:
+        device = resolve_device(config.device)
+    except BadInputError:
+        device = resolve_device("auto")
+        values["device"] = str(device)
+    if config.sdpa_backend in SDPA_BACKENDS:
+        try:
+            check_sdpa_backend(config.sdpa_backend, device)
+        except BadInputError:
+            values["sdpa_backend"] = "math"
+    return make_config(config.model_dump() | values)

@@ -1,0 +1,376 @@
+"""Verify a run against its own checkpoints and records: compare what its files hold with a replay, and judge."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clip_hba_behavior.config import make_config
+from clip_hba_behavior.reproducibility.record.epoch import Difference, Epoch, compare_epochs
+from clip_hba_behavior.reproducibility.record.judge import Claim, Verdict, judge
+from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH, Record, Step
+from clip_hba_behavior.reproducibility.record.session import Session
+from clip_hba_behavior.reproducibility.state.digest import digest
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.rng import MISSING, RESTORED
+from clip_hba_behavior.reproducibility.state.snapshot import restore_parameters
+from clip_hba_behavior.run.environment import changed_data, two_settings
+from clip_hba_behavior.run.replayer import Replayer
+from clip_hba_behavior.run.results import METRICS, RESULTS_NAME
+from clip_hba_behavior.training.state import TrainingState
+from clip_hba_behavior.training.trainer import NonFiniteLossError
+from clip_hba_behavior.verification.causes import (
+    REPLAYED,
+    Cause,
+    Witness,
+    explain,
+    first_line,
+    group,
+    largest_parameter,
+    suspect_images,
+)
+from clip_hba_behavior.verification.claims import claim
+from clip_hba_behavior.verification.files import RunFiles, settings_of
+from clip_hba_behavior.verification.outcome import COMPLETE, EpochOutcome, Metric, Verification
+from clip_hba_behavior.verification.replays import NoStartError, ReplayHistory, recorded_config
+from clip_hba_behavior.verification.results_table import ResultsTable
+from clip_hba_behavior.verification.seed import draws_apart, epoch_batches, same_streams
+
+Say = Callable[[EpochOutcome], None]
+
+
+def verify_checkpoints(
+    path: Path,
+    given: Mapping[str, Any],
+    epochs: Sequence[int] | None,
+    steps: int | None,
+    session: Session,
+    say: Say = lambda outcome: None,
+    table: ResultsTable | None = None,
+) -> Verification:
+    """Replay epochs of a run, each from the recorded state before it, and compare.
+
+    Args:
+        path: a run's directory, or a directory of checkpoints of any age.
+        given: keys of a configuration: where data and backbone are now; for checkpoints of the earlier
+            pipeline everything that shaped the run.
+        epochs: which; None for all.
+        steps: replay only the first steps of each epoch, and compare them with the ledger.
+        session: told of the progress.
+        say: told each epoch's outcome as soon as it is known.
+        table: a results CSV to compare with; by default the run's own.
+
+    Raises:
+        BadInputError: there is nothing to verify, or data or backbone cannot be used.
+    """
+    files = RunFiles(path, table)
+    chosen = list(epochs) if epochs is not None else _all_epochs(files)
+    if not set(chosen) & files.files.keys():
+        raise BadInputError(
+            f"{files.path} has no checkpoint of epoch {', '.join(map(str, chosen))}\n"
+            f"  found:    epochs {', '.join(map(str, files.files))}\n  give --epochs some of those"
+        )
+    replays = ReplayHistory(files, Replayer(recorded_config(files, given), session), steps)
+    environment = replays.replayer.environment()
+    verifier = EpochVerifier(files, replays)
+    origins = {epoch: origin for epoch in chosen if "config" in (origin := files.file(epoch).origin)}
+    what: dict[str, Any] = {"run": str(files.path), "epochs": chosen, "steps": steps}
+    if table is not None:
+        what["results"] = {"file": str(table.path), "form": table.form}
+    about: dict[str, Any] = {
+        "what": what,
+        "config": replays.replayer.config.trajectory(),
+        "recorded": dict(origins[max(origins)]) if origins else {},
+        "environment": environment,
+        "num_steps": steps,
+    }
+    changed = _changed(files, origins, environment)
+    if changed:
+        reason = "data or weights are not what the run was made with"
+        outcomes = [EpochOutcome(epoch, Verdict.UNTESTED, differences=(reason,)) for epoch in chosen]
+        for outcome in outcomes:
+            say(outcome)
+        return Verification(epochs=tuple(outcomes), problems=tuple(changed), **about)
+
+    notes = list(files.notes)
+    if any((c := files.file(n).checkpoint) is not None and c.state is None for e in chosen for n in (e - 1, e)):
+        notes += replays.derive(max(chosen))
+    began = time.monotonic()
+    outcomes = []
+    for epoch in chosen:
+        outcomes.append(verifier.verify(epoch).outcome)
+        say(outcomes[-1])
+    drift = files.drift()
+    drift += [each for origin in origins.values() for each in origin.get("drift", []) if each not in drift]
+    return Verification(
+        epochs=tuple(outcomes),
+        problems=tuple(files.disagreements(origins)),
+        drift=tuple(dict.fromkeys(drift)),
+        notes=tuple(notes),
+        seconds=time.monotonic() - began,
+        **about,
+    )
+
+
+def _all_epochs(files: RunFiles) -> list[int]:
+    """Return every recorded epoch that has a state before it; old files have none of epoch 0."""
+    first = min(files.files)
+    is_old = files.config is None and first == 1
+    found = [epoch for epoch in range(first, max(files.files) + 1) if epoch > first or is_old]
+    if files.config is not None and files.config.keep_checkpoints != "all":
+        # the run removed files on purpose: of those that stayed, the ones with a state before them
+        found = [epoch for epoch in found if {epoch - 1, epoch} <= files.files.keys()]
+    if files.table is not None:
+        found = [epoch for epoch in found if epoch in files.table.rows]
+    if not found:
+        rows = f"; rows of {', '.join(map(str, files.table.rows))} in the CSV" if files.table is not None else ""
+        raise BadInputError(
+            f"{files.path} has no epoch that can be replayed\n"
+            f"  found:    checkpoints of epochs {', '.join(map(str, files.files))}{rows}"
+            "\n  expected: two checkpoints of epochs in a row"
+        )
+    return found
+
+
+def _changed(
+    files: RunFiles, origins: Mapping[int, Mapping[str, Any]], environment: Mapping[str, Any]
+) -> list[str]:
+    """Name what of data and weights is not what the checkpoints record."""
+    if not origins:
+        return []
+    recorded = {key: files.environment.get(key) for key in ("images", "targets")}
+    return changed_data(recorded | {"digests": origins[max(origins)]["digests"]}, environment)
+
+
+class Verified:
+    """An epoch verified: its outcome, and what it was drawn from."""
+
+    def __init__(
+        self,
+        outcome: EpochOutcome,
+        differences: Sequence[Difference] = (),
+        cause: Cause | None = None,
+        replayed: Epoch | None = None,
+    ) -> None:
+        """Bring them together."""
+        self.outcome, self.differences, self.cause, self.replayed = outcome, differences, cause, replayed
+
+
+class EpochVerifier:
+    """Verifies epochs of one run, one after the other."""
+
+    def __init__(self, files: RunFiles, replays: ReplayHistory, witnesses: Sequence[Witness] = ()) -> None:
+        """Name the run, its replay, and further ledgers that may know where a swapped file belongs."""
+        self.files, self.replays = files, replays
+        self.witnesses = (Witness(files.ledger), *witnesses)
+
+    def verify(self, epoch: int) -> Verified:
+        """Replay one epoch and compare it with everything that is recorded of it."""
+        after = self.files.file(epoch)
+        if after.checkpoint is None:
+            reasons: tuple[str, ...] = (str(after.problem),)
+            return Verified(EpochOutcome(epoch, Verdict.UNTESTED, differences=reasons))
+        changed = next(
+            (each for each in after.origin.get("drift", []) if each.startswith(two_settings(epoch))), None
+        )
+        if changed is not None:
+            return Verified(EpochOutcome(epoch, Verdict.UNTESTED, differences=(changed,)))
+        recorded = self.files.epoch(epoch)
+        try:
+            replayed = self.replays.epoch(epoch)
+        except NoStartError as error:
+            reasons = (str(error), *((after.problem,) if after.problem is not None else ()))
+            return Verified(EpochOutcome(epoch, Verdict.UNTESTED, differences=reasons))
+        except NonFiniteLossError as error:
+            reasons = (str(error).partition("\n")[0],)
+            return Verified(EpochOutcome(epoch, Verdict.DIFFERENT, differences=reasons))
+        is_complete = isinstance(recorded.start, TrainingState) and isinstance(recorded.end, TrainingState)
+        table = self.files.table
+        claimed = claim(
+            after.origin, self.replays.replayer.environment(), is_complete, table is None or table.is_own
+        )
+        if not is_complete:
+            return self._verify_partial(recorded, replayed, claimed)
+        return self._verify_complete(recorded, replayed, claimed)
+
+    def _verify_complete(self, recorded: Epoch, replayed: Epoch, claimed: Claim) -> Verified:
+        if replayed.end is None and not recorded.steps.keys() & replayed.steps.keys():
+            reason = "the ledger has no steps of this epoch to compare with"
+            return Verified(EpochOutcome(recorded.number, Verdict.UNTESTED, claimed, differences=(reason,)))
+        if replayed.end is None:  # of the record only the steps are compared
+            recorded = Epoch(
+                recorded.number, recorded.settings, recorded.start, None, recorded.steps, {}, recorded.faults
+            )
+        differences = compare_epochs(recorded, replayed)
+        verdict = judge(differences, claimed)
+        cause = None
+        if verdict is Verdict.DIFFERENT:
+            cause = explain(
+                differences, recorded, replayed, self.witnesses, lambda: self._images(recorded, replayed)
+            )
+        elif verdict is Verdict.CONSISTENT and claimed.is_complete:
+            cause = Cause(f"another environment: {'; '.join(claimed.reasons)}")
+        return self._verified(recorded, replayed, claimed, verdict, differences, cause, _order(recorded, replayed))
+
+    def _verify_partial(self, recorded: Epoch, replayed: Epoch, claimed: Claim) -> Verified:
+        """Compare what a file holds of a state; whether the order fits, the seed may know too."""
+        epoch, before, after = (
+            recorded.number,
+            self.files.file(recorded.number - 1),
+            self.files.file(recorded.number),
+        )
+        assert after.checkpoint is not None
+        has_random_states = after.checkpoint.rng_state is not None
+        holds = "parameters and random states" if has_random_states else "parameters only"
+        order, order_fits = self._order_of_partial(epoch, replayed)
+        if replayed.end is None:
+            reason = "the file holds no record of single steps to compare with; leave --steps out"
+            return Verified(EpochOutcome(epoch, Verdict.UNTESTED, claimed, holds, order, differences=(reason,)))
+        if not recorded.row:
+            row = self._evaluate(after.checkpoint.parameters)
+            recorded = Epoch(epoch, recorded.settings, recorded.start, recorded.end, {}, row, recorded.faults)
+        differences = [each for each in compare_epochs(recorded, replayed) if each.part() != "rng_state"]
+        if not order_fits:
+            differences.append(Difference(END_OF_EPOCH, "records", order))
+        verdict = judge(differences, claimed)
+        text = None
+        if not order_fits:
+            text = "the batches were other ones: check random_seed, and that all files are of one run"
+        elif before.checkpoint is None:
+            is_rounded = largest_parameter(differences) > 0
+            text = "epoch 1 began from the seed, with everything: what is left is rounding" if is_rounded else None
+        elif before.state is None:
+            lacks = "optimizer_state and early_stopping_state"
+            lacks += "" if before.checkpoint.rng_state else " and rng_state"
+            text = (
+                f"the file of epoch {epoch - 1} lacks {lacks}: AdamW's moments began anew, so a replay "
+                "moves results by about 1-5 %"
+            )
+        cause = Cause(text) if text is not None else None
+        return self._verified(recorded, replayed, claimed, verdict, differences, cause, order, holds)
+
+    def _verified(
+        self,
+        recorded: Epoch,
+        replayed: Epoch,
+        claimed: Claim,
+        verdict: Verdict,
+        differences: Sequence[Difference],
+        cause: Cause | None,
+        order: str,
+        holds: str = COMPLETE,
+    ) -> Verified:
+        number, start = recorded.number, replayed.start
+        source = self.files.table.path.name if self.files.table is not None else RESULTS_NAME
+        source = source if number in self.files.rows else "checkpoint"
+        row = recorded.row or (_metrics_of(recorded) if replayed.end is not None else {})
+        metrics = tuple(
+            Metric(name, source, row[name], replayed.row[name])
+            for name in METRICS
+            if {name} <= row.keys() & replayed.row.keys()
+        )
+        ledger = next((each for each in differences if each.source == "ledger"), None)
+        is_near = claimed.tolerance.permits if claimed.tolerance is not None else lambda each: False
+        apart = {each.name for each in differences if each.source == "results" and not is_near(each)}
+        faults = [each.name for each in differences if each.source == "records"]
+        lines = [*faults, *([] if ledger is None else [first_line(ledger, REPLAYED)])]
+        lines += group(differences, REPLAYED) if holds == COMPLETE else []
+        lines += [each.line() for each in metrics if each.name in apart]
+        before = self.files.file(number - 1).checkpoint or self.files.file(number).checkpoint
+        end = recorded.end if replayed.end is not None else None
+        outcome = EpochOutcome(
+            epoch=number,
+            word=verdict,
+            claim=claimed,
+            holds=holds,
+            order=order,
+            order_digest=self._order_digest(replayed),
+            num_steps=sum(step != END_OF_EPOCH for step in replayed.steps),
+            start_digest=start.digest() if holds == COMPLETE and start is not None else None,
+            recorded_digest=self.files.file(number).checkpoint.state_digest,  # type: ignore[union-attr]
+            replayed_digest=replayed.end.digest() if holds == COMPLETE and replayed.end is not None else None,
+            num_differing_tensors=sum(each.is_tensor for each in differences) if end is not None else None,
+            max_parameter_difference=largest_parameter(differences) if end is not None else None,
+            metrics=metrics,
+            differences=tuple(lines),
+            cause=cause.text if cause is not None else None,
+            notes=(RESTORED if before is not None and before.rng_state is not None else MISSING,),
+        )
+        return Verified(outcome, differences, cause, replayed)
+
+    # --- order and images ---------------------------------------------------------------------------
+
+    def _batches(self, epoch: int) -> Sequence[torch.Tensor] | None:
+        """Derive an epoch's batches from the recorded random states before it."""
+        before = self.files.file(epoch - 1).checkpoint
+        if before is None or before.rng_state is None:
+            return None
+        replayer = self.replays.replayer
+        config = make_config(replayer.config.model_dump() | settings_of(self.files.file(epoch).origin))
+        return epoch_batches(config, len(replayer.environment()["targets"]), before.rng_state, epoch)
+
+    def _order_digest(self, replayed: Epoch) -> str:
+        trainer = self.replays.replayer.trainer(replayed.settings)
+        assert isinstance(replayed.start, TrainingState)
+        rng_state = replayed.start.rng_state
+        batches = epoch_batches(trainer.config, trainer.inputs.num_images(), rng_state, replayed.number)
+        return digest(torch.cat(batches))
+
+    def _images(self, recorded: Epoch, replayed: Epoch) -> tuple[bool, Sequence[str]]:
+        """Return whether the batches held the same rows, and the images that alone may have changed."""
+        ends = recorded.end, replayed.end
+        same_draws = all(isinstance(end, TrainingState) for end in ends) and same_streams(
+            *(end.rng_state for end in ends if isinstance(end, TrainingState))
+        )
+        same_rows, rows = suspect_images(
+            self.replays.epochs(), self.files.steps, self.replays.steps, self._batches
+        )
+        paths = self.replays.replayer.trainer(replayed.settings).inputs.image_paths
+        return same_rows or same_draws, [paths[row].name for row in rows]
+
+    def _order_of_partial(self, epoch: int, replayed: Epoch) -> tuple[str, bool]:
+        """Describe what can be said of the batch order, and whether it speaks against the record."""
+        seed = self.replays.replayer.config.random_seed
+        before, after = self.files.file(epoch - 1).checkpoint, self.files.file(epoch).checkpoint
+        recorded = after.rng_state if after is not None else None
+        if recorded is None:
+            if before is not None and before.rng_state is not None:
+                return "from the recorded random state; none was recorded after the epoch to compare with", True
+            return f"reconstructed from seed {seed}; the file records none to compare with", True
+        end, derived = replayed.end, self.replays.seed
+        fits = isinstance(end, TrainingState) and same_streams(recorded, end.rng_state)
+        from_seed = derived is not None and same_streams(recorded, derived.rng_states[epoch])
+        if fits:
+            text = "equal: the replay reached the recorded random state after the epoch"
+            if from_seed or derived is None:
+                return text + (f", which is also the one derived from seed {seed}" if from_seed else ""), True
+            apart = draws_apart(recorded, derived.rng_states[epoch])
+            if apart is None:
+                return f"of another seed than {seed}: the recorded random state is none of its states", False
+            return f"{text}; seed {seed} gives it {abs(apart)} draws {'earlier' if apart > 0 else 'later'}", True
+        if from_seed:
+            text = f"equal to the one derived from seed {seed}; the random state before the epoch is another"
+            return text, True
+        return f"not equal: neither the replay nor seed {seed} gives the recorded random state", False
+
+    def _evaluate(self, parameters: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """Evaluate the recorded parameters: an old file holds no results to compare with."""
+        trainer = self.replays.replayer.trainer()
+        restore_parameters(trainer.parameters, parameters)
+        return {"test_loss": trainer.test_loss(), **trainer.behavioral_rsa()}
+
+
+def _metrics_of(recorded: Epoch) -> dict[str, float]:
+    metrics = recorded.end.as_dict().get("metrics", {}) if recorded.end is not None else {}
+    return {name: float(metrics[name]) for name in METRICS if metrics.get(name) is not None}
+
+
+def _order(recorded: Epoch, replayed: Epoch) -> str:
+    ours: Mapping[Step, Record] = recorded.steps
+    steps = [step for step in ours.keys() & replayed.steps.keys() if step != END_OF_EPOCH]
+    if not steps:
+        return "the ledger has no steps to compare with"
+    same = sum(ours[step].get("batch") == replayed.steps[step]["batch"] for step in steps)
+    return f"{same} of {len(steps)} batches equal"
