@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -21,6 +21,11 @@ RUNS: Sides = ("in A", "in B")
 
 # What `compare` says of a leaf that only one of two states has.
 _ONE_SIDED = ("only in the first", "only in the second")
+
+
+# Tells, of batches that differ, whether their rows are the same, and which images alone may have changed; none where
+# they cannot be told from the others.
+Images = Callable[[], tuple[bool, Sequence[str]]]
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ def explain(
     recorded: Epoch,
     replayed: Epoch | None,
     witnesses: Sequence[Witness],
-    images: "Images",
+    images: Images,
 ) -> Cause | None:
     """Name the likely cause of what differs between a run's record and its replay.
 
@@ -103,15 +108,8 @@ def explain(
     )
 
 
-class Images(Protocol):
-    """Asks, of batches that differ, whether their rows are the same, and which images alone may have changed."""
-
-    def __call__(self) -> tuple[bool, Sequence[str]]:
-        """Return both; the images are empty where none can be told from the others."""
-
-
 def cause_of_training(
-    differences: Sequence[Difference], num_parameters: int, has_steps: bool, has_states: bool, images: "Images"
+    differences: Sequence[Difference], num_parameters: int, has_steps: bool, has_states: bool, images: Images
 ) -> str:
     """Name the likely cause of differences that training itself, or a change of the state, must have made."""
     in_state = [each for each in differences if each.source == "state"]
@@ -124,7 +122,7 @@ def cause_of_training(
     return _cause_of_state(in_state, num_parameters, steps_agree=first is None and has_steps)
 
 
-def _cause_of_steps(first: Difference, images: "Images") -> str:
+def _cause_of_steps(first: Difference, images: Images) -> str:
     if first.name == "batch":
         same_rows, suspects = images()
         if not same_rows:

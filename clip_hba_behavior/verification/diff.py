@@ -17,6 +17,7 @@ from clip_hba_behavior.run.environment import changed_data
 from clip_hba_behavior.run.replayer import Replayer
 from clip_hba_behavior.verification.causes import (
     RUNS,
+    Images,
     Witness,
     cause_of_training,
     explain,
@@ -118,7 +119,7 @@ def diff_runs(first: Path, second: Path, with_replay: bool, session: Session) ->
     lines = _lines(differences)
     if with_replay and epoch > epochs[0]:
         for run, other in ((a, b), (b, a)):
-            _replay(run, other, epoch, session)
+            _replay(run, other, epoch, session, lambda: _suspects(a, b))
         again = [run.verified.replayed for run in (a, b) if run.verified is not None and run.verified.replayed]
         if len(again) == 2 and not any(each.source == "ledger" for each in differences):
             steps = [Epoch(epoch, steps=each.steps) for each in again]
@@ -198,7 +199,7 @@ def _not_compared(a: _Run, b: _Run, epochs: Sequence[int]) -> list[str]:
     return notes
 
 
-def _replay(run: _Run, other: _Run, epoch: int, session: Session) -> None:
+def _replay(run: _Run, other: _Run, epoch: int, session: Session, images: Images) -> None:
     """Train an epoch of a run again; keep what it showed, or why it could not be."""
     before = run.files.file(epoch - 1)
     if before.problem is not None or before.state is None:
@@ -212,7 +213,8 @@ def _replay(run: _Run, other: _Run, epoch: int, session: Session) -> None:
             run.why_not = "what it was made from changed\n    " + "\n    ".join(changed)
             return
         # where a run does not repeat its record, the other's ledger may know what its file holds
-        run.verified = EpochVerifier(run.files, replays, [Witness(other.files.ledger, other.name)]).verify(epoch)
+        witnesses = [Witness(other.files.ledger, other.name)]
+        run.verified = EpochVerifier(run.files, replays, witnesses, images).verify(epoch)
     except BadInputError as error:
         run.why_not = str(error)
 

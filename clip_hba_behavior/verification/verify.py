@@ -24,6 +24,7 @@ from clip_hba_behavior.training.trainer import NonFiniteLossError
 from clip_hba_behavior.verification.causes import (
     REPLAYED,
     Cause,
+    Images,
     Witness,
     explain,
     first_line,
@@ -161,10 +162,24 @@ class Verified:
 class EpochVerifier:
     """Verifies epochs of one run, one after the other."""
 
-    def __init__(self, files: RunFiles, replays: ReplayHistory, witnesses: Sequence[Witness] = ()) -> None:
-        """Name the run, its replay, and further ledgers that may know where a swapped file belongs."""
+    def __init__(
+        self,
+        files: RunFiles,
+        replays: ReplayHistory,
+        witnesses: Sequence[Witness] = (),
+        images: Images | None = None,
+    ) -> None:
+        """Name what is compared.
+
+        Args:
+            files: the run.
+            replays: its replay.
+            witnesses: further ledgers that may know where a swapped file belongs.
+            images: tells which images may have changed; by default what this run and its replay show.
+        """
         self.files, self.replays = files, replays
         self.witnesses = (Witness(files.ledger), *witnesses)
+        self._ask_images = images
 
     def verify(self, epoch: int) -> Verified:
         """Replay one epoch and compare it with everything that is recorded of it."""
@@ -207,9 +222,8 @@ class EpochVerifier:
         verdict = judge(differences, claimed)
         cause = None
         if verdict is Verdict.DIFFERENT:
-            cause = explain(
-                differences, recorded, replayed, self.witnesses, lambda: self._images(recorded, replayed)
-            )
+            images = self._ask_images or (lambda: self._images(recorded, replayed))
+            cause = explain(differences, recorded, replayed, self.witnesses, images)
         elif verdict is Verdict.CONSISTENT and claimed.is_complete:
             cause = Cause(f"another environment: {'; '.join(claimed.reasons)}")
         return self._verified(recorded, replayed, claimed, verdict, differences, cause, _order(recorded, replayed))

@@ -215,7 +215,7 @@ def test_another_perturbation_than_the_runs_is_found_by_verify(
     file.write_text(file.read_text().replace("perturb_seed: 7", "perturb_seed: 8"))
     outcome = clip_hba("verify", "checkpoints", fork)
     assert outcome.code == 1, outcome.output
-    # each epoch repeats under the seed that its own file records, which nothing on record lets differ from the run's
+    # each epoch repeats under the seed in its own file; nothing on record lets it differ from the run's
     assert outcome.output.count("Maximum parameter difference: 0.00e+00  (0 bits differ)") == 2
     for epoch in (2, 3):
         assert f"perturb_seed was 7 in epoch {epoch}, its file says; the run's is 8" in outcome.output

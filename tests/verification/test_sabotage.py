@@ -163,7 +163,7 @@ CASES = {
     "another learning rate in one epoch": Case(
         trained_under(lr=2e-3),
         (
-            "EPOCH 3 FAILED",  # though it repeats to the last bit under its own rate: nothing on record allows that
+            "EPOCH 3 FAILED",  # it repeats under its own rate, but nothing on record allows that
             "Maximum parameter difference: 0.00e+00  (0 bits differ)",
             "Likely cause: lr was 0.002 in epoch 3, its file says; the run's is 0.001",
             "problem: lr: the run's files and its checkpoints disagree\n"
