@@ -18,8 +18,8 @@ from clip_hba_behavior.model.backbone import load_backbone, tokenize_prompts, we
 from clip_hba_behavior.model.clip_hba import FrozenPrefix
 from clip_hba_behavior.model.feature_cache import FeatureCache
 from clip_hba_behavior.reproducibility.state.digest import digest
+from clip_hba_behavior.reproducibility.state.environment import device_model, library_versions
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
-from clip_hba_behavior.reproducibility.state.numerics import device_model, library_versions
 
 Progress = Callable[[str, int, int], None]
 
