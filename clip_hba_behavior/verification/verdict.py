@@ -82,8 +82,7 @@ def claim(origin: Mapping[str, Any], environment: Mapping[str, Any]) -> Claim:
     """
     if "versions" not in origin:
         return Claim("L2", ("the checkpoint does not say where it was made",))
-    there = {"device": origin["device"], "device_model": origin["device_model"], **origin["versions"]}
-    reasons = tuple(drift_from(there, environment))
+    reasons = tuple(drift_from(origin, environment))
     if reasons:
         return Claim("L2", reasons)
     host, now = origin.get("host"), environment["machine"]["host"]
