@@ -13,12 +13,18 @@ from clip_hba_behavior.data.standin import standin_backbone_directory, write_sta
 from clip_hba_behavior.model.clip_hba import CLIPHBA
 from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH
 from clip_hba_behavior.reproducibility.record.signals import StopRequest, stopping_on_signals
+from clip_hba_behavior.reproducibility.state import numerics
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
-from clip_hba_behavior.reproducibility.state.numerics import apply_numerics, check_sdpa_backend, resolve_device
 from clip_hba_behavior.reproducibility.state.rng import load_and_restore_rng_state
 from clip_hba_behavior.run.checkpoint import Checkpoint, save_dora_parameters
 from clip_hba_behavior.run.directory import RunDirectory, format_row
-from clip_hba_behavior.run.environment import check_fork, compare_environments, describe_environment, provenance
+from clip_hba_behavior.run.environment import (
+    check_fork,
+    compare_environments,
+    describe_environment,
+    package_changes_from,
+    provenance,
+)
 from clip_hba_behavior.run.fork import (
     adopt,
     fork_of,
@@ -28,7 +34,7 @@ from clip_hba_behavior.run.fork import (
     read_parent,
     refuse_meaningless,
 )
-from clip_hba_behavior.run.log import LOGGER_NAME, Report, epoch_line, logging_to, reporting
+from clip_hba_behavior.run.log import LOGGER_NAME, Report, epoch_line, logging_to, reporting, warn_of_changes
 from clip_hba_behavior.training import seed_protocol
 from clip_hba_behavior.training.inputs import load_inputs
 from clip_hba_behavior.training.state import TrainingState
@@ -42,7 +48,7 @@ def resolve_config(config: Config) -> Config:
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     cache_dir = Path(config.cache_dir or cache_home / "clip_hba_behavior")
     values: dict[str, Any] = {
-        "device": str(resolve_device(config.device)),
+        "device": str(numerics.resolve_device(config.device)),
         "num_threads": config.num_threads or len(os.sched_getaffinity(0)),
         "lr_schedule_epochs": config.lr_schedule_epochs or max(1, config.epochs),
         "cache_dir": str(cache_dir.expanduser().absolute()),
@@ -123,6 +129,7 @@ def start_fork(
     return _begin(config, parent, check)
 
 
+@numerics.numerics_left_as_they_were()
 def _begin(config: Config, parent: Checkpoint | None, check: Check) -> Path:
     refuse_meaningless(config)
     config = resolve_config(config)
@@ -140,7 +147,8 @@ def _begin(config: Config, parent: Checkpoint | None, check: Check) -> Path:
             trainer.begin()
         else:
             environment["drift"] = check_fork(parent, environment)
-            _warn_of(environment["drift"], logger)
+            environment["package_changes"] = package_changes_from(parent.provenance, environment)
+            warn_of_changes([*environment["drift"], *environment["package_changes"]], logger)
             environment["parent"] = adopt(trainer, parent, logger)
             note_fork(parent, directory.path, logger)
         directory.write_config(config)
@@ -157,6 +165,7 @@ def _begin(config: Config, parent: Checkpoint | None, check: Check) -> Path:
     return directory.path
 
 
+@numerics.numerics_left_as_they_were()
 def resume(
     run_dir: str | os.PathLike[str],
     settings: Mapping[str, Any] | None = None,
@@ -240,29 +249,24 @@ def _continue(
     recorded = source.read_environment()
     trainer, environment = build_trainer(config, _until_stopped(report, stop), logger)
     drift = compare_environments(source.path, recorded, environment, allow)
-    _warn_of(drift, logger)
+    other_package = package_changes_from(recorded, environment)
+    warn_of_changes([*drift, *other_package], logger)
     target.check_space(_bytes_to_come(trainer))
     trainer.restore(state)  # it may refuse; nothing has been written yet
     environment |= {"parent": recorded["parent"], "drift": [*recorded["drift"], *drift]}
+    environment["package_changes"] = [*recorded.get("package_changes", []), *other_package]
+    target.write_config(config)
     if target is not source:
         origin = {"run": str(source.path), "epoch": state.epoch, "state_digest": checkpoint.state_digest}
         environment["continued_from"] = origin
-        target.write_config(config)
         target.write_environment(environment)
         target.copy_history(source, state.epoch)
-    else:
-        target.write_config(config)
-        if drift:
-            target.write_environment(environment | {"continued_from": recorded["continued_from"]})
+    elif drift or other_package or "package" not in recorded:
+        target.write_environment(environment | {"continued_from": recorded["continued_from"]})
     within = f", step {state.step_in_epoch} of the next" if state.step_in_epoch else ""
     logger.info("Resuming from the state after epoch %d%s (%s)", state.epoch, within, checkpoint.path)
     load_and_restore_rng_state({"rng_state": state.rng_state}, logger)
     train_model(trainer, target, environment, logger, report, stop=stop, supersede=bool(drift))
-
-
-def _warn_of(drift: list[str], logger: logging.Logger) -> None:
-    for each in drift:
-        logger.warning("Not the same environment, so bits may differ: %s", each)
 
 
 def _until_stopped(report: Report, stop: StopRequest) -> Report:
@@ -328,9 +332,9 @@ def build_trainer(config: Config, report: Report, logger: logging.Logger) -> tup
     Raises:
         BadInputError: data, backbone or device cannot be used.
     """
-    device = resolve_device(config.device)
-    check_sdpa_backend(config.sdpa_backend, device)
-    apply_numerics(int(config.num_threads or 1), config.deterministic, config.tf32)
+    device = numerics.resolve_device(config.device)
+    numerics.check_sdpa_backend(config.sdpa_backend, device)
+    numerics.apply_numerics(int(config.num_threads or 1), config.deterministic, config.tf32)
     with_data = with_standin(config)
     if config.csv_file is None:
         logger.info("No csv_file given: training on the stand-in, images drawn from 66-d vectors")
