@@ -12,12 +12,16 @@ from clip_hba_behavior.config import Config
 from clip_hba_behavior.model.clip_hba import CLIPHBA
 from clip_hba_behavior.reproducibility.state.digest import tensor_bytes
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
-from clip_hba_behavior.reproducibility.state.rng import RngState, capture_rng_state, restore_rng_state
+from clip_hba_behavior.reproducibility.state.rng import (
+    RngState,
+    capture_rng_state,
+    restore_rng_state,
+    undisturbed_generators,
+)
 from clip_hba_behavior.reproducibility.state.snapshot import snapshot
 from clip_hba_behavior.training import seed_protocol
 from clip_hba_behavior.training.batch_order import draw_evaluation_seeds, draw_loader_seed, epoch_order
 from clip_hba_behavior.training.seed_protocol import Split
-from clip_hba_behavior.verification.replay import undisturbed_generators
 
 _MAX_DRAWS_APART = 2000
 

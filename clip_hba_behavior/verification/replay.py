@@ -1,8 +1,7 @@
 """One epoch trained again from a recorded state."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.numerics import SDPA_BACKENDS, check_sdpa_backend, resolve_device
-from clip_hba_behavior.reproducibility.state.rng import RngState, capture_rng_state, restore_rng_state
+from clip_hba_behavior.reproducibility.state.rng import RngState, restore_rng_state, undisturbed_generators
 from clip_hba_behavior.run.life import build_trainer, resolve_config
 from clip_hba_behavior.run.log import Report
 from clip_hba_behavior.training import seed_protocol
@@ -127,16 +126,6 @@ def make_trainer(config: Config, report: Report, logger: logging.Logger) -> tupl
             + "\n  say where they are now: --config FILE with these keys"
         )
     return build_trainer(config, report, logger)
-
-
-@contextmanager
-def undisturbed_generators() -> Iterator[None]:
-    """Let something draw, and put the global generators back."""
-    before = capture_rng_state()
-    try:
-        yield
-    finally:
-        restore_rng_state(before)
 
 
 def epoch_batches(config: Config, num_images: int, rng_state: RngState, epoch: int) -> tuple[torch.Tensor, ...]:
