@@ -8,8 +8,9 @@ from typing import Any
 
 from clip_hba_behavior.config import Config, make_config
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.numerics import numerics_left_as_they_were
 from clip_hba_behavior.reproducibility.state.snapshot import snapshot
-from clip_hba_behavior.run.environment import changed_data
+from clip_hba_behavior.run.environment import changed_data, package_changes_from
 from clip_hba_behavior.run.log import Report
 from clip_hba_behavior.training.trainer import Trainer
 from clip_hba_behavior.verification.derived import DerivedRun, derive_run
@@ -23,6 +24,7 @@ from clip_hba_behavior.verification.verdict import Word
 Origins = Mapping[int, Mapping[str, Any]]  # each epoch's provenance
 
 
+@numerics_left_as_they_were()
 def verify_checkpoints(
     path: Path,
     given: Mapping[str, Any],
@@ -97,7 +99,7 @@ def verify_checkpoints(
         epochs=tuple(outcomes),
         problems=(*disagreements(history, origins), *_other_columns(history, read)),
         drift=tuple(_drift(history, origins)),
-        notes=(*history.notes, *notes),
+        notes=(*history.notes, *notes, *_package_changes(history, origins, environment)),
         seconds=time.monotonic() - began,
         **about,
     )
@@ -209,6 +211,13 @@ def _drift(history: History, origins: Origins) -> list[str]:
     for origin in origins.values():
         found += [each for each in origin.get("drift", []) if each not in found]
     return found
+
+
+def _package_changes(history: History, origins: Origins, environment: Mapping[str, Any]) -> list[str]:
+    """Name other versions and sources of this package, on the run's way and now: they change bits or do not."""
+    found = list((history.environment or {}).get("package_changes", []))
+    found += [each for origin in origins.values() for each in package_changes_from(origin, environment)]
+    return list(dict.fromkeys(found))
 
 
 def disagreements(history: History, origins: Origins) -> list[str]:
