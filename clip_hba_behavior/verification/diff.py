@@ -9,6 +9,7 @@ from typing import Any
 from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH
 from clip_hba_behavior.reproducibility.state.compare import Comparison, compare
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.numerics import numerics_left_as_they_were
 from clip_hba_behavior.run.checkpoint import Checkpoint
 from clip_hba_behavior.run.environment import changed_data
 from clip_hba_behavior.run.log import Report
@@ -125,6 +126,7 @@ class _Place:
     lines: tuple[str, ...]
 
 
+@numerics_left_as_they_were()
 def diff_runs(
     first: Path, second: Path, with_replay: bool, logger: logging.Logger, report: Report
 ) -> RunDifference:

@@ -17,6 +17,7 @@ from clip_hba_behavior.model.clip_hba import CLIPHBA
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, NotReproducibleError
 from clip_hba_behavior.reproducibility.state.files import publish
+from clip_hba_behavior.reproducibility.state.numerics import numerics_left_as_they_were
 from clip_hba_behavior.reproducibility.state.rng import MISSING, RngState
 from clip_hba_behavior.reproducibility.state.snapshot import restore_parameters
 from clip_hba_behavior.run.checkpoint import Checkpoint, checkpoint_path, read_checkpoint, to_bytes
@@ -110,6 +111,7 @@ class _OldRun:
         return derive_run(config, self.num_images, self.model, self.clip, max(self.files))
 
 
+@numerics_left_as_they_were()
 def reconstruct(
     directory: Path,
     given: Mapping[str, Any],
