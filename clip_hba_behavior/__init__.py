@@ -8,6 +8,8 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from clip_hba_behavior.version import __version__
+
 if TYPE_CHECKING:
     from clip_hba_behavior.config import Config, make_config
     from clip_hba_behavior.reproducibility.state.compare import compare
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # cuBLAS reads it when CUDA starts: without a fixed workspace its sums may differ from call to call.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Config": "config",
@@ -48,6 +48,7 @@ __all__ = [
     "NotReproducibleError",
     "StoppedError",
     "TrainingState",
+    "__version__",
     "compare",
     "load_and_restore_rng_state",
     "make_config",

@@ -185,7 +185,8 @@ def save_dora_parameters(
         trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
         content = dict(snapshot(trainable))
         if save_rng_state:
-            content["rng_state"] = capture_rng_state()
+            device = next((each.device for each in trainable.values()), torch.device("cpu"))
+            content["rng_state"] = capture_rng_state(device)
         content |= {"epoch": epoch, "partial": True, "format_version": FORMAT_VERSION}
     _publish(path, content)
     if save_rng_state:

@@ -7,18 +7,50 @@ from typing import Any
 
 from clip_hba_behavior.config import Config, make_config
 from clip_hba_behavior.reproducibility.state.digest import digest
+from clip_hba_behavior.reproducibility.state.environment import (
+    NAMES,
+    Changes,
+    environment_changes,
+    is_compared,
+    library_versions,
+    machine,
+    package_changes,
+    sentences,
+    sources_digest,
+    variables,
+)
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
-from clip_hba_behavior.reproducibility.state.numerics import library_versions, machine
 from clip_hba_behavior.run.checkpoint import Checkpoint
 from clip_hba_behavior.training.inputs import Inputs
+from clip_hba_behavior.version import TRAJECTORY_VERSION, __version__
 
-_VERSIONS_THAT_MATTER = ("torch", "transformers", "numpy", "scipy", "pillow", "cuda")
+# What computes a state from the one before it. Not what reads tables, prompts and weights, which are digested as
+# they were read, nor what writes, compares and reports.
+SOURCES = (
+    "training/**/*.py",
+    "model/**/*.py",
+    "rsa/**/*.py",
+    "data/augmentation.py",
+    "data/images.py",
+    "reproducibility/state/digest.py",
+    "reproducibility/state/numerics.py",
+    "reproducibility/state/philox.py",
+    "reproducibility/state/rng.py",
+    "reproducibility/state/snapshot.py",
+)
+_PACKAGE = Path(__file__).parents[1]
 
 
 def describe_environment(config: Config, inputs: Inputs) -> dict[str, Any]:
     """Return what stands in `environment.json`."""
     return {
+        "package": {
+            "version": __version__,
+            "trajectory_version": TRAJECTORY_VERSION,
+            "sources": sources_digest(_PACKAGE, SOURCES),
+        },
         "versions": library_versions(),
+        "variables": variables(),
         "machine": machine(inputs.device),
         "device": str(inputs.device),
         "trajectory": config.trajectory(),
@@ -27,6 +59,7 @@ def describe_environment(config: Config, inputs: Inputs) -> dict[str, Any]:
         "parent": None,
         "continued_from": None,
         "drift": [],
+        "package_changes": [],
         "images": {
             path.name: image_digest[:16]
             for path, image_digest in zip(inputs.image_paths, inputs.image_digests, strict=True)
@@ -45,7 +78,9 @@ def provenance(config: Config, environment: Mapping[str, Any]) -> dict[str, Any]
         "config": config.trajectory(),
         "config_digest": digest(config.trajectory()),
         "digests": environment["digests"],
+        "package": environment["package"],
         "versions": environment["versions"],
+        "variables": environment["variables"],
         "device": environment["device"],
         "device_model": environment["machine"]["device_model"],
         "host": environment["machine"]["host"],
@@ -63,8 +98,8 @@ def compare_environments(
         run: the run's directory, for the message.
         recorded: its `environment.json`.
         found: `describe_environment` now.
-        allow: what may be another: keys of the configuration, of the digests, names of libraries, `device`,
-            `device_model`.
+        allow: what may be another: keys of the configuration, of the digests, or of what `environment_changes`
+            compares.
 
     Returns:
         What differs and was allowed: a sentence each, to be recorded as drift.
@@ -75,9 +110,9 @@ def compare_environments(
     # a key that was added since the run was made had its default's effect
     changes = _changes(make_config({}).trajectory() | recorded["trajectory"], found["trajectory"])
     changes |= _changes(recorded["digests"], found["digests"])
-    changes |= _changes(_machine_and_versions(recorded), _machine_and_versions(found))
-    known = [*found["digests"], *_machine_and_versions(found), *found["trajectory"]]
-    unknown = sorted(set(allow) - set(known))
+    changes |= environment_changes(recorded, found)
+    known = [*found["digests"], *NAMES, *found["trajectory"]]
+    unknown = sorted(key for key in set(allow) - set(known) if not is_compared(key))
     if unknown:
         raise BadInputError(
             f"--allow {', '.join(unknown)}: nothing of that name is compared\n  known: {', '.join(known)}"
@@ -95,18 +130,11 @@ def compare_environments(
             + "\n  ".join(lines)
             + f"\n  put it back as it was, or go on all the same, on record, with --allow {','.join(refused)}"
         )
-    return [f"{key} was {then}, is {now}" for key, (then, now) in changes.items()]
+    return sentences(changes)
 
 
-def _changes(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _changes(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> Changes:
     return {key: (recorded.get(key), now) for key, now in found.items() if recorded.get(key) != now}
-
-
-def _machine_and_versions(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of machine and libraries bears on the bits; Python and the tokenizer, for instance, do not."""
-    versions = {name: value for name, value in environment["versions"].items() if name in _VERSIONS_THAT_MATTER}
-    there = {"device": environment["device"], "device_model": environment["machine"]["device_model"]}
-    return there | versions
 
 
 def two_settings(epoch: int) -> str:
@@ -158,14 +186,22 @@ def check_fork(parent: Checkpoint, found: Mapping[str, Any]) -> list[str]:
             + "\n  ".join(changed).replace("in the run:", "in parent:  ")
             + "\n  name the data and the backbone of the baseline"
         )
-    there = {"device": origin["device"], "device_model": origin["device_model"]}
-    return drift_from(there | origin["versions"], found)
+    return drift_from(origin, found)
 
 
 def drift_from(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Name what may change bits and is not as it was: device, processor, versions; a sentence each."""
-    now = {"device": found["device"], "device_model": found["machine"]["device_model"], **found["versions"]}
-    return [f"{key} was {recorded.get(key)}, is {now[key]}" for key in now if recorded.get(key) != now[key]]
+    """Name what may change bits and is not as it was; a sentence each.
+
+    Args:
+        recorded: an `environment.json`, or a checkpoint's provenance.
+        found: `describe_environment` now.
+    """
+    return sentences(environment_changes(recorded, found))
+
+
+def package_changes_from(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Name another version or other sources of this package, as `drift_from` does; they lower no claim."""
+    return sentences(package_changes(recorded, found))
 
 
 def _differing(what: str, recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:

@@ -14,11 +14,18 @@ from clip_hba_behavior.reproducibility.record.recorder import Recorder
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.record.signals import stopping_on_signals
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
+from clip_hba_behavior.reproducibility.state.numerics import numerics_left_as_they_were
 from clip_hba_behavior.reproducibility.state.rng import load_and_restore_rng_state
 from clip_hba_behavior.run.assembly import build_trainer, resolve_config
 from clip_hba_behavior.run.checkpoint import Checkpoint, save_dora_parameters
 from clip_hba_behavior.run.directory import RunDirectory
-from clip_hba_behavior.run.environment import check_fork, compare_environments, provenance, two_settings
+from clip_hba_behavior.run.environment import (
+    check_fork,
+    compare_environments,
+    package_changes_from,
+    provenance,
+    two_settings,
+)
 from clip_hba_behavior.run.fork import (
     adopt,
     fork_of,
@@ -28,7 +35,7 @@ from clip_hba_behavior.run.fork import (
     read_parent,
     refuse_meaningless,
 )
-from clip_hba_behavior.run.log import session
+from clip_hba_behavior.run.log import session, warn_of_changes
 from clip_hba_behavior.run.repair import repair_records
 from clip_hba_behavior.run.replayer import Replayer
 from clip_hba_behavior.run.results import RESULTS
@@ -92,6 +99,7 @@ def start_fork(
     return _begin(config, parent, check)
 
 
+@numerics_left_as_they_were()
 def _begin(config: Config, parent: Checkpoint | None, check: Check) -> Path:
     refuse_meaningless(config)
     config = resolve_config(config)
@@ -103,7 +111,8 @@ def _begin(config: Config, parent: Checkpoint | None, check: Check) -> Path:
             trainer.begin()
         else:
             environment["drift"] = check_fork(parent, environment)
-            _warn_of(environment["drift"], here)
+            environment["package_changes"] = package_changes_from(parent.provenance, environment)
+            warn_of_changes([*environment["drift"], *environment["package_changes"]], here.logger)
             environment["parent"] = adopt(trainer, parent, here.logger)
             note_fork(parent, directory.path, here.logger)
         directory.write_config(config)
@@ -119,6 +128,7 @@ def _begin(config: Config, parent: Checkpoint | None, check: Check) -> Path:
     return directory.path
 
 
+@numerics_left_as_they_were()
 def resume(
     run_dir: str | os.PathLike[str],
     settings: Mapping[str, Any] | None = None,
@@ -186,10 +196,12 @@ def _continue(
     recorded = source.read_environment()
     trainer, environment = build_trainer(config, here)
     drift = compare_environments(source.path, recorded, environment, allow)
-    _warn_of(drift, here)
+    other_package = package_changes_from(recorded, environment)
+    warn_of_changes([*drift, *other_package], here.logger)
     target.check_space(_bytes_to_come(trainer))
     trainer.restore(state)  # it may refuse; nothing has been written yet
     environment |= {"parent": recorded["parent"], "drift": [*recorded["drift"], *drift]}
+    environment["package_changes"] = [*recorded.get("package_changes", []), *other_package]
     if target is not source:
         origin = {"run": str(source.path), "epoch": state.epoch, "state_digest": checkpoint.state_digest}
         environment["continued_from"] = origin
@@ -211,7 +223,7 @@ def _continue(
         _keep_apart(target, after, f"the run went on otherwise on request: {'; '.join(drift)}", here)
     if target is source:
         target.write_config(config)
-        if environment["drift"] != recorded["drift"]:
+        if environment["drift"] != recorded["drift"] or other_package or "package" not in recorded:
             target.write_environment(environment | {"continued_from": recorded["continued_from"]})
     within = f", step {state.step_in_epoch} of the next" if state.step_in_epoch else ""
     here.logger.info("Resuming from the state after epoch %d%s (%s)", state.epoch, within, checkpoint.path)
@@ -241,11 +253,6 @@ def _keep_apart(run: RunDirectory, after: tuple[int, int], why: str, here: Sessi
     for each in found:
         here.logger.warning("Kept apart: %s", describe(each))
     return " and ".join(str(each["original"]) for each in found)
-
-
-def _warn_of(drift: list[str], here: Session) -> None:
-    for each in drift:
-        here.logger.warning("Not the same environment, so bits may differ: %s", each)
 
 
 def _bytes_to_come(trainer: Trainer) -> int:

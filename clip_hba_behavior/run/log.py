@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -115,3 +115,9 @@ def epoch_line(metrics: Mapping[str, Any], last_epoch: int, seconds: float) -> s
         f"test loss {metrics['test_loss']:.4f}, behavioral RSA rho {metrics['behavioral_rsa_rho']:.4f} "
         f"(p {metrics['behavioral_rsa_p_value']:.3g}), {seconds:.1f} s"
     )
+
+
+def warn_of_changes(changes: Iterable[str], logger: logging.Logger) -> None:
+    """Name what is not as it was when the run, or its parent, was made; a sentence each."""
+    for each in changes:
+        logger.warning("Not the same environment, so bits may differ: %s", each)

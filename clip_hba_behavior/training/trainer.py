@@ -96,7 +96,7 @@ class Trainer:
         return TrainingState(
             parameters=snapshot(self.parameters),
             optimizer_state=snapshot(self.optimizer.state_dict()),
-            rng_state=snapshot(capture_rng_state()),
+            rng_state=snapshot(capture_rng_state(self.inputs.device)),
             early_stopping_state=self.early_stopping.state(),
             epoch=self.epoch,
             step_in_epoch=self.step_in_epoch,
@@ -136,7 +136,7 @@ class Trainer:
         Raises:
             NonFiniteLossError: the loss is infinite or not a number.
         """
-        rng_state = capture_rng_state()
+        rng_state = capture_rng_state(self.inputs.device)
         if self.step_in_epoch == 0:
             self.epoch_start_rng_state = rng_state
             if self._counters_begin_here():
@@ -236,7 +236,7 @@ class Trainer:
         state = {
             "parameters": self.parameters,
             "optimizer_state": self.optimizer.state_dict()["state"],
-            "rng_state": capture_rng_state(),
+            "rng_state": capture_rng_state(self.inputs.device),
         }
         return {name: leaf_digest(leaf)[:16] for name, leaf in leaves(state)}
 

@@ -23,8 +23,8 @@ RUNS: Sides = ("in A", "in B")
 _ONE_SIDED = ("only in the first", "only in the second")
 
 
-# Tells, of batches that differ, whether their rows are the same, and which images alone may have changed; none where
-# they cannot be told from the others.
+# Tells, of batches that differ, whether their rows are the same, and which images alone may have changed: none
+# where they cannot be told from the others.
 Images = Callable[[], tuple[bool, Sequence[str]]]
 
 

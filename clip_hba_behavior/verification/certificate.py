@@ -16,7 +16,8 @@ from clip_hba_behavior.verification.outcome import Verification
 from clip_hba_behavior.verification.text import closing_line
 
 FORMAT_VERSION = 1
-_RECORDED = ("versions", "device", "device_model", "host", "digests", "config_digest", "parent", "drift")
+_VERSIONS = ("package", "versions", "variables", "device")
+_RECORDED = (*_VERSIONS, "device_model", "host", "digests", "config_digest", "parent", "drift")
 
 
 def certificate(verification: Verification) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def certificate(verification: Verification) -> dict[str, Any]:
         "config_digest": digest(verification.config),
         "digests": environment.get("digests", {}),
         "recorded_environment": {key: verification.recorded.get(key) for key in _RECORDED},
-        "environment": {key: environment.get(key) for key in ("versions", "device", "machine", "git_commit")},
+        "environment": {key: environment.get(key) for key in (*_VERSIONS, "machine", "git_commit")},
         "problems": list(verification.problems),
         "notes": list(verification.notes),
         "drift": list(verification.drift),

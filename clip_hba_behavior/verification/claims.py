@@ -36,16 +36,12 @@ def claim(origin: Mapping[str, Any], environment: Mapping[str, Any], is_complete
         return Claim("L2", (reason,), INCOMPLETE, is_complete=False)
     if not own_table:
         reason = f"another program wrote the results, which repeats them but for rounding: {_WITHIN}"
-        is_here = "versions" in origin and not drift_from(_flat(origin), environment)
+        is_here = "versions" in origin and not drift_from(origin, environment)
         return Claim("L2", (reason,), ANOTHER_PROGRAM if is_here else INCOMPLETE, is_complete=False)
     if "versions" not in origin:
         return Claim("L2", ("the checkpoint does not say where it was made",), ELSEWHERE)
-    reasons = tuple(drift_from(_flat(origin), environment))
+    reasons = tuple(drift_from(origin, environment))
     if reasons:
         return Claim("L2", reasons, ELSEWHERE)
     host, now = origin.get("host"), environment["machine"]["host"]
     return Claim("L0") if host == now else Claim("L1", (f"host was {host or 'not recorded'}, is {now}",))
-
-
-def _flat(origin: Mapping[str, Any]) -> dict[str, Any]:
-    return {"device": origin["device"], "device_model": origin["device_model"], **origin["versions"]}

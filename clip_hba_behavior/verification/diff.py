@@ -13,6 +13,7 @@ from clip_hba_behavior.reproducibility.record.judge import Verdict
 from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH, Step
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.numerics import numerics_left_as_they_were
 from clip_hba_behavior.run.environment import changed_data
 from clip_hba_behavior.run.replayer import Replayer
 from clip_hba_behavior.verification.causes import (
@@ -83,6 +84,7 @@ class _Run:
         return self.origins.get(max(self.origins, default=0) if epoch is None else epoch, {})
 
 
+@numerics_left_as_they_were()
 def diff_runs(first: Path, second: Path, with_replay: bool, session: Session) -> RunDifference:
     """Find the first epoch, step and thing in which two runs differ.
 

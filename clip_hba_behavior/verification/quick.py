@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from clip_hba_behavior.config import Config, make_config
 from clip_hba_behavior.data.standin import write_standin_dataset
 from clip_hba_behavior.reproducibility.record.session import Session
@@ -27,7 +25,8 @@ from clip_hba_behavior.reproducibility.state.compare import Comparison, compare
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.errors import StoppedError
 from clip_hba_behavior.reproducibility.state.files import publish
-from clip_hba_behavior.reproducibility.state.rng import capture_rng_state, restore_rng_state
+from clip_hba_behavior.reproducibility.state.numerics import numerics_left_as_they_were
+from clip_hba_behavior.reproducibility.state.rng import undisturbed_generators
 from clip_hba_behavior.reproducibility.state.snapshot import snapshot
 from clip_hba_behavior.run.assembly import build_trainer, resolve_config
 from clip_hba_behavior.run.checkpoint import (
@@ -118,7 +117,8 @@ def verify_quick(
     with (
         tempfile.TemporaryDirectory(prefix="clip-hba-quick-") as name,
         _new_process() as process,  # its imports take seconds; meanwhile the work here goes on
-        _process_left_as_it_was(),
+        numerics_left_as_they_were(),  # the caller may be in the middle of work of its own
+        undisturbed_generators(),
     ):
         directory = Path(name)
         write_standin_dataset(directory, num_images=60)
@@ -228,29 +228,6 @@ def _group_lines(name: str, group: Comparison) -> list[str]:
     if len(group.differences) > MOST_SHOWN:
         lines.append(f"  and {len(group.differences) - MOST_SHOWN} more")
     return lines
-
-
-@contextmanager
-def _process_left_as_it_was() -> Iterator[None]:
-    """Put numerics and random states back: the caller may be in the middle of work of its own."""
-    flags = [
-        (torch.backends.cudnn, "benchmark"),
-        (torch.backends.cudnn, "deterministic"),
-        (torch.backends.cudnn, "allow_tf32"),
-        (torch.backends.cuda.matmul, "allow_tf32"),
-    ]
-    values = [getattr(owner, name) for owner, name in flags]
-    num_threads, rng_state = torch.get_num_threads(), capture_rng_state()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    try:
-        yield
-    finally:
-        for (owner, name), value in zip(flags, values, strict=True):
-            setattr(owner, name, value)
-        torch.set_num_threads(num_threads)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        restore_rng_state(rng_state)
 
 
 @contextmanager

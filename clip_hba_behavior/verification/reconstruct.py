@@ -18,6 +18,7 @@ from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, NotReproducibleError
 from clip_hba_behavior.reproducibility.state.files import publish
+from clip_hba_behavior.reproducibility.state.numerics import numerics_left_as_they_were
 from clip_hba_behavior.reproducibility.state.rng import MISSING, RngState
 from clip_hba_behavior.reproducibility.state.snapshot import restore_parameters
 from clip_hba_behavior.run.assembly import build_trainer, resolve_config, with_standin
@@ -109,6 +110,7 @@ class _OldRun:
         return SeedHistory(config, self.num_images, self.model, self.clip, max(self.files))
 
 
+@numerics_left_as_they_were()
 def reconstruct(
     directory: Path,
     given: Mapping[str, Any],

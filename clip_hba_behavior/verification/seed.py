@@ -3,8 +3,7 @@
 Nothing is trained: forward and backward draw nothing, so the draws of the seed protocol are all there is.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from transformers import CLIPConfig
@@ -14,7 +13,12 @@ from clip_hba_behavior.model.clip_hba import CLIPHBA
 from clip_hba_behavior.reproducibility.record.epoch import Epoch
 from clip_hba_behavior.reproducibility.state.digest import digest, tensor_bytes
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
-from clip_hba_behavior.reproducibility.state.rng import RngState, capture_rng_state, restore_rng_state
+from clip_hba_behavior.reproducibility.state.rng import (
+    RngState,
+    capture_rng_state,
+    restore_rng_state,
+    undisturbed_generators,
+)
 from clip_hba_behavior.reproducibility.state.snapshot import snapshot
 from clip_hba_behavior.training import seed_protocol
 from clip_hba_behavior.training.batch_order import draw_evaluation_seeds, draw_loader_seed, epoch_order
@@ -69,16 +73,6 @@ class SeedHistory:
         """Return what the seed implies of the state after an epoch."""
         parameters = self.initial_parameters if number == 0 else {}
         return Epoch(number, end=PartialState(parameters, self.rng_states[number]))
-
-
-@contextmanager
-def undisturbed_generators() -> Iterator[None]:
-    """Let something draw, and put the global generators back."""
-    before = capture_rng_state()
-    try:
-        yield
-    finally:
-        restore_rng_state(before)
 
 
 def epoch_batches(config: Config, num_images: int, rng_state: RngState, epoch: int) -> tuple[torch.Tensor, ...]:

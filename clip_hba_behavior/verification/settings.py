@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from clip_hba_behavior.reproducibility.state.environment import environment_changes, is_compared, package_changes
 from clip_hba_behavior.verification.files import RunFiles
 
 _NUMERICS = {"num_threads", "deterministic", "tf32", "sdpa_backend", "eval_batch_size", "chunk_size"}
@@ -65,6 +66,10 @@ def differing_settings(
                 for name in sorted(files[0].keys() | files[1].keys())
                 if files[0].get(name) != files[1].get(name)
             ]
+    there, here = ({**each.environment, **origin} for each, origin in zip(pair, origins, strict=True))
+    changes = package_changes(there, here) | environment_changes(there, here)
+    named = {name.removeprefix("version of ") for name in facts[0]}
+    found += [Setting(name, *values) for name, values in changes.items() if name not in named]
     kinds = _LIKELY.get(thing or "", _LIKELY["parameters"])
 
     def likeliest(each: Setting) -> tuple[int, bool]:
@@ -99,8 +104,10 @@ def _kind(name: str, kinds: tuple[str, ...]) -> str:
         return "update"
     if name in _NUMERICS or name.startswith("device"):
         return "numerics"
-    if name.startswith("version of "):
+    if name.startswith("version of ") or is_compared(name):
         return "versions"
+    if name.startswith("package_"):
+        return "package"  # the least likely: most changes of sources change no bit
     if name == "the digest of the weights":
         return "weights"
     if name.startswith(("the digest of the ", "images: ", "targets: ")):

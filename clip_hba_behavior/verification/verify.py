@@ -14,9 +14,10 @@ from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH, Record
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.numerics import numerics_left_as_they_were
 from clip_hba_behavior.reproducibility.state.rng import MISSING, RESTORED
 from clip_hba_behavior.reproducibility.state.snapshot import restore_parameters
-from clip_hba_behavior.run.environment import changed_data, two_settings
+from clip_hba_behavior.run.environment import changed_data, package_changes_from, two_settings
 from clip_hba_behavior.run.replayer import Replayer
 from clip_hba_behavior.run.results import METRICS, RESULTS_NAME
 from clip_hba_behavior.training.state import TrainingState
@@ -42,6 +43,7 @@ from clip_hba_behavior.verification.seed import draws_apart, epoch_batches, same
 Say = Callable[[EpochOutcome], None]
 
 
+@numerics_left_as_they_were()
 def verify_checkpoints(
     path: Path,
     given: Mapping[str, Any],
@@ -109,7 +111,7 @@ def verify_checkpoints(
         epochs=tuple(outcomes),
         problems=tuple(files.disagreements(origins)),
         drift=tuple(dict.fromkeys(drift)),
-        notes=tuple(notes),
+        notes=(*notes, *_package_changes(files, origins, environment)),
         seconds=time.monotonic() - began,
         **about,
     )
@@ -143,6 +145,15 @@ def _changed(
         return []
     recorded = {key: files.environment.get(key) for key in ("images", "targets")}
     return changed_data(recorded | {"digests": origins[max(origins)]["digests"]}, environment)
+
+
+def _package_changes(
+    files: RunFiles, origins: Mapping[int, Mapping[str, Any]], environment: Mapping[str, Any]
+) -> list[str]:
+    """Name other versions and sources of this package, on the run's way and now: they change bits or do not."""
+    found = list(files.environment.get("package_changes", []))
+    found += [each for origin in origins.values() for each in package_changes_from(origin, environment)]
+    return list(dict.fromkeys(found))
 
 
 class Verified:

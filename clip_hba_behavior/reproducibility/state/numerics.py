@@ -1,12 +1,7 @@
-"""Settings that change bits: apply them, and record what else the bits depend on."""
+"""Settings that change bits: check them, apply them, put them back."""
 
-import os
-import platform
-import sys
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch.nn.attention import SDPBackend
@@ -18,7 +13,6 @@ SDPA_BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-_LIBRARIES = ("torch", "transformers", "numpy", "scipy", "pillow", "safetensors", "tokenizers")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -74,42 +68,26 @@ def apply_numerics(num_threads: int, deterministic: bool, tf32: bool) -> None:
     torch.backends.cudnn.allow_tf32 = tf32
 
 
-def device_model(device: torch.device) -> str:
-    """Name the processor that computes: its model, and on a CPU the instruction set in use."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{_cpu_model()} ({torch.backends.cpu.get_cpu_capability()})"
+@contextmanager
+def numerics_left_as_they_were() -> Iterator[None]:
+    """Put back what `apply_numerics` sets: the caller may go on with work of its own in this process.
 
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-@cache
-def library_versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that compute."""
-    versions = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    if torch.version.cuda is not None:
-        versions["cuda"] = torch.version.cuda
-    return versions
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """Describe this machine; of it only `device_model` bears on the bits."""
-    return {
-        "host": platform.node(),
-        "system": platform.platform(),
-        "executable": sys.executable,
-        "num_cores": os.cpu_count(),
-        "device_model": device_model(device),
-    }
+    The random states are not touched.
+    """
+    flags = [
+        (torch.backends.cudnn, "benchmark"),
+        (torch.backends.cudnn, "deterministic"),
+        (torch.backends.cudnn, "allow_tf32"),
+        (torch.backends.cuda.matmul, "allow_tf32"),
+    ]
+    values = [getattr(owner, name) for owner, name in flags]
+    num_threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        yield
+    finally:
+        for (owner, name), value in zip(flags, values, strict=True):
+            setattr(owner, name, value)
+        torch.set_num_threads(num_threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)

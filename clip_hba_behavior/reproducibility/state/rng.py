@@ -2,24 +2,30 @@
 
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
 RngState = dict[str, Any]
+_CPU = torch.device("cpu")
 
 SAVED = "Saved RNG states for reproducibility"
 RESTORED = "✓ Restored RNG states from checkpoint for reproducible shuffle order"
 MISSING = "⚠️  WARNING: No RNG states in checkpoint. Batch order will differ."
 
 
-def capture_rng_state() -> RngState:
-    """Return the state of torch's, NumPy's and Python's global generators, and of the CUDA device's.
+def capture_rng_state(device: torch.device = _CPU) -> RngState:
+    """Return the state of torch's, NumPy's and Python's global generators, and of a CUDA device's.
 
     NumPy's key array is stored as a uint32 tensor: torch's safe loader refuses the raw array, and
     `np.random.set_state` takes the tensor as it is.
+
+    Args:
+        device: where the run computes. What the state holds follows from it alone: whether the process has used
+            CUDA for something else must not count in the digest, and neither must the number of devices.
     """
     algorithm, key, position, has_gauss, cached_gaussian = np.random.get_state(legacy=True)
     state: RngState = {
@@ -33,10 +39,8 @@ def capture_rng_state() -> RngState:
         ),
         "python_rng_state": random.getstate(),
     }
-    # Asking an idle CUDA device for its state would start CUDA in a run on the CPU.
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        # of the device in use alone: how many others can be seen must not count in the state's digest
-        state["cuda_rng_state_all"] = [torch.cuda.get_rng_state()]
+    if device.type == "cuda":
+        state["cuda_rng_state_all"] = [torch.cuda.get_rng_state(device)]
     return state
 
 
@@ -54,6 +58,16 @@ def restore_rng_state(state: Mapping[str, Any]) -> None:
     if "cuda_rng_state_all" in state and torch.cuda.is_available():
         states = state["cuda_rng_state_all"]  # the earlier pipeline saved one for every device
         torch.cuda.set_rng_state(states[min(torch.cuda.current_device(), len(states) - 1)])
+
+
+@contextmanager
+def undisturbed_generators() -> Iterator[None]:
+    """Let something draw, and put all global generators back, CUDA's too if this process has started it."""
+    before = capture_rng_state(torch.device("cuda" if torch.cuda.is_initialized() else "cpu"))
+    try:
+        yield
+    finally:
+        restore_rng_state(before)
 
 
 def seed_generators(seed: int) -> None:

@@ -11,6 +11,7 @@ from clip_hba_behavior.reproducibility.state.rng import (
     load_and_restore_rng_state,
     restore_rng_state,
     seed_generators,
+    undisturbed_generators,
 )
 
 
@@ -47,6 +48,24 @@ def test_capturing_draws_nothing() -> None:
     assert digest(capture_rng_state()) == digest(capture_rng_state())
 
 
+def test_generators_are_put_back_after_something_drew() -> None:
+    before = digest(capture_rng_state())
+    with undisturbed_generators():
+        draw_everywhere()
+        assert digest(capture_rng_state()) != before
+    assert digest(capture_rng_state()) == before
+
+
+def test_a_state_of_the_cpu_is_the_same_in_a_process_that_has_used_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digest(capture_rng_state())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_rng_state", lambda *device: torch.zeros(16, dtype=torch.uint8))
+    assert "cuda_rng_state_all" not in capture_rng_state()
+    assert digest(capture_rng_state()) == before
+    assert len(capture_rng_state(torch.device("cuda", 0))["cuda_rng_state_all"]) == 1
+
+
 def test_the_guides_messages(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
     logger = logging.getLogger("test")
     with caplog.at_level(logging.INFO):
@@ -65,9 +84,17 @@ def test_the_guides_messages(caplog: pytest.LogCaptureFixture, capsys: pytest.Ca
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_cuda_device_goes_on_where_it_was() -> None:
-    torch.zeros(1, device="cuda")
-    state = capture_rng_state()
+    state = capture_rng_state(torch.device("cuda"))
     assert len(state["cuda_rng_state_all"]) == 1
     first = torch.rand(5, device="cuda").tolist()
     restore_rng_state(state)
     assert torch.rand(5, device="cuda").tolist() == first
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_after_work_on_cuda_a_state_of_the_cpu_holds_no_stream_of_it() -> None:
+    before = digest(capture_rng_state())
+    torch.rand(1, device="cuda")
+    assert digest(capture_rng_state(torch.device("cpu"))) == before
+    assert "cuda_rng_state_all" in capture_rng_state(torch.device("cuda"))
