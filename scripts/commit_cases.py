@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+MAKE_DATA = "import sys, pathlib; from clip_hba_behavior.data.standin import write_standin_dataset as w; "
+MAKE_DATA += "w(pathlib.Path(sys.argv[1]), num_images=60)"
 DATA_FILES = {
     "csv_file": "annotations.csv",
     "img_dir": "images",
@@ -94,6 +96,12 @@ class Tree:
 
 
 Case = Callable[[Tree, Path], None]
+
+
+def make_data(tree: Tree, work: Path) -> None:
+    """Draw the synthetic data set with a tree's package."""
+    output = work / "data.output"
+    tree.finish(tree.start(["-c", MAKE_DATA, tree.data], output), output)
 
 
 # --- cases: each tree's own work ---------------------------------------------------------------------------

@@ -20,10 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from commit_cases import CASES, CROSS_CASES, Case, CaseError, Tree
+from commit_cases import CASES, CROSS_CASES, Case, CaseError, Tree, make_data
 
-MAKE_DATA = "import sys, pathlib; from clip_hba_behavior.data.standin import write_standin_dataset as w; "
-MAKE_DATA += "w(pathlib.Path(sys.argv[1]), num_images=60)"
 COMPARED_FILES = ("training_res.csv", "steps.jsonl", "best.json", "sweep.csv", "sweep.parquet")
 STATE_FOLDERS = ("dora_params", "step_checkpoints", "kept")
 NO_STATE_KEYS = {"provenance", "format_version"}
@@ -178,8 +176,7 @@ def compare_trees(old_path: Path, new_path: Path, chosen: Sequence[str], jobs: i
     )
     for tree in (old, new):
         refuse_another_package(tree, work)
-    output = work / "data.output"
-    old.finish(old.start(["-c", MAKE_DATA, work / "data"], output), output)
+    make_data(old, work)
     done: dict[tuple[str, str], str | None] = {}
 
     def do(side: str, tree: Tree, name: str) -> str | None:
