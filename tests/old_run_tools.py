@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from clip_hba_behavior.reproducibility.state.numerics import library_versions, machine
+from clip_hba_behavior.reproducibility.state.environment import library_versions, machine
 
 OLD_RUNS = Path(__file__).parent / "old_runs"
 EXPECTED: dict[str, Any] = json.loads((OLD_RUNS / "expected.json").read_text())

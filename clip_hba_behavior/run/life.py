@@ -212,9 +212,9 @@ def _continue(
         here.logger.warning("Repaired %s", sentence)
     trainer.apply_numerics()  # a replay may have set others
     if accept_mismatch is not None:
-        why = f"the recorded lines of epoch {accept_mismatch} on were not repeated; accepted on request"
+        why = f"mismatch accepted: what was recorded of epoch {accept_mismatch} on was not repeated"
         kept = _keep_apart(target, max(after, (accept_mismatch - 1, 0)), why, here)
-        environment["drift"].append(f"{why}, kept in {kept}")
+        environment["drift"].append(f"{why}; it is kept in {kept}")
     elif drift:
         if state.step_in_epoch > 0:
             environment["drift"].append(

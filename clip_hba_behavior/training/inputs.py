@@ -18,7 +18,12 @@ from clip_hba_behavior.model.backbone import load_backbone, tokenize_prompts, we
 from clip_hba_behavior.model.clip_hba import FrozenPrefix
 from clip_hba_behavior.model.feature_cache import FeatureCache
 from clip_hba_behavior.reproducibility.state.digest import digest
-from clip_hba_behavior.reproducibility.state.environment import device_model, library_versions, variables
+from clip_hba_behavior.reproducibility.state.environment import (
+    USUAL_VARIABLES,
+    device_model,
+    library_versions,
+    variables,
+)
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 
 Progress = Callable[[str, int, int], None]
@@ -170,7 +175,7 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         "weights": digests["weights"],
         "versions": {name: library_versions()[name] for name in ("torch", "transformers", "numpy")},
         "device_model": device_model(device),
-        "variables": variables(),
+        **({"variables": others} if (others := variables()) != USUAL_VARIABLES else {}),
         "num_threads": config.num_threads,
         "deterministic": config.deterministic,
         "tf32": config.tf32,

@@ -28,6 +28,7 @@ _VARIABLES = (
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
 )
 _PREFIXES = ("DNNL_", "CUBLAS_EMULATE_")
+USUAL_VARIABLES = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # what this package sets where nothing else is
 NAMES = ("device", "device_model", *_LIBRARIES_THAT_COMPUTE, "trajectory_version", *_VARIABLES)
 NOT_SET = "not set"
 NOT_AVAILABLE = "not available"
