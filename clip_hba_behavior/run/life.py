@@ -298,7 +298,8 @@ def _changed(config: Config, settings: Mapping[str, Any], allow: Collection[str]
     fixed = [
         key
         for key in Config.model_fields
-        if key not in FREE_KEYS and key not in allow and getattr(changed, key) != before.get(key)
+        if key not in FREE_KEYS | changed.without_effect() | set(allow)
+        and getattr(changed, key) != before.get(key)
     ]
     if fixed:
         lines = [
@@ -332,6 +333,8 @@ def build_trainer(config: Config, report: Report, logger: logging.Logger) -> tup
     check_sdpa_backend(config.sdpa_backend, device)
     apply_numerics(int(config.num_threads or 1), config.deterministic, config.tf32)
     with_data = with_standin(config)
+    if left_out := ", ".join(f"{key} {value}" for key, value in config.left_out().items()):
+        logger.info("No effect with perturb_type %s, so left out: %s", config.perturb_type, left_out)
     if config.csv_file is None:
         logger.info("No csv_file given: training on the stand-in, images drawn from 66-d vectors")
     if config.backbone == STANDIN:
