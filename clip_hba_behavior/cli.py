@@ -113,9 +113,12 @@ def fork(
     perturb_length: Annotated[
         int | None, typer.Option("--perturb-length", help="How many epochs are perturbed. Default: 1.")
     ] = None,
-    perturb_seed: Annotated[int | None, typer.Option("--perturb-seed", help="Seeds the draws.")] = None,
+    perturb_seed: Annotated[
+        int | None, typer.Option("--perturb-seed", help="Seeds the draws; no effect where there are none.")
+    ] = None,
     perturb_distribution: Annotated[
-        str | None, typer.Option("--perturb-distribution", help="For random_target: normal or target.")
+        str | None,
+        typer.Option("--perturb-distribution", help="normal or target; no effect but for random_target."),
     ] = None,
     epochs: Annotated[
         int | None, typer.Option("--epochs", help="Train up to this epoch. Default: the baseline's last.")
@@ -276,7 +279,7 @@ def sweep_run(
     sweep: Sweep,
     engine: Annotated[str, typer.Option("--engine", help="local (this machine) or slurm.")] = "local",
 ) -> None:
-    """Do what is missing, and gather the table."""
+    """Do what is missing, and write the table."""
     from clip_hba_behavior.sweep.commands import run
 
     raise typer.Exit(run(sweep, engine))
@@ -287,7 +290,7 @@ def sweep_resume(
     sweep: Sweep,
     engine: Annotated[str, typer.Option("--engine", help="local (this machine) or slurm.")] = "local",
 ) -> None:
-    """The same as `run`: what is done stays, what was cut off goes on."""
+    """The same as `run`: what is done stays, what was cut off is resumed."""
     from clip_hba_behavior.sweep.commands import run
 
     raise typer.Exit(run(sweep, engine))
@@ -303,7 +306,7 @@ def sweep_status(sweep: Sweep) -> None:
 
 @sweep_app.command("table")
 def sweep_table(sweep: Sweep) -> None:
-    """Gather the finished runs into sweep.csv and sweep.parquet."""
+    """Aggregate the finished runs into sweep.csv and sweep.parquet."""
     from clip_hba_behavior.sweep.commands import collect, read_plan
 
     raise typer.Exit(collect(read_plan(sweep)))
@@ -331,7 +334,7 @@ def sweep_verify(
 
 @sweep_app.command("task", hidden=True)
 def sweep_task(folder: Path, index: Annotated[int, typer.Option("--index", min=0)]) -> None:
-    """Carry out one task of a job array."""
+    """Execute one task of a job array."""
     from clip_hba_behavior.sweep.slurm import work
 
     raise typer.Exit(work(folder, index))

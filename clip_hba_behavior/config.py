@@ -270,31 +270,36 @@ class Config(BaseModel):
             raise ValueError(f"lr_warmup_epochs is {self.lr_warmup_epochs}, but the schedule ends at epoch {last}")
         if self.lr_min > self.lr:
             raise ValueError(f"lr_min is {self.lr_min}, above lr, which is {self.lr}")
-        self._refuse_meaningless_perturbation()
+        if self.perturb_type != "none" and self.perturb_epoch is None:
+            raise ValueError(
+                f"perturb_type is {self.perturb_type}, so perturb_epoch, the first perturbed epoch, is needed"
+            )
         if len(set(self.augmentation)) < len(self.augmentation):
             raise ValueError(f"augmentation: {quote(self.augmentation)} names one twice")
         return self
 
-    def _refuse_meaningless_perturbation(self) -> None:
-        """Refuse keys that say something of draws that are not made."""
-        kind, unused = self.perturb_type, _UNUSED_BY[self.perturb_type]
-        if kind == "random_target" and self.perturb_rule == "earlier":
-            unused = ("perturb_distribution",)  # it knew the normal one alone
-        for key in unused:
-            value = getattr(self, key)
-            if value != type(self).model_fields[key].default:
-                also = " and perturb_rule is earlier" if kind == "random_target" else ""
-                raise ValueError(f"{key} is {value}, but perturb_type is {kind}{also}: it would change nothing")
-        if kind != "none" and self.perturb_epoch is None:
-            raise ValueError(f"perturb_type is {kind}, so perturb_epoch, the first perturbed epoch, is needed")
+    def without_effect(self) -> set[str]:
+        """Return the keys of draws that this kind of perturbation does not make."""
+        if self.perturb_type == "random_target" and self.perturb_rule == "earlier":
+            return {"perturb_distribution"}  # it knew the normal one alone
+        return set(_UNUSED_BY[self.perturb_type])
+
+    def left_out(self) -> dict[str, Any]:
+        """Return the keys that were given a value although they have no effect here, with that value."""
+        given = self.model_dump(include=self.without_effect())
+        return {key: value for key, value in given.items() if value != type(self).model_fields[key].default}
+
+    def effective(self) -> dict[str, Any]:
+        """Return every key with its value; one that has no effect counts with its default."""
+        return self.model_dump() | {key: type(self).model_fields[key].default for key in self.left_out()}
 
     def trajectory(self) -> dict[str, Any]:
         """Return the keys that shape the trajectory, with their values."""
-        return {key: value for key, value in self.model_dump().items() if key not in FREE_KEYS | _ORIGIN_KEYS}
+        return {key: value for key, value in self.effective().items() if key not in FREE_KEYS | _ORIGIN_KEYS}
 
     def to_yaml(self) -> str:
-        """Return the configuration as YAML, every key with its value."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+        """Return the configuration as YAML, every key with the value that it counts with."""
+        return yaml.safe_dump(self.effective(), sort_keys=False, allow_unicode=True)
 
 
 def _can_be_a_path(text: str) -> bool:

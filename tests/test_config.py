@@ -40,25 +40,6 @@ def test_an_empty_configuration_is_the_recorded_runs_settings_on_the_stand_in() 
             "perturb_type is random_target, so perturb_epoch, the first perturbed",
         ),
         ({"perturb_type": "image_noise", "perturb_epoch": 0}, "perturb_epoch: found 0"),
-        ({"perturb_epoch": 3}, "perturb_epoch is 3, but perturb_type is none: it would change nothing"),
-        ({"perturb_length": 2}, "perturb_length is 2, but perturb_type is none"),
-        (
-            {"perturb_type": "label_shuffle", "perturb_epoch": 3, "perturb_distribution": "target"},
-            "perturb_distribution is target, but perturb_type is label_shuffle",
-        ),
-        (
-            {"perturb_type": "image_noise", "perturb_epoch": 3, "perturb_rule": "earlier"},
-            "perturb_rule is earlier, but perturb_type is image_noise",
-        ),
-        (
-            {"perturb_type": "uniform_images", "perturb_epoch": 3, "perturb_seed": 3},
-            "perturb_seed is 3, but perturb_type is uniform_images",
-        ),
-        (
-            {"perturb_type": "random_target", "perturb_epoch": 3, "perturb_rule": "earlier"}
-            | {"perturb_distribution": "target"},
-            "perturb_distribution is target, but perturb_type is random_target and perturb_rule is earlier",
-        ),
         ({"fork_early_stopping": "on"}, "fork_early_stopping: found 'on', expected 'off', 'inherit' or 'fresh'"),
         ({"device": "tpu"}, "device: found 'tpu', expected auto, cpu, cuda or cuda:N"),
         ({"cuda": 7}, "cuda: found 7, expected -1, 0 or 1 (a GPU) or 2 (the CPU)"),
@@ -149,6 +130,35 @@ def test_a_perturbation_and_what_a_fork_does_are_part_of_the_trajectory() -> Non
     more = {"perturb_distribution": "target", "fork_early_stopping": "fresh", "fork_reseed": 5}
     assert (keys | more).items() <= make_config(keys | more).trajectory().items()
     assert make_config(keys | {"perturb_rule": "earlier"}).trajectory()["perturb_rule"] == "earlier"
+
+
+@pytest.mark.parametrize(
+    ("kind", "unused"),
+    [
+        ({"perturb_type": "none"}, {"perturb_epoch": 3, "perturb_length": 2, "perturb_seed": 3}),
+        ({"perturb_type": "label_shuffle"}, {"perturb_distribution": "target"}),
+        ({"perturb_type": "image_noise"}, {"perturb_distribution": "target", "perturb_rule": "earlier"}),
+        ({"perturb_type": "uniform_images"}, {"perturb_seed": 3, "perturb_rule": "earlier"}),
+        ({"perturb_type": "random_target", "perturb_rule": "earlier"}, {"perturb_distribution": "target"}),
+    ],
+    ids=lambda keys: next(iter(keys.values())),
+)
+def test_a_key_without_effect_counts_with_its_default(
+    kind: dict[str, Any], unused: dict[str, Any], tmp_path: Path
+) -> None:
+    if kind["perturb_type"] != "none":
+        kind = kind | {"perturb_epoch": 3}
+    plain, config = make_config(kind), make_config(kind | unused)
+    assert config.left_out() == unused
+    assert plain.left_out() == {}
+    assert config.trajectory() == plain.trajectory()
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert make_config(read_config_file(tmp_path / "config.yaml")) == plain
+
+
+def test_a_key_without_effect_still_needs_a_value_that_can_be() -> None:
+    with pytest.raises(BadInputError, match="perturb_seed: found -1"):
+        make_config({"perturb_type": "uniform_images", "perturb_epoch": 3, "perturb_seed": -1})
 
 
 @pytest.mark.parametrize(

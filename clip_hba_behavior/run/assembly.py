@@ -79,10 +79,6 @@ def build_trainer(config: Config, session: Session) -> tuple[Trainer, dict[str, 
     check_sdpa_backend(config.sdpa_backend, device)
     apply_numerics(int(config.num_threads or 1), config.deterministic, config.tf32)
     with_data = with_standin(config)
-    if config.csv_file is None:
-        session.logger.info("No csv_file given: training on the stand-in, images drawn from 66-d vectors")
-    if config.backbone == STANDIN:
-        session.logger.info("No backbone given: the small CLIP that comes with the package")
     inputs = load_inputs(with_data, device, session.report)
     model = CLIPHBA(
         inputs.backbone.get(),

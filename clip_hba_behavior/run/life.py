@@ -1,11 +1,12 @@
 """One run's life: start, fork, resume, and train on to its end, each event written down by the recorder."""
 
+import logging
 import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from clip_hba_behavior.config import FREE_KEYS, Config, make_config
+from clip_hba_behavior.config import FREE_KEYS, STANDIN, Config, make_config
 from clip_hba_behavior.reproducibility.record.ledger import LEDGER
 from clip_hba_behavior.reproducibility.record.protocol import EpochDone
 from clip_hba_behavior.reproducibility.record.quarantine import describe
@@ -105,6 +106,7 @@ def _begin(config: Config, parent: Checkpoint | None, check: Check) -> Path:
     config = resolve_config(config)
     directory = RunDirectory(Path(str(config.run_dir)))
     with stopping_on_signals(), directory.created(), session(directory.log_file) as here:
+        _announce(config, here.logger)
         trainer, environment = build_trainer(config, here)
         directory.check_space(_bytes_to_come(trainer))
         if parent is None:
@@ -194,6 +196,7 @@ def _continue(
     if accept_mismatch is not None:
         _refuse_nothing_to_accept(source, after, accept_mismatch)
     recorded = source.read_environment()
+    _announce(config, here.logger)
     trainer, environment = build_trainer(config, here)
     drift = compare_environments(source.path, recorded, environment, allow)
     other_package = package_changes_from(recorded, environment)
@@ -230,6 +233,16 @@ def _continue(
     trainer.restore(state)
     load_and_restore_rng_state({"rng_state": state.rng_state}, here.logger)
     train_model(trainer, target, environment, here)
+
+
+def _announce(config: Config, logger: logging.Logger) -> None:
+    """Name what the configuration leaves to this package, and what it gives without effect."""
+    if left_out := ", ".join(f"{key} {value}" for key, value in config.left_out().items()):
+        logger.info("No effect with perturb_type %s, so left out: %s", config.perturb_type, left_out)
+    if config.csv_file is None:
+        logger.info("No csv_file given: training on the synthetic data set, images drawn from 66-d vectors")
+    if config.backbone == STANDIN:
+        logger.info("No backbone given: the small CLIP that comes with the package")
 
 
 def _refuse_nothing_to_accept(run: RunDirectory, after: tuple[int, int], epoch: int) -> None:
@@ -278,7 +291,8 @@ def _changed(config: Config, settings: Mapping[str, Any], allow: Collection[str]
     fixed = [
         key
         for key in Config.model_fields
-        if key not in FREE_KEYS and key not in allow and getattr(changed, key) != before.get(key)
+        if key not in FREE_KEYS | changed.without_effect() | set(allow)
+        and getattr(changed, key) != before.get(key)
     ]
     if fixed:
         lines = [

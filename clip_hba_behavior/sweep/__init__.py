@@ -1,1 +1,1 @@
-"""Many forks of one baseline: planned, run on this machine or on a cluster, gathered into one table."""
+"""Many forks of one baseline: planned, run on this machine or on a cluster, aggregated into one table."""

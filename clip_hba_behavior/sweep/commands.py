@@ -12,14 +12,14 @@ from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.files import replace
 from clip_hba_behavior.run.checkpoint import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
-from clip_hba_behavior.run.log import logging_to, reporting
+from clip_hba_behavior.run.log import session
 from clip_hba_behavior.sweep import slurm
 from clip_hba_behavior.sweep.local import cancel_local, num_processes, run_locally
 from clip_hba_behavior.sweep.plan import Plan, Run, make_plan, read_sweep_file
-from clip_hba_behavior.sweep.table import gather, write_table
+from clip_hba_behavior.sweep.table import aggregate, write_table
 from clip_hba_behavior.sweep.work import Status, status_of
-from clip_hba_behavior.verification.checkpoints import verify_checkpoints
 from clip_hba_behavior.verification.text import closing_line, epoch_block
+from clip_hba_behavior.verification.verify import verify_checkpoints
 
 _EPOCH_SECONDS = re.compile(r"Epoch \d+/\d+: .* ([0-9.]+) s$")
 
@@ -66,14 +66,14 @@ def _hours(seconds: float) -> str:
 
 
 def run(sweep: Path, engine: str) -> int:
-    """Do what is missing of a sweep, and gather the table; return 0 if every run is done, else 1."""
+    """Do what is missing of a sweep, and write the table; return 0 if every run is done, else 1."""
     planned = read_plan(sweep)
     if engine not in ("local", "slurm"):
         raise BadInputError(f"--engine {engine}: expected local or slurm")
     planned.directory.mkdir(parents=True, exist_ok=True)
     replace(planned.directory / "sweep.yaml", sweep.read_bytes())
     if engine == "slurm":
-        print(slurm.submit(planned, sweep))
+        print(slurm.submit(planned))
         return 0
     total, done = len(planned.runs()), 0
 
@@ -82,7 +82,7 @@ def run(sweep: Path, engine: str) -> int:
         done += 1
         print(f"[{done}/{total}] {each.name}: {status.state}", flush=True)
         if status.detail:
-            print("  " + status.detail.strip().replace("\n", "\n  "), flush=True)
+            print(f"  {_indented(status.detail)}", flush=True)
 
     with stopping_on_signals() as stop, hold(planned.directory):
         run_locally(planned, stop, say)
@@ -90,20 +90,27 @@ def run(sweep: Path, engine: str) -> int:
 
 
 def collect(planned: Plan) -> int:
-    """Gather the finished runs into the table; return 0 if that is all of them and every control holds."""
+    """Aggregate the finished runs into the table; return 0 if that is all of them and every control holds."""
     states = {each.name: status_of(planned, each) for each in planned.runs()}
-    finished = [each for each in planned.runs() if states[each.name].state == "done"]
-    rows = gather(planned, finished)
+    finished = {name: int(found.epoch or 0) for name, found in states.items() if found.state == "done"}
+    rows, problems = aggregate(planned, finished)
     for path in write_table(planned, rows):
         print(path)
+    problems |= {name: found.detail for name, found in states.items() if found.state == "failed"}
+    for name, problem in problems.items():
+        print(f"{name} is not in the table\n  {_indented(problem)}")
     controls = {row["run"] for row in rows if row["kind"] == "none"}
-    strays = sorted({row["run"] for row in rows if row["kind"] == "none" and not row["equals_baseline"]})
+    failed = sorted({row["run"] for row in rows if row["kind"] == "none" and not row["equals_baseline"]})
     print(f"{len(finished)} of {len(states)} runs are done")
     if controls:
-        print(f"controls equal to the baseline byte for byte: {len(controls) - len(strays)} of {len(controls)}")
-    for name in strays:
+        print(f"controls equal to the baseline byte for byte: {len(controls) - len(failed)} of {len(controls)}")
+    for name in failed:
         print(f"control {name} is not the baseline; find out where with `clip-hba diff`")
-    return 0 if len(finished) == len(states) and not strays else 1
+    return 0 if len(finished) == len(states) and not failed and not problems else 1
+
+
+def _indented(text: str) -> str:
+    return text.strip().replace("\n", "\n  ")
 
 
 def status(sweep: Path) -> int:
@@ -117,7 +124,7 @@ def status(sweep: Path) -> int:
             at = f" at epoch {found.epoch} of {planned.last_epoch}" if found.epoch is not None else ""
             print(f"{each.name}: {found.state}{at}")
             if found.detail:
-                print("  " + found.detail.strip().replace("\n", "\n  "))
+                print(f"  {_indented(found.detail)}")
     for line in slurm.describe_jobs(planned):
         print(line)
     print(", ".join(f"{number} {state}" for state, number in counts.items()))
@@ -135,15 +142,21 @@ def cancel(sweep: Path) -> int:
 def verify(sweep: Path, sample: int, seed: int) -> int:
     """Replay one random epoch of some finished runs, and compare the bits; return 0 if all are reproducible."""
     planned = read_plan(sweep)
-    finished = [each for each in planned.runs() if status_of(planned, each).state == "done"]
+    states = [(each, status_of(planned, each)) for each in planned.runs()]
+    finished = [  # with the epochs that each trained itself: none, if the run that it extends stopped early
+        (each, epochs)
+        for each, found in states
+        if found.state == "done" and (epochs := range(planned.first_own_epoch(each), int(found.epoch or 0) + 1))
+    ]
     if not finished:
         raise BadInputError(f"no run of {planned.directory} is done yet\n  see `clip-hba sweep status`")
     chance = random.Random(seed)
     codes = []
-    for each in sorted(chance.sample(finished, min(sample, len(finished))), key=lambda run: run.name):
-        epoch = chance.randint(planned.first_own_epoch(each), planned.last_epoch)
-        with logging_to(None) as logger, reporting(logger) as report:
-            outcome = verify_checkpoints(planned.path(each.name), {}, [epoch], None, logger, report)
+    sampled = chance.sample(finished, min(sample, len(finished)))
+    for each, epochs in sorted(sampled, key=lambda pair: pair[0].name):
+        epoch = chance.choice(epochs)
+        with session() as here:
+            outcome = verify_checkpoints(planned.path(each.name), {}, [epoch], None, here)
         print(f"{each.name}: {closing_line(outcome)}")
         if outcome.word().exit_code():
             print("\n".join(epoch_block(found) for found in outcome.epochs))

@@ -11,12 +11,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 
 from clip_hba_behavior.reproducibility.record.lease import process_start
-from clip_hba_behavior.reproducibility.record.signals import StopRequest
+from clip_hba_behavior.reproducibility.record.signals import INTERRUPTED, StopRequest, stopping_on_signals
 from clip_hba_behavior.reproducibility.state.errors import InterruptedRunError
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.log import silent
 from clip_hba_behavior.sweep.plan import Plan, Run
-from clip_hba_behavior.sweep.work import Status, carry_out
+from clip_hba_behavior.sweep.work import Status, execute
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _MAX_BREAKS = 3  # a worker that dies thrice without any run coming to its end is no accident
@@ -29,14 +29,14 @@ def num_processes(plan: Plan) -> int:
 
 
 def run_locally(plan: Plan, stop: StopRequest, say: Callable[[Run, Status], None]) -> None:
-    """Carry out every chain of a plan; a run that fails ends its chain, not the others.
+    """Execute every chain of a plan; a run that fails ends its chain, not the others.
 
-    A worker that is killed takes its runs with it; they are taken up again by another.
+    A worker that is killed takes its run with it; another resumes it.
 
     Args:
         plan: what to do.
-        stop: asked between chains; a signal also reaches the workers, which save and leave.
-        say: told of each run that ended.
+        stop: when a signal has come, the workers are told to save and leave; no further run begins.
+        say: called with each run that ended.
 
     Raises:
         InterruptedRunError: a signal came; what is done is kept.
@@ -45,6 +45,7 @@ def run_locally(plan: Plan, stop: StopRequest, say: Callable[[Run, Status], None
     waiting = list(plan.chains)
     breaks = 0
     while waiting:
+        _check(stop)
         before = len(waiting)
         try:
             waiting = _pass(plan, waiting, stop, say)
@@ -53,6 +54,11 @@ def run_locally(plan: Plan, stop: StopRequest, say: Callable[[Run, Status], None
             waiting = broken.waiting
             if breaks >= _MAX_BREAKS:
                 raise BrokenProcessPool("a worker died three times in a row; is there enough memory?") from None
+
+
+def _check(stop: StopRequest) -> None:
+    if stop.name is not None:
+        raise InterruptedRunError(f"the sweep was stopped by {stop.name}; its runs are saved")
 
 
 class _BrokenPassError(Exception):
@@ -64,23 +70,22 @@ class _BrokenPassError(Exception):
 def _pass(
     plan: Plan, chains: list[tuple[Run, ...]], stop: StopRequest, say: Callable[[Run, Status], None]
 ) -> list[tuple[Run, ...]]:
-    """Carry out chains with one pool; return those that are left."""
+    """Execute chains with one pool; return those that are left."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["clip_hba_behavior.run.life"])
     left = dict(enumerate(chains))
     with ProcessPoolExecutor(num_processes(plan), mp_context=context, initializer=_begin_worker) as pool:
         futures: dict[Future[list[tuple[Run, Status]]], int] = {
-            pool.submit(_carry_out_chain, plan, chain): number for number, chain in left.items()
+            pool.submit(_execute_chain, plan, chain): number for number, chain in left.items()
         }
         running = set(futures)
         while running:
             done, running = wait(running, timeout=_SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED)
-            if stop.name is not None:
-                for process in list((pool._processes or {}).values()):
-                    if process.pid is not None:
-                        os.kill(process.pid, signal.SIGTERM)
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise InterruptedRunError(f"the sweep was stopped by {stop.name}; its runs are saved")
+            try:
+                _check(stop)
+            except InterruptedRunError:
+                _end_workers(pool)
+                raise
             for future in done:
                 try:
                     outcomes = future.result()
@@ -90,6 +95,16 @@ def _pass(
                     say(run, status)
                 del left[futures[future]]
     return list(left.values())
+
+
+def _end_workers(pool: ProcessPoolExecutor) -> None:
+    """Let every worker save and leave. Cancelling is not enough: the pool has handed out chains in advance."""
+    workers = list((pool._processes or {}).values())
+    while alive := [each for each in workers if each.is_alive()]:
+        for each in alive:
+            each.terminate()
+        alive[0].join(_SECONDS_BETWEEN_LOOKS)
+    pool.shutdown(cancel_futures=True)
 
 
 def _begin_worker() -> None:
@@ -106,25 +121,31 @@ def _end_with_the_sweep() -> None:
         os._exit(1)
 
 
-def _carry_out_chain(plan: Plan, chain: tuple[Run, ...]) -> list[tuple[Run, Status]]:
+def _execute_chain(plan: Plan, chain: tuple[Run, ...]) -> list[tuple[Run, Status]]:
     outcomes = []
-    for run in chain:
-        status = carry_out(plan, run)
-        outcomes.append((run, status))
-        if status.state != "done":
-            break  # the longer ones continue from it
+    with stopping_on_signals(second_leaves=False) as stop:  # Ctrl-C comes from the terminal and from the parent
+        try:
+            for run in chain:
+                stop.check()
+                status = execute(plan, run)
+                outcomes.append((run, status))
+                if status.state != "done":
+                    break  # the longer ones continue from it
+            stop.check()
+        except InterruptedRunError:
+            os._exit(INTERRUPTED)  # a worker that returned would be given the next chain
     return outcomes
 
 
 def cancel_local(plan: Plan) -> str:
-    """Tell the process of this machine that carries the sweep out to save and leave."""
+    """Ask the process of this machine that executes the sweep to save and leave."""
     try:
         holder = json.loads((plan.directory / "run.lock").read_text())
     except (OSError, ValueError):
-        return "no process of this machine carries the sweep out"
+        return "no process of this machine executes the sweep"
     if holder.get("host") != socket.gethostname():
-        return f"the sweep is carried out on {holder.get('host')}: cancel it there"
+        return f"the sweep is executed on {holder.get('host')}: cancel it there"
     if process_start(int(holder["process"])) != holder["started"]:
-        return "no process of this machine carries the sweep out"
+        return "no process of this machine executes the sweep"
     os.kill(int(holder["process"]), signal.SIGTERM)
-    return f"told process {holder['process']} to save and leave"
+    return f"asked process {holder['process']} to save and leave"

@@ -5,17 +5,50 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from clip_hba_behavior.config import read_config_file
+from clip_hba_behavior.config import Config, make_config, read_config_file
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.untrusted import quote
 from clip_hba_behavior.run.checkpoint import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.states import newest_epoch
 
 Kind = Literal["random_target", "label_shuffle", "image_noise", "uniform_images"]
 Positive = Annotated[int, Field(ge=1)]
 # What a perturbation draws nothing for: another seed would give the same run.
 _WITHOUT_SEED = ("uniform_images",)
+# Keys of a fork that a sweep sets itself.
+_SET_BY_THE_SWEEP = {
+    "run_dir",
+    "training_run",
+    "baseline_dora_directory",
+    "epochs",
+    "perturb_type",
+    "perturb_epoch",
+    "perturb_length",
+    "perturb_seed",
+    "fork_reseed",
+}
+_SECONDS_OF_WORK = 60  # the least that a job has before the signal comes
+
+
+def seconds_of(limit: str) -> int:
+    """Return the seconds of a time limit in any of SLURM's forms.
+
+    They are minutes, minutes:seconds, hours:minutes:seconds, and days-hours, days-hours:minutes,
+    days-hours:minutes:seconds.
+
+    Raises:
+        ValueError: it has none of them.
+    """
+    days, dash, clock = limit.rpartition("-")
+    parts = clock.split(":")
+    numbers = [days, *parts] if dash else parts
+    if len(parts) > 3 or not all(each.isascii() and each.isdecimal() for each in numbers):
+        raise ValueError("expected such as 90, 90:00, 01:30:00, 1-12, 1-12:00 or 1-12:00:00")
+    units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
+    return int(days or 0) * 86400 + sum(int(each) * unit for each, unit in zip(parts, units, strict=False))
 
 
 class SlurmSettings(BaseModel):
@@ -34,6 +67,26 @@ class SlurmSettings(BaseModel):
     signal_seconds: Positive = Field(60, description="How long before the limit or a preemption to save.")
     setup: list[str] = Field([], description="Shell lines that load the environment, such as module load.")
     options: list[str] = Field([], description="Further options of sbatch.")
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _time_is_a_limit(cls, given: Any) -> Any:
+        if isinstance(given, int):
+            raise ValueError('YAML reads it as a number; put it in quotes, such as "02:00:00"')
+        if isinstance(given, str):
+            seconds_of(given)
+        return given
+
+    @model_validator(mode="after")
+    def _time_leaves_some_for_work(self) -> "SlurmSettings":
+        """Refuse a limit that ends soon after the signal: a task would be requeued for ever without progress."""
+        least = self.signal_seconds + _SECONDS_OF_WORK
+        if seconds_of(self.time) < least:
+            raise ValueError(
+                f"time {self.time} leaves no time to work: the signal comes {self.signal_seconds} s "
+                f"(and up to 30 s more) before it\n  expected: at least {least} s"
+            )
+        return self
 
 
 class SweepFile(BaseModel):
@@ -61,6 +114,16 @@ class SweepFile(BaseModel):
     slurm: SlurmSettings = Field(
         default_factory=lambda: SlurmSettings.model_validate({}), description="For --engine slurm."
     )
+
+    @field_validator("settings")
+    @classmethod
+    def _settings_are_keys_of_a_configuration(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Read them as a configuration is read, once: what is compared later is what trains."""
+        taken = [key for key in given if key in _SET_BY_THE_SWEEP]
+        if taken:
+            raise ValueError(f"{', '.join(taken)}: the sweep sets this itself; leave it out")
+        config = make_config(given)
+        return config.model_dump(include=config.model_fields_set)
 
 
 @dataclass(frozen=True)
@@ -123,10 +186,35 @@ class Plan:
         """Return a run's directory."""
         return self.directory / "runs" / name
 
+    def shorter(self, run: Run) -> Run | None:
+        """Return the run that another extends; None if that starts at the baseline."""
+        return next((each for each in self.runs() if each.name == run.extends), None)
+
+    def longer(self, run: Run) -> Run | None:
+        """Return the run that extends another, if there is one."""
+        return next((each for each in self.runs() if each.extends == run.name), None)
+
+    def source(self, run: Run) -> Path:
+        """Return the directory of the run whose state a run starts from."""
+        return self.baseline if run.extends is None else self.path(run.extends)
+
     def first_own_epoch(self, run: Run) -> int:
         """Return the first epoch that a run trains itself, rather than taking it over from the run it extends."""
-        shorter = next((each for each in self.runs() if each.name == run.extends), None)
+        shorter = self.shorter(run)
         return run.epoch if shorter is None else shorter.epoch + shorter.length
+
+    def own_keys(self, run: Run) -> dict[str, Any]:
+        """Return the keys that a fork does not have from its parent."""
+        keys = {**self.file.settings, **run.settings()}
+        if keys.get("fork_early_stopping") == "fresh" and (run.extends is not None or run.kind == "none"):
+            # The counters began with the run that it extends; a control with others would not be the baseline.
+            keys["fork_early_stopping"] = "inherit"
+        return keys
+
+    def config_of(self, run: Run) -> Config:
+        """Return the fork's own keys as a configuration; the others have their defaults, not its parent's."""
+        origin = {"training_run": self.first_own_epoch(run), "baseline_dora_directory": str(self.source(run))}
+        return make_config({**self.own_keys(run), **origin, "epochs": self.last_epoch})
 
     def epochs_to_train(self) -> int:
         """Return how many epochs the sweep trains, with shared beginnings."""
@@ -155,11 +243,17 @@ def make_sweep_file(given: Mapping[str, Any]) -> SweepFile:
     try:
         return SweepFile.model_validate(dict(given))
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(str(part) for part in detail['loc'])}: {detail['msg'].lower()}"
-            for detail in error.errors()
-        ]
+        lines = [_explain(detail) for detail in error.errors()]
         raise BadInputError("the sweep file is wrong\n  " + "\n  ".join(lines)) from None
+
+
+def _explain(detail: Any) -> str:
+    location = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"{location}: no such key; see docs/SWEEPS.md"
+    message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    found = f"found {quote(detail['input'])}, " if not isinstance(detail["input"], dict) else ""
+    return f"{location}: {found}{message}".replace("\n", "\n  ")
 
 
 def make_plan(file: SweepFile) -> Plan:
@@ -172,7 +266,7 @@ def make_plan(file: SweepFile) -> Plan:
     if not baseline.config_file.is_file():
         raise BadInputError(f"there is no run in {baseline.path}: the sweep's baseline has no config.yaml")
     states = list_checkpoints(baseline.checkpoints)
-    last = baseline.newest_epoch()
+    last = newest_epoch(baseline)
     wanted = range(1, last + 1) if file.epochs == "all" else sorted(set(file.epochs))
     missing = [epoch for epoch in wanted if epoch - 1 not in states or epoch > last]
     if missing:

@@ -17,16 +17,18 @@ from typing import Any
 from clip_hba_behavior.reproducibility.record.signals import stopping_on_signals
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
 from clip_hba_behavior.reproducibility.state.files import publish
-from clip_hba_behavior.sweep.plan import Plan, Run, SlurmSettings
-from clip_hba_behavior.sweep.work import carry_out, status_of
+from clip_hba_behavior.sweep.plan import Plan, Run, SlurmSettings, make_sweep_file
+from clip_hba_behavior.sweep.work import execute, status_of
 
 _MAX_ARRAY = 1000  # MaxArraySize's default
 _SECONDS_FOR_A_COMMAND = 120
-_PREEMPTED = "SIGUSR2"
+_COMES_BACK = "SIGUSR2"  # before a preemption or the time limit; TERM is scancel
 
 
-def submit(plan: Plan, sweep: Path) -> str:
+def submit(plan: Plan) -> str:
     """Submit what is missing of a sweep as job arrays; return what was submitted.
+
+    The tasks read the plan from beside their script, not the sweep's file, which may change while they wait.
 
     Raises:
         BadInputError: SLURM is not here, or refuses; or jobs of this sweep are still waiting or running.
@@ -40,13 +42,11 @@ def submit(plan: Plan, sweep: Path) -> str:
     chains = [chain for chain in plan.chains if any(status_of(plan, run).state != "done" for run in chain)]
     if not chains:
         return "every run is done: nothing to submit"
-    _check_time(plan.file.slurm)
     lines = []
     for start in range(0, len(chains), _MAX_ARRAY):
         part = chains[start : start + _MAX_ARRAY]
         folder = _new_folder(plan)
-        content = {"sweep": str(sweep.absolute()), "chains": [[asdict(run) for run in chain] for chain in part]}
-        publish(folder / "chains.json", (json.dumps(content, indent=1) + "\n").encode())
+        publish(folder / "chains.json", _to_json(plan, part))
         script = folder / "job.sh"
         publish(script, _script(plan.file.slurm, folder, len(part)).encode())
         job = _command(["sbatch", "--parsable", str(script)]).strip().partition(";")[0]
@@ -56,34 +56,52 @@ def submit(plan: Plan, sweep: Path) -> str:
 
 
 def work(folder: Path, index: int) -> int:
-    """Carry out one task's chain, as the job script asks; return the exit code.
+    """Execute one task's chain, as the job script asks; return the exit code.
 
     Before a preemption or the time limit SLURM sends USR2: the run is saved and the task requeues itself.
     On TERM it does not: that is `scancel`, and the job would run again.
     """
-    from clip_hba_behavior.sweep.commands import read_plan
+    plan = _read_task(folder, index)
+    with stopping_on_signals() as stop:
+        try:
+            for run in plan.runs():
+                stop.check()
+                status = execute(plan, run)
+                print(f"{run.name}: {status.state}", flush=True)
+                if status.state != "done":
+                    print(status.detail, file=sys.stderr)
+                    return 1
+        except InterruptedRunError:
+            if stop.name == _COMES_BACK:
+                _requeue()
+            raise
+    return 0
 
+
+def _to_json(plan: Plan, chains: Sequence[Sequence[Run]]) -> bytes:
+    content = {
+        "sweep": plan.file.model_dump(mode="json"),
+        "baseline": str(plan.baseline),
+        "directory": str(plan.directory),
+        "last_epoch": plan.last_epoch,
+        "chains": [[asdict(run) for run in chain] for chain in chains],
+    }
+    return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def _read_task(folder: Path, index: int) -> Plan:
+    """Read the plan of one task: the sweep as it was submitted, and its chain."""
     try:
         content = json.loads((folder / "chains.json").read_text(encoding="utf-8"))
-        plan = read_plan(Path(content["sweep"]))
-        chain = [Run(**each) for each in content["chains"][index]]
+        return Plan(
+            make_sweep_file(content["sweep"]),
+            Path(content["baseline"]),
+            Path(content["directory"]),
+            int(content["last_epoch"]),
+            (tuple(Run(**each) for each in content["chains"][index]),),
+        )
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise BadInputError(f"{folder} tells no task {index}: {error}") from None
-    with stopping_on_signals() as stop:
-        for run in chain:
-            try:
-                if stop.name is not None:
-                    raise InterruptedRunError(f"stopped by {stop.name} between two runs")
-                status = carry_out(plan, run)
-            except InterruptedRunError as interruption:
-                if _PREEMPTED in str(interruption):
-                    _requeue()
-                raise
-            print(f"{run.name}: {status.state}", flush=True)
-            if status.state != "done":
-                print(status.detail, file=sys.stderr)
-                return 1
-    return 0
+        raise BadInputError(f"{folder} has no task {index}: {error}") from None
 
 
 def describe_jobs(plan: Plan) -> Iterator[str]:
@@ -99,7 +117,7 @@ def cancel(plan: Plan) -> str:
     if not busy:
         return "no job of this sweep waits or runs"
     _command(["scancel", *jobs])
-    return f"cancelled {len(busy)} jobs; their runs are saved and `sweep run` goes on with them"
+    return f"cancelled {len(busy)} jobs; their runs are saved, and `sweep resume` continues them"
 
 
 def _script(settings: SlurmSettings, folder: Path, num_tasks: int) -> str:
@@ -125,24 +143,6 @@ def _script(settings: SlurmSettings, folder: Path, num_tasks: int) -> str:
     # with exec the signal reaches Python; bash would die of it, and Python go on as an orphan
     lines.append(f'exec {shlex.join(command)} --index "$SLURM_ARRAY_TASK_ID"')
     return "\n".join(lines) + "\n"
-
-
-def _check_time(settings: SlurmSettings) -> None:
-    """Refuse a limit that ends soon after the signal: the task would be requeued for ever without progress."""
-    days, _, clock = settings.time.rpartition("-")
-    parts = [int(part) for part in clock.split(":") if part.isdecimal()]
-    if len(parts) != clock.count(":") + 1 or not parts:
-        raise BadInputError(f"slurm.time is {settings.time!r}, expected such as 01:00:00 or 1-00:00:00")
-    if days:
-        seconds = int(days) * 86400 + sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
-    else:
-        units = {1: (60,), 2: (60, 1), 3: (3600, 60, 1)}[len(parts)]
-        seconds = sum(part * unit for part, unit in zip(parts, units, strict=True))
-    if seconds < settings.signal_seconds + 60:
-        raise BadInputError(
-            f"slurm.time {settings.time} leaves no time to work: the signal comes {settings.signal_seconds} s "
-            f"(and up to 30 s more) before it\n  expected: at least {settings.signal_seconds + 60} s"
-        )
 
 
 def _requeue() -> None:

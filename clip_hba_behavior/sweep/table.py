@@ -3,15 +3,17 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from clip_hba_behavior.reproducibility.state.errors import BadInputError, StoppedError
 from clip_hba_behavior.reproducibility.state.files import replace
-from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.results import METRICS
 from clip_hba_behavior.sweep.plan import Plan, Run
-from clip_hba_behavior.verification.history import History, read_history
-from clip_hba_behavior.verification.results_table import METRICS, read_results_table
+from clip_hba_behavior.verification.files import RunFiles
+
+Results = dict[int, tuple[dict[str, float], str]]  # of each epoch its metrics and its state digest
 
 COLUMNS = (
     "run",
@@ -36,65 +38,95 @@ CAVEAT = (
 )
 
 
-def gather(plan: Plan, finished: list[Run]) -> list[dict[str, Any]]:
-    """Return the table's rows, in the plan's order.
+def aggregate(plan: Plan, finished: Mapping[str, int]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return the table's rows, in the plan's order, and what is wrong with the runs that are left out.
 
     A run that extends a shorter one has the epochs before its own from that one. Recovery is the number of
     epochs after the last perturbed one until the test loss is back within the band of the baseline's, and
     censored where the run ends before.
+
+    Args:
+        plan: the sweep.
+        finished: the last epoch of each run that is done.
+
+    Raises:
+        StoppedError: the baseline's own results are not all there.
     """
-    baseline = read_history(plan.baseline)
-    by_name = {run.name: run for run in finished}
+    runs = [run for run in plan.runs() if run.name in finished]
     rows: list[dict[str, Any]] = []
-    for run in finished:
-        own = _results(plan, run, by_name)
-        recovery = _recovery(plan, run, own, baseline)
-        for epoch in sorted(own):
-            metrics, digest = own[epoch]
-            reference = baseline.results.rows[epoch] if baseline.results is not None else {}
-            rows.append(
-                {
-                    "run": run.name,
-                    "parent": str(plan.baseline),
-                    "parent_epoch": run.epoch - 1,
-                    "kind": run.kind,
-                    "perturb_epoch": run.epoch,
-                    "perturb_length": run.length,
-                    "seed": run.seed,
-                    "epoch": epoch,
-                    "perturbed": run.length > 0 and run.epoch <= epoch < run.epoch + run.length,
-                    **metrics,
-                    **{f"{name}_minus_baseline": metrics[name] - reference[name] for name in METRICS[:3]},
-                    "recovery_epochs": recovery,
-                    "censored": recovery is None,
-                    "state_digest": digest,
-                    "equals_baseline": digest == (baseline.end_of(epoch) or {}).get("state_digest"),
-                }
+    problems: dict[str, str] = {}
+    if not runs:
+        return rows, problems
+    try:
+        baseline = _recorded(plan.baseline, min(run.epoch for run in runs), plan.last_epoch)
+    except BadInputError as error:
+        raise StoppedError(f"no table without the baseline's results: {error}") from None
+    for run in runs:
+        try:
+            own = _results(plan, run, finished[run.name])
+        except BadInputError as error:
+            problems[run.name] = str(error)
+        else:
+            rows += _rows_of(plan, run, own, baseline)
+    return rows, problems
+
+
+def _rows_of(plan: Plan, run: Run, own: Results, baseline: Results) -> Iterator[dict[str, Any]]:
+    recovery = _recovery(plan, run, own, baseline)
+    for epoch, (metrics, digest) in own.items():
+        reference, reference_digest = baseline[epoch]
+        yield {
+            "run": run.name,
+            "parent": str(plan.baseline),
+            "parent_epoch": run.epoch - 1,
+            "kind": run.kind,
+            "perturb_epoch": run.epoch,
+            "perturb_length": run.length,
+            "seed": run.seed,
+            "epoch": epoch,
+            "perturbed": run.length > 0 and run.epoch <= epoch < run.epoch + run.length,
+            **metrics,
+            **{f"{name}_minus_baseline": metrics[name] - reference[name] for name in METRICS[:3]},
+            "recovery_epochs": recovery,
+            "censored": recovery is None,
+            "state_digest": digest,
+            "equals_baseline": digest == reference_digest,
+        }
+
+
+def _results(plan: Plan, run: Run, last: int) -> Results:
+    """Return a run's epochs up to its last one, from itself and those that it extends."""
+    first, shorter = plan.first_own_epoch(run), plan.shorter(run)
+    found = _results(plan, shorter, min(last, first - 1)) if shorter is not None else {}
+    return found | (_recorded(plan.path(run.name), first, last) if first <= last else {})
+
+
+def _recorded(path: Path, first: int, last: int) -> Results:
+    """Read what a run recorded of some epochs.
+
+    Raises:
+        BadInputError: something of it is not there; names the file.
+    """
+    files = RunFiles(path)
+    metrics = files.rows
+    found: Results = {}
+    for epoch in range(first, last + 1):
+        digest = (files.ledger.end(epoch) or {}).get("state_digest")
+        missing = "training_res.csv" if epoch not in metrics else "steps.jsonl" if digest is None else None
+        if missing is not None:
+            reasons = "".join(f"\n  {each}" for each in files.problems)
+            hint = f"\n  `clip-hba resume {path}` writes the results again from the checkpoints"
+            raise BadInputError(
+                f"{path / missing} does not have epoch {epoch}{reasons}{hint if epoch not in metrics else ''}"
             )
-    return rows
+        found[epoch] = dict(metrics[epoch]), str(digest)
+    return found
 
 
-def _results(plan: Plan, run: Run, by_name: dict[str, Run]) -> dict[int, tuple[dict[str, float], str]]:
-    """Return each epoch's metrics and state digest, from the run and those that it extends."""
-    history = read_history(plan.path(run.name))
-    found: dict[int, tuple[dict[str, float], str]] = {}
-    if run.extends is not None:
-        shorter = _results(plan, by_name[run.extends], by_name)
-        found = {epoch: each for epoch, each in shorter.items() if epoch < plan.first_own_epoch(run)}
-    table = read_results_table(RunDirectory(plan.path(run.name)).path / "training_res.csv")
-    return found | {
-        epoch: (dict(metrics), str(_end(history, epoch)["state_digest"])) for epoch, metrics in table.rows.items()
-    }
-
-
-def _end(history: History, epoch: int) -> dict[str, Any]:
-    return history.end_of(epoch) or {"state_digest": ""}
-
-
-def _recovery(plan: Plan, run: Run, own: dict[int, tuple[dict[str, float], str]], baseline: History) -> int | None:
+def _recovery(plan: Plan, run: Run, own: Results, baseline: Results) -> int | None:
     last_perturbed = run.epoch + run.length - 1
-    for epoch in sorted(epoch for epoch in own if epoch > last_perturbed):
-        reference = baseline.results.rows[epoch]["test_loss"] if baseline.results is not None else float("nan")
+    for epoch in (epoch for epoch in own if epoch > last_perturbed):
+        reference = baseline[epoch][0]["test_loss"]
         if abs(own[epoch][0]["test_loss"] - reference) <= plan.file.band * abs(reference):
             return epoch - last_perturbed
     return None

@@ -1,22 +1,24 @@
-"""One run of a sweep: made if it is missing, taken up if it was cut off, left alone if it is done."""
+"""One run of a sweep: made if it is missing, resumed if it was cut off, left alone if it is done."""
 
 import logging
 import traceback
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from clip_hba_behavior.config import PERTURB_KEYS, Config, make_config, read_config_file
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
 from clip_hba_behavior.reproducibility.state.files import replace
 from clip_hba_behavior.run.checkpoint import list_checkpoints, read_checkpoint
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.life import resume, start_fork
+from clip_hba_behavior.run.states import read_epoch
 from clip_hba_behavior.sweep.plan import Plan, Run
-from clip_hba_behavior.verification.history import read_history
+from clip_hba_behavior.verification.files import RunFiles
 
 State = Literal["done", "begun", "missing", "failed"]
 _LINES_KEPT = 12
+_PATIENCE = "early_stopping_patience"
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,16 @@ class Status:
     Attributes:
         state: `done`, `begun`, `missing` or `failed`.
         epoch: its newest epoch.
-        detail: of a failed run the last lines of its error.
+        detail: of a failed run the last lines of its error; of a done one, whether it stopped early.
     """
 
     state: State
     epoch: int | None = None
     detail: str = ""
+
+
+class _UnreadableConfigError(BadInputError):
+    """A run's `config.yaml` is damaged."""
 
 
 def status_of(plan: Plan, run: Run) -> Status:
@@ -44,18 +50,29 @@ def status_of(plan: Plan, run: Run) -> Status:
     files = list_checkpoints(directory.checkpoints)
     failure = _failure_file(plan, run)
     if not files:
+        shorter = plan.shorter(run)
+        before = status_of(plan, shorter) if shorter is not None else Status("missing")
+        if before.state == "done" and before.epoch is not None and before.epoch < plan.first_own_epoch(run) - 1:
+            # alone it would have stopped there too: it has no epoch of its own
+            return Status("done", before.epoch, before.detail)
         return Status("failed", None, failure.read_text()) if failure.exists() else Status("missing")
-    _refuse_another(plan, run, directory)
     newest = max(files)
-    if newest >= plan.last_epoch:
+    try:
+        config = _config_of(plan, run, directory)
+    except _UnreadableConfigError as error:
+        return Status("failed", newest, str(error))
+    stopped = newest < plan.last_epoch and _stopped_early(plan, directory, config, newest)
+    if stopped or newest >= plan.last_epoch:
         problem = _problem_of_finished(plan, run, directory, newest)
-        return Status("done", newest) if problem is None else Status("failed", newest, problem)
+        if problem is not None:
+            return Status("failed", newest, problem)
+        return Status("done", newest, f"stopped early after epoch {newest}" if stopped else "")
     if failure.exists():
         return Status("failed", newest, failure.read_text())
     return Status("begun", newest)
 
 
-def carry_out(plan: Plan, run: Run) -> Status:
+def execute(plan: Plan, run: Run) -> Status:
     """Bring a run to its end, whatever of it is there; an error is written down, not raised.
 
     Raises:
@@ -67,11 +84,19 @@ def carry_out(plan: Plan, run: Run) -> Status:
         if before.state == "done":
             return before
         if before.epoch is not None:
-            resume(plan.path(run.name))
+            _config_of(plan, run, RunDirectory(plan.path(run.name)))
+            _keep_for_the_longer(plan, run)
+            # the baseline may have been extended since the run began, or the patience raised
+            patience = {key: value for key, value in plan.file.settings.items() if key == _PATIENCE}
+            resume(plan.path(run.name), {"epochs": plan.last_epoch, **patience})
         else:
-            parent = plan.baseline if run.extends is None else plan.path(run.extends)
-            settings = {**plan.file.settings, **run.settings(), "epochs": plan.last_epoch}
-            start_fork(parent, plan.first_own_epoch(run), settings, plan.path(run.name))
+            start_fork(
+                plan.source(run),
+                plan.first_own_epoch(run),
+                {**plan.own_keys(run), "epochs": plan.last_epoch},
+                plan.path(run.name),
+                check=lambda state: _keep_for_the_longer(plan, run),
+            )
         failure.unlink(missing_ok=True)
         return status_of(plan, run)
     except InterruptedRunError:
@@ -88,35 +113,81 @@ def _failure_file(plan: Plan, run: Run) -> Path:
     return plan.directory / "failed" / f"{run.name}.txt"
 
 
-def _refuse_another(plan: Plan, run: Run, directory: RunDirectory) -> None:
-    """Refuse a directory of this name that holds another fork."""
-    config = directory.read_config().model_dump()
-    expected: Mapping[str, Any] = {
-        **plan.file.settings,
-        **run.settings(),
-        "training_run": plan.first_own_epoch(run),
+def _keep_for_the_longer(plan: Plan, run: Run) -> None:
+    """Note in a run that a longer one will begin with one of its states, so that it keeps that checkpoint.
+
+    The longer one notes it too, but only when it begins: `keep_checkpoints` would have removed it by then.
+    """
+    longer = plan.longer(run)
+    if longer is None:
+        return
+    directory, epoch = RunDirectory(plan.path(run.name)), plan.first_own_epoch(longer) - 1
+    if epoch not in directory.forked_epochs():
+        directory.note_fork(epoch, plan.path(longer.name))
+
+
+def _config_of(plan: Plan, run: Run, directory: RunDirectory) -> Config:
+    """Return the configuration that a run recorded.
+
+    Raises:
+        BadInputError: it is another fork's than the plan's, or damaged.
+    """
+    try:
+        keys = read_config_file(directory.config_file)
+        recorded = make_config(keys)
+    except BadInputError as error:
+        raise _UnreadableConfigError(str(error)) from None
+    # null stands for what the machine or another key decides
+    given = {key for key, value in plan.own_keys(run).items() if value is not None}
+    own = plan.config_of(run)
+    expected = {
+        key: value for key, value in own.trajectory().items() if key in {*given, *PERTURB_KEYS, "fork_reseed"}
     }
-    for key, value in expected.items():
-        if key in config and config[key] != value:
+    found = recorded.model_dump()
+    for key, value in (expected | {"training_run": own.training_run}).items():
+        if key not in keys:
+            raise _UnreadableConfigError(f"{directory.config_file} is not complete: it has no {key}")
+        if found[key] != value:
             raise BadInputError(
                 f"{directory.path} holds another fork than the sweep's\n  {key}\n"
-                f"    in the run:   {config[key]!r}\n    in the sweep: {value!r}\n"
+                f"    in the run:   {found[key]!r}\n    in the sweep: {value!r}\n"
                 "  give the sweep another directory"
             )
+    return recorded
+
+
+def _stopped_early(plan: Plan, directory: RunDirectory, config: Config, newest: int) -> bool:
+    """Whether a run's counters ended it: it trains no further, however often it is resumed."""
+    begins_here = config.fork_early_stopping == "fresh" and newest < config.training_run
+    if config.fork_early_stopping == "off" or begins_here:
+        return False
+    try:
+        state = read_epoch(directory, newest).whole_state()
+    except BadInputError:
+        return False  # a damaged file: to be resumed, which names it
+    patience = plan.file.settings.get(_PATIENCE, config.early_stopping_patience)
+    return bool(state.early_stopping_state["epochs_no_improve"] >= patience)
 
 
 def _problem_of_finished(plan: Plan, run: Run, directory: RunDirectory, newest: int) -> str | None:
     """Say what is wrong with a finished run: its digests are checked, its name is not trusted."""
-    history = read_history(directory.path)
-    recorded = history.read(newest)
+    files = RunFiles(directory.path)
+    recorded = files.file(newest)
     if recorded.problem is not None or recorded.checkpoint is None:
-        return str(recorded.problem)
-    end = history.end_of(newest)
-    if end is None or end.get("state_digest") != recorded.checkpoint.state_digest:
-        return f"the ledger does not record the state of epoch {newest} that the file holds"
-    parent = (history.environment or {}).get("parent") or {}
-    source = plan.baseline if run.extends is None else plan.path(run.extends)
-    first = list_checkpoints(RunDirectory(source).checkpoints).get(plan.first_own_epoch(run) - 1)
-    if first is None or read_checkpoint(first).state_digest != parent.get("state_digest"):
+        return f"{files.files[newest]}: {recorded.problem}"
+    end = files.ledger.end(newest)
+    trained = newest >= plan.first_own_epoch(run)  # the first state's line is in its parent's ledger
+    if trained and (end is None or end.get("state_digest") != recorded.checkpoint.state_digest):
+        return f"{directory.path}/steps.jsonl does not record the state of epoch {newest} that the file holds"
+    if not files.environment:
+        return "\n".join(files.problems) or f"{directory.environment_file} is not there"
+    parent = files.environment.get("parent") or {}
+    source, epoch = plan.source(run), plan.first_own_epoch(run) - 1
+    first = list_checkpoints(RunDirectory(source).checkpoints).get(epoch)
+    try:
+        digest = read_checkpoint(first).state_digest if first is not None else None
+    except BadInputError as error:
+        return f"the state that it started from cannot be read: {error}"
+    if digest is None or digest != parent.get("state_digest"):
         return f"it did not start from the state that {source} holds now"
     return None

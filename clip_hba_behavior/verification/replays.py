@@ -155,6 +155,7 @@ def _replaying(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> Config:
     wrong = [
         f"{key}\n    in the run: {getattr(known, key)!r}\n    given:      {getattr(other, key)!r}"
         for key in sorted(other.model_fields_set & known.trajectory().keys() & recorded.keys())
+        if key not in known.without_effect()
         if getattr(other, key) != getattr(known, key) and getattr(other, key) is not None
     ]
     if wrong:

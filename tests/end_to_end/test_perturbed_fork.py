@@ -496,7 +496,6 @@ def test_a_parent_that_changes_while_it_is_copied_leaves_no_fork(baseline: Path,
     ("options", "message"),
     [
         (["--perturb", "blur"], "perturb_type: found 'blur', expected 'none', 'random_target'"),
-        (["--perturb", "none", "--perturb-length", "2"], "perturb_length is 2, but perturb_type is none"),
         (["--perturb", "image_noise", "--perturb-length", "0"], "perturb_length: found 0"),
         (["--perturb", "image_noise", "--set", "perturb_epoch=2"], "expected: some of epochs 3 to 5"),
         (["--perturb", "image_noise", "--set", "perturb_epoch=6"], "found:    epochs 6 to 6 to perturb"),
@@ -515,6 +514,30 @@ def test_what_means_nothing_is_refused(
     assert outcome.code == 2, outcome.output
     assert message in outcome.output
     assert not (tmp_path / "fork").exists()
+
+
+def test_a_key_without_effect_is_left_out_with_one_line_in_the_log(
+    baseline: Path, clip_hba: ClipHba, tmp_path: Path
+) -> None:
+    plain = forked(clip_hba, baseline, tmp_path / "plain", 3, "--perturb", "uniform_images")
+    options = ["--perturb", "uniform_images", "--perturb-seed", 11, "--perturb-distribution", "target"]
+    fork = forked(clip_hba, baseline, tmp_path / "fork", 3, *options)
+    line = "No effect with perturb_type uniform_images, so left out: perturb_seed 11, perturb_distribution target"
+    assert (fork / "training_log.txt").read_text().count(line) == 1
+    assert differences(plain, fork) == []
+    assert (fork / "config.yaml").read_text() == (plain / "config.yaml").read_text().replace("/plain", "/fork")
+    found, expected = (
+        json.loads((each / "environment.json").read_text().replace(str(each), "RUN")) for each in (fork, plain)
+    )
+    assert found == expected  # the provenance too
+    outcome = clip_hba("resume", fork)
+    assert outcome.code == 0, outcome.output
+    assert "No effect" not in outcome.output
+    outcome = clip_hba("resume", fork, "--set", "perturb_seed=5")
+    assert outcome.code == 0, outcome.output
+    assert "left out: perturb_seed 5" in outcome.output
+    outcome = clip_hba("verify", "checkpoints", fork, "--epochs", 3, "--set", "perturb_seed=11")
+    assert outcome.code == 0, outcome.output
 
 
 @pytest.mark.parametrize("key", ["fork_early_stopping=inherit", "fork_reseed=3"])

@@ -1,4 +1,4 @@
-"""A sweep on a real SLURM: preempted, cancelled and taken up again, it gives the local engine's bytes."""
+"""A sweep on a real SLURM: preempted, cancelled and resumed, it gives the local engine's bytes."""
 
 import time
 from collections.abc import Callable
@@ -62,7 +62,7 @@ def test_a_preempted_and_cancelled_sweep_ends_in_the_local_engines_bytes(
     high = slurm.submit("#!/bin/bash\nsleep 5\n", "--partition=high", "--cpus-per-task=4", "--output=/dev/null")
     wait_for(lambda: "stopped by SIGUSR2" in logs(directory), "nobody was preempted")
     slurm.wait(high)
-    wait_for(lambda: len(list(directory.glob("runs/*/best.json"))) >= 6, "the sweep did not go on")
+    wait_for(lambda: len(list(directory.glob("runs/*/best.json"))) >= 6, "the sweep did not continue")
 
     outcome = clip_hba("sweep", "cancel", sweep)
     assert outcome.code == 0, outcome.output

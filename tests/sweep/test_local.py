@@ -1,57 +1,21 @@
 """A sweep on this machine: controls, shared beginnings, a kill in its middle, failures, the table."""
 
-import csv
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet
-import pytest
 import yaml
 
 import fresh_process
 from clip_hba_behavior.run.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
 from clip_hba_behavior.sweep.plan import make_plan, make_sweep_file
 from fresh_process import Outcome
-from run_tools import data_keys, trained
+from sweep_tools import table, write_sweep
 
 ClipHba = Callable[..., Outcome]
-
-
-@pytest.fixture(scope="module")
-def baseline(standin_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("baseline")
-    config: dict[str, Any] = dict(data_keys(standin_data))
-    config |= {"epochs": 4, "batch_size": 16, "num_threads": 1, "rank": 4, "lr": 1e-3, "device": "cpu"}
-
-    def run(*arguments: object) -> Outcome:
-        texts = [str(each) for each in arguments]
-        return fresh_process.call(fresh_process.clip_hba, texts, output=directory / "output.txt")
-
-    return trained(run, directory, config, "baseline")
-
-
-def write_sweep(tmp_path: Path, baseline: Path, name: str = "sweep", **keys: Any) -> Path:
-    given = {
-        "baseline": str(baseline),
-        "directory": str(tmp_path / name),
-        "epochs": [2, 3],
-        "kinds": ["random_target", "uniform_images"],
-        "lengths": [1, 2],
-        "processes": 2,
-    }
-    path = tmp_path / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(given | keys))
-    return path
-
-
-def table(directory: Path) -> list[dict[str, str]]:
-    with (directory / "sweep.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_a_sweep_runs_once_and_its_controls_are_the_baseline(
@@ -113,7 +77,7 @@ def test_a_run_that_continues_a_shorter_one_is_the_run_from_the_baseline(
         assert states[0].state_digest == states[1].state_digest
 
 
-def test_a_sweep_that_is_killed_and_taken_up_again_gives_the_same_table(
+def test_a_sweep_that_is_killed_and_resumed_gives_the_same_table(
     baseline: Path, clip_hba: ClipHba, tmp_path: Path
 ) -> None:
     whole = write_sweep(tmp_path, baseline, "whole")
@@ -139,15 +103,11 @@ def test_a_sweep_that_is_killed_and_taken_up_again_gives_the_same_table(
 
 
 def test_a_failed_run_does_not_stop_the_others_and_its_error_is_shown(
-    baseline: Path, clip_hba: ClipHba, tmp_path: Path
+    own_baseline: Path, clip_hba: ClipHba, tmp_path: Path
 ) -> None:
-    mine = tmp_path / "baseline"
-    shutil.copytree(baseline, mine)
-    text = (mine / "config.yaml").read_text().replace(str(baseline), str(mine))
-    (mine / "config.yaml").write_text(text)
-    broken = checkpoint_path(mine / "dora_params", 2)
+    broken = checkpoint_path(own_baseline / "dora_params", 2)
     broken.write_bytes(broken.read_bytes()[:1000])
-    sweep = write_sweep(tmp_path, mine, lengths=[1])
+    sweep = write_sweep(tmp_path, own_baseline, lengths=[1])
     outcome = clip_hba("sweep", "run", sweep)
     assert outcome.code == 1, outcome.output
     assert "3 of 6 runs are done" in outcome.output

@@ -1,0 +1,95 @@
+"""Tasks of a job array, where no cluster is: what they read, and the limits of time that are understood."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fresh_process
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.sweep.plan import SlurmSettings, make_sweep_file, seconds_of
+from fresh_process import Outcome
+from sweep_tools import clip_hba_with_signal, epochs_on_disk, write_sweep
+
+ClipHba = Callable[..., Outcome]
+CHAIN = {"epochs": [2], "kinds": ["random_target"], "controls": False}
+
+
+def test_a_task_that_waits_does_not_see_an_edit_of_the_sweeps_file(
+    own_baseline: Path, clip_hba: ClipHba, requeued: Path, tmp_path: Path
+) -> None:
+    sweep = write_sweep(tmp_path, own_baseline, settings={"weight_decay": 0.02}, **CHAIN)
+    outcome = clip_hba("sweep", "run", sweep, "--engine", "slurm")
+    assert outcome.code == 0, outcome.output
+    assert "job 7: 1 tasks, 2 runs" in outcome.output
+    write_sweep(tmp_path, own_baseline, settings={"weight_decay": 0.03}, **CHAIN | {"lengths": [3]})
+    assert clip_hba("resume", own_baseline, "--set", "epochs=5").code == 0
+    outcome = clip_hba("sweep", "task", tmp_path / "sweep/slurm/1", "--index", 0)
+    assert outcome.code == 0, outcome.output
+    assert epochs_on_disk(tmp_path / "sweep") == {
+        "e002_random_target_l1_s0": [1, 2, 3, 4],
+        "e002_random_target_l2_s0": [2, 3, 4],
+    }
+    for run in (tmp_path / "sweep/runs").iterdir():
+        assert RunDirectory(run).read_config().weight_decay == 0.02
+
+
+def test_a_task_that_was_killed_keeps_what_the_longer_run_begins_with(
+    baseline: Path, clip_hba: ClipHba, requeued: Path, tmp_path: Path
+) -> None:
+    sweep = write_sweep(tmp_path, baseline, settings={"keep_checkpoints": "last 1"}, **CHAIN)
+    assert clip_hba("sweep", "run", sweep, "--engine", "slurm").code == 0
+    arguments = ["sweep", "task", str(tmp_path / "sweep/slurm/1"), "--index", "0"]
+    outcome = fresh_process.call(
+        clip_hba_with_signal, arguments, "Epoch 2/4", signal.SIGKILL, output=tmp_path / "killed.txt"
+    )
+    assert outcome.code == -signal.SIGKILL
+    shorter = RunDirectory(tmp_path / "sweep/runs/e002_random_target_l1_s0")
+    shorter.forks_file.unlink(missing_ok=True)  # as if it had been killed before its first epoch's end
+    outcome = clip_hba(*arguments)
+    assert outcome.code == 0, outcome.output
+    assert 2 in epochs_on_disk(tmp_path / "sweep")["e002_random_target_l1_s0"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [
+        ("90", 5400),
+        ("90:30", 5430),
+        ("01:30:15", 5415),
+        ("1-12", 129600),
+        ("1-12:30", 131400),
+        ("1-12:30:15", 131415),
+    ],
+)
+def test_all_forms_of_a_time_limit_are_understood(limit: str, seconds: int) -> None:
+    assert seconds_of(limit) == seconds
+    assert SlurmSettings.model_validate({"time": limit}).time == limit
+
+
+@pytest.mark.parametrize("limit", ["x-01:00", "-01:00", "1-", "", "1:2:3:4", "1-1-1", "01:00h", "²", "1.5"])
+def test_a_time_limit_that_is_none_is_refused(
+    limit: str, baseline: Path, clip_hba: ClipHba, requeued: Path, tmp_path: Path
+) -> None:
+    sweep = write_sweep(tmp_path, baseline, slurm={"time": limit}, **CHAIN)
+    outcome = clip_hba("sweep", "run", sweep, "--engine", "slurm")
+    assert outcome.code == 2, outcome.output
+    assert f"slurm.time: found {limit!r}, expected such as 90, 90:00, 01:30:00, 1-12" in outcome.output
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("slurm", "message"),
+    [
+        ({"time": 7200}, "put it in quotes"),
+        ({"time": "00:01:30"}, "time 00:01:30 leaves no time to work"),
+        ({"time": "1-00", "signal_seconds": 86400}, "expected: at least 86460 s"),
+    ],
+)
+def test_a_time_limit_that_ends_too_soon_is_refused(slurm: dict[str, Any], message: str, baseline: Path) -> None:
+    given = {"baseline": str(baseline), "directory": "sweep", "kinds": ["random_target"], "slurm": slurm}
+    with pytest.raises(BadInputError, match=message):
+        make_sweep_file(given)
