@@ -77,7 +77,7 @@ def run(sweep: Path, engine: str) -> int:
         return 0
     total, done = len(planned.runs()), 0
 
-    def say(each: Run, status: Status) -> None:
+    def report(each: Run, status: Status) -> None:
         nonlocal done
         done += 1
         print(f"[{done}/{total}] {each.name}: {status.state}", flush=True)
@@ -85,7 +85,7 @@ def run(sweep: Path, engine: str) -> int:
             print(f"  {_indented(status.detail)}", flush=True)
 
     with stopping_on_signals() as stop, hold(planned.directory):
-        run_locally(planned, stop, say)
+        run_locally(planned, stop, report)
     return collect(planned)
 
 

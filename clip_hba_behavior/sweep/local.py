@@ -28,7 +28,7 @@ def num_processes(plan: Plan) -> int:
     return plan.file.processes or max(1, len(os.sched_getaffinity(0)) // threads)
 
 
-def run_locally(plan: Plan, stop: StopRequest, say: Callable[[Run, Status], None]) -> None:
+def run_locally(plan: Plan, stop: StopRequest, report: Callable[[Run, Status], None]) -> None:
     """Execute every chain of a plan; a run that fails ends its chain, not the others.
 
     A worker that is killed takes its run with it; another resumes it.
@@ -36,7 +36,7 @@ def run_locally(plan: Plan, stop: StopRequest, say: Callable[[Run, Status], None
     Args:
         plan: what to do.
         stop: when a signal has come, the workers are told to save and leave; no further run begins.
-        say: called with each run that ended.
+        report: called with each run that ended.
 
     Raises:
         InterruptedRunError: a signal came; what is done is kept.
@@ -48,7 +48,7 @@ def run_locally(plan: Plan, stop: StopRequest, say: Callable[[Run, Status], None
         _check(stop)
         before = len(waiting)
         try:
-            waiting = _pass(plan, waiting, stop, say)
+            waiting = _pass(plan, waiting, stop, report)
         except _BrokenPassError as broken:
             breaks = breaks + 1 if len(broken.waiting) == before else 0
             waiting = broken.waiting
@@ -68,7 +68,7 @@ class _BrokenPassError(Exception):
 
 
 def _pass(
-    plan: Plan, chains: list[tuple[Run, ...]], stop: StopRequest, say: Callable[[Run, Status], None]
+    plan: Plan, chains: list[tuple[Run, ...]], stop: StopRequest, report: Callable[[Run, Status], None]
 ) -> list[tuple[Run, ...]]:
     """Execute chains with one pool; return those that are left."""
     context = multiprocessing.get_context("forkserver")
@@ -92,7 +92,7 @@ def _pass(
                 except BrokenProcessPool:
                     raise _BrokenPassError(list(left.values())) from None
                 for run, status in outcomes:
-                    say(run, status)
+                    report(run, status)
                 del left[futures[future]]
     return list(left.values())
 
