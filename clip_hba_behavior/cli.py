@@ -1,6 +1,6 @@
 """`clip-hba <verb>`: parse, call, print. The work is done elsewhere.
 
-Exit codes: 0 yes; 1 no; 2 bad use or bad input, nothing done; 3 consistent, but not the whole state;
+Exit codes: 0 yes; 1 no; 2 bad use or bad input, nothing done; 3 consistent, but not the complete state;
 70 internal error; 74 input/output error; 75 interrupted, resume to go on.
 """
 
@@ -34,9 +34,9 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the configuration.")
 ]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="The run's new directory.")]
-WhereDataLie = Annotated[
+WhereDataAre = Annotated[
     Path | None,
-    typer.Option("--config", help="YAML file: where data and backbone lie; for old checkpoints all of the run."),
+    typer.Option("--config", help="YAML file: where data and backbone are; for old checkpoints all of the run."),
 ]
 Epochs = Annotated[str, typer.Option("--epochs", help="Such as 3,10,20 or 5-9; or all.")]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Only the first steps of each epoch.")]
@@ -165,7 +165,7 @@ def inspect(checkpoint: Annotated[Path, typer.Argument(help="An epochN_dora_para
 def demo(
     run_dir: Annotated[Path, typer.Option("--run-dir", help="Where the two runs go.")] = Path("runs/demo"),
 ) -> None:
-    """Train the stand-in, resume it from a middle epoch in a new process, and compare the bits."""
+    """Train on the synthetic data set, resume it from a middle epoch in a new process, and compare the bits."""
     from clip_hba_behavior.verification.demo import run_demo
 
     raise typer.Exit(YES if run_demo(run_dir) else NO)
@@ -236,7 +236,7 @@ def verify_quick(json: Certificate = None) -> None:
 @verify_app.command("checkpoints")
 def verify_checkpoints(
     run: Annotated[Path, typer.Argument(help="A run's directory, or a directory of checkpoints of any age.")],
-    config: WhereDataLie = None,
+    config: WhereDataAre = None,
     epochs: Epochs = "all",
     steps: Steps = None,
     settings: Settings = None,
@@ -252,7 +252,7 @@ def verify_checkpoints(
 def verify_results(
     csv: Annotated[Path, typer.Argument(help="A results CSV, of this project or of the earlier pipeline.")],
     checkpoints: Annotated[Path, typer.Option("--checkpoints", help="The run, or its checkpoints' directory.")],
-    config: WhereDataLie = None,
+    config: WhereDataAre = None,
     epochs: Epochs = "all",
     settings: Settings = None,
     json: Certificate = None,

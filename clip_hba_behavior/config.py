@@ -39,7 +39,7 @@ _UNUSED_BY: dict[PerturbType, tuple[str, ...]] = {
 }
 
 # Keys that may be changed when a run is resumed, because they do not shape its trajectory. Paths count by
-# the digests of what lies there, which are recorded and compared on their own.
+# the digests of what is there, which are recorded and compared on their own.
 FREE_KEYS = {
     *DATA_KEYS,
     "backbone",
@@ -53,7 +53,7 @@ FREE_KEYS = {
     "checkpoint_every_steps",
     "keep_checkpoints",
 }
-# Keys that say where a run lies and which state it began with; they are the run's own for good.
+# Keys that say where a run is and which state it began with; they are the run's own for good.
 _ORIGIN_KEYS = {"run_dir", "training_run", "baseline_dora_directory"}
 _MAX_BYTES = 2**16  # of YAML; a configuration with every key has 2,000
 _MAX_SHOWN = 20
@@ -78,13 +78,13 @@ RETIRED_KEYS = {
 
 
 class Config(BaseModel):
-    """One run's configuration. Without any key it trains on the stand-in."""
+    """One run's configuration. Without any key it trains on the synthetic data set."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     csv_file: str | None = Field(
         None,
-        description="Annotation CSV: an index column, image_name, columns 0-65. Without it, the stand-in.",
+        description="Annotation CSV: an index column, image_name, columns 0-65. Without it, the synthetic data set.",
     )
     img_dir: str | None = Field(None, description="Directory of the images, flat or in one folder a concept.")
     inference_csv_file: str | None = Field(
@@ -112,7 +112,7 @@ class Config(BaseModel):
     )
 
     epochs: NotNegative = Field(500, description="Train up to this epoch.")
-    batch_size: Positive = Field(64, description="Images a training step.")
+    batch_size: Positive = Field(64, description="Images per training step.")
     train_portion: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.8, description="Share of the images that train; the rest test."
     )
@@ -145,7 +145,7 @@ class Config(BaseModel):
 
     perturb_type: PerturbType = Field(
         "none",
-        description="What training undergoes for some epochs: targets drawn at random, targets exchanged within "
+        description="What training undergoes for some epochs: targets drawn at random, targets swapped within "
         "the batch, images of noise, or images of one grey; see PERTURBATIONS.md.",
     )
     perturb_epoch: Positive | None = Field(
@@ -198,8 +198,8 @@ class Config(BaseModel):
     deterministic: bool = Field(True, description="Use only operations that repeat their bits.")
     tf32: bool = Field(False, description="Let a GPU round the inputs of float32 products to TF32.")
     sdpa_backend: Literal["math", "flash", "efficient"] = Field("math", description="Attention kernel.")
-    eval_batch_size: Positive = Field(64, description="Images a forward pass in evaluation; changes bits.")
-    chunk_size: Positive = Field(32, description="Images a pass through the frozen part; changes bits.")
+    eval_batch_size: Positive = Field(64, description="Images per forward pass in evaluation; changes bits.")
+    chunk_size: Positive = Field(32, description="Images per pass through the frozen part; changes bits.")
     cache_dir: str | None = Field(
         None,
         description="Where frozen features are kept. Default: clip_hba_behavior in the user's cache directory.",
@@ -261,7 +261,7 @@ class Config(BaseModel):
         if given and len(given) < len(DATA_KEYS):
             absent = [key for key in DATA_KEYS if key not in given]
             raise ValueError(
-                f"{', '.join(given)} given, but not {', '.join(absent)}; give all five, or none for the stand-in"
+                f"{', '.join(given)} given, but not {', '.join(absent)}; give all five, or none for the synthetic data set"
             )
         if self.training_run > 1 and self.baseline_dora_directory is None:
             raise ValueError(f"training_run is {self.training_run}, so baseline_dora_directory is needed")

@@ -1,1 +1,1 @@
-"""Images, targets and prompts: THINGS format, and the drawn stand-in."""
+"""Images, targets and prompts: THINGS format, and the synthetic data set."""

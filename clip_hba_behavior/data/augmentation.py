@@ -123,7 +123,7 @@ class AugmentedImages(Dataset[torch.Tensor]):
     def __getitems__(self, requests: Sequence[tuple[int, int]]) -> NDArray[np.float32] | DataError:
         """Return a whole batch `[batch, 3, image_size, image_size]`, or why there is none.
 
-        The DataLoader would bury an exception's message in a worker's traceback. And an array travels
+        The DataLoader would hide an exception's message in a worker's traceback. And an array travels
         through a pipe: a tensor would need room in /dev/shm, of which containers have little.
         """
         try:

@@ -101,7 +101,7 @@ def check_data(
 
     Args:
         csv_file: table of the training images.
-        img_dir: where all images lie.
+        img_dir: the directory of all images.
         inference_csv_file: table of the held-out images.
         rdm_file: `RDM48_triplet.mat`.
         prompts_file: one prompt a line.
@@ -194,7 +194,7 @@ def _check_row_order(table: AnnotationTable | None, rdm_file: Path, findings: _F
     if rho != rho:  # nan: a bad target, which is a problem already, or a constant row or RDM
         findings.problems.append(
             f"{table.path}: the order of the rows cannot be checked against {rdm_file}: "
-            "the correlation is undefined; mend bad or constant targets"
+            "the correlation is undefined; repair bad or constant targets"
         )
         return None
     if rho < LEAST_ROW_ORDER_CORRELATION:

@@ -1,4 +1,4 @@
-"""The stand-in for THINGS and CLIP: pictures drawn from 66-d vectors, and where the small CLIP lies.
+"""The synthetic data set: pictures drawn from 66-d vectors, in THINGS format; and where the small CLIP is.
 
 THINGS images and CLIP's weights cannot be shipped. This data set can: its targets are drawn at random with the
 statistics of rescaled SPoSE embeddings, its pictures are drawn from the targets, so a model can learn the one from

@@ -1,4 +1,4 @@
-"""THINGS on disk: the tables of targets, the prompts, the human RDM and where the images lie."""
+"""THINGS on disk: the tables of targets, the prompts, the human RDM and where the images are."""
 
 import csv
 import hashlib
@@ -128,20 +128,20 @@ def _examine_rows(
     for line, cells in rows:  # rows and lines differ where a quoted cell spans lines; the user looks for the line
         if len(names) == _MAX_ROWS or len(problems) >= _MAX_PROBLEMS:
             what = f"{len(names)} rows and {len(problems)} problems are read up to line {line}, and no more"
-            problems.append(_file_problem(path, what, "mend these first, or give a smaller table"))
+            problems.append(_file_problem(path, what, "repair these first, or give a smaller table"))
             break
         name = cells[name_column] if name_column < len(cells) else ""
         names.append(name)
         numbers = np.full(NUM_DIMENSIONS, np.nan)
         targets.append(numbers)
         if len(cells) != len(header):
-            message = f"it has {len(cells)} cells\n  expected: {len(header)}, as in the header\n  mend the line"
+            message = f"it has {len(cells)} cells\n  expected: {len(header)}, as in the header\n  repair the line"
             problems.append(AnnotationProblem(Fault.ROW, f"{path}, line {line}: {message}"))
             continue
         if reason := unsafe_name_reason(name):
             message = (
                 f"image name {quote(name)} {reason}\n"
-                "  expected: a file name such as aardvark_01b.jpg\n  mend the line"
+                "  expected: a file name such as aardvark_01b.jpg\n  repair the line"
             )
             problems.append(AnnotationProblem(Fault.NAME, f"{path}, line {line}: {message}"))
         elif name in first_line_of:
@@ -157,7 +157,9 @@ def _examine_rows(
                 continue
             fault = Fault.NOT_A_NUMBER if value is None else Fault.NOT_FINITE
             where = f"{path}, line {line}: image {shown(name)}, column {dimension}"
-            message = f"{where}: {quote(cells[column])} is {fault}\n  expected: a finite number\n  mend the value"
+            message = (
+                f"{where}: {quote(cells[column])} is {fault}\n  expected: a finite number\n  repair the value"
+            )
             problems.append(AnnotationProblem(fault, message))
     together = np.stack(targets) if targets else np.empty((0, NUM_DIMENSIONS))
     return AnnotationTable(path, tuple(names), together), problems
@@ -340,7 +342,7 @@ def find_images(image_dir: Path, image_names: Sequence[str]) -> tuple[Path | Non
         raise DataError(f"{image_dir}: there is no such directory\n  give the directory of the images")
     for name in image_names:
         if reason := unsafe_name_reason(name):
-            raise DataError(f"image name {quote(name)} {reason}\n  expected: a file name\n  mend the name")
+            raise DataError(f"image name {quote(name)} {reason}\n  expected: a file name\n  repair the name")
     found = [_expected_place(image_dir, name) for name in image_names]
     absent = {name for name, path in zip(image_names, found, strict=True) if path is None}
     if not absent:

@@ -1,4 +1,4 @@
-"""The pretrained CLIP: found by name, loaded whole, in float32; and its tokenizer."""
+"""The pretrained CLIP: found by name, loaded completely, in float32; and its tokenizer."""
 
 import json
 from collections.abc import Sequence

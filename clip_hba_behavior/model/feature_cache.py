@@ -45,7 +45,7 @@ class FeatureCache:
         If another process is filling it, wait for that process, then read.
 
         Args:
-            root: where all caches lie.
+            root: the directory of all caches.
             key: everything that the rows depend on, as JSON values.
             num_rows: how many rows.
             row_shape: shape of one row.
@@ -74,7 +74,7 @@ class FeatureCache:
         """Return the rows `[len(indices), *row_shape] float32`, on the CPU.
 
         Raises:
-            NotReproducibleError: a damaged chunk that, computed anew, is not what it was.
+            NotReproducibleError: a damaged chunk that, computed again, is not what it was.
         """
         wanted = indices.numpy()
         for chunk in np.unique(wanted // self.chunk_size).tolist():
@@ -107,12 +107,12 @@ class FeatureCache:
             size = (self.folder / "features.bin").stat().st_size
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        whole = (
+        is_complete = (
             index.get("digest") == digest(chunk_digests)
             and len(chunk_digests) == self._num_chunks()
             and size == self.num_rows * math.prod(self.row_shape) * 4
         )
-        return chunk_digests if whole else None
+        return chunk_digests if is_complete else None
 
     @contextmanager
     def _filling_alone(self) -> Iterator[None]:
@@ -152,28 +152,28 @@ class FeatureCache:
         replace(self.folder / "index.json", json.dumps(index).encode())
 
     def _verify(self, chunk: int) -> None:
-        """Check a chunk once; compute a damaged one anew and put it back."""
+        """Check a chunk once; compute a damaged one again and put it back."""
         if chunk in self._verified:
             return
         recorded = self._chunk_digests[chunk]
         if self._digest(self._rows, chunk) != recorded:
             with self._filling_alone():
-                if self._digest(self._rows, chunk) != recorded:  # else another process mended it
-                    self._mend(chunk, recorded)
+                if self._digest(self._rows, chunk) != recorded:  # else another process repaired it
+                    self._repair(chunk, recorded)
         self._verified.add(chunk)
 
-    def _mend(self, chunk: int, recorded: str) -> None:
+    def _repair(self, chunk: int, recorded: str) -> None:
         start, stop = self._bounds(chunk)
-        anew = self._compute(start, stop).cpu().numpy()
-        found = _rows_digest(anew)
+        computed = self._compute(start, stop).cpu().numpy()
+        found = _rows_digest(computed)
         if found != recorded:
             raise NotReproducibleError(
-                f"chunk {chunk} of the feature cache {self.folder} is damaged, and computed anew it differs\n"
+                f"chunk {chunk} of the feature cache {self.folder} is damaged, and computed again it differs\n"
                 f"  recorded: {recorded}\n  now:      {found}\n"
                 "  remove that folder; it is made again, but runs made with it cannot be continued bit for bit"
             )
         rows = self._map("r+")
-        rows[start:stop] = anew
+        rows[start:stop] = computed
         rows.flush()
 
 

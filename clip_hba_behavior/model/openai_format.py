@@ -84,7 +84,7 @@ def load_openai_file(path: Path, trust_backbone_file: bool) -> CLIPModel:
     except Exception as error:  # shapes and names that fit no model fail anywhere in transformers or torch
         reason = str(error)[:2000] or type(error).__name__
         raise BadInputError(f"{path} holds no OpenAI CLIP: {reason}") from error
-    for module in model.modules():  # buffers that no file holds; made anew where `meta` left them empty
+    for module in model.modules():  # buffers that no file holds; made again where `meta` left them empty
         for name, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_meta:
                 if name != "position_ids":

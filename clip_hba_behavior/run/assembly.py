@@ -39,7 +39,7 @@ def resolve_config(config: Config) -> Config:
 
 
 def with_standin(config: Config) -> Config:
-    """Put the stand-in's files where no data or no backbone is named."""
+    """Put the synthetic data set's files where no data or no backbone is named."""
     values: dict[str, Any] = {}
     if config.csv_file is None:
         directory = Path(str(config.cache_dir)) / "standin"
@@ -52,7 +52,7 @@ def with_standin(config: Config) -> Config:
 
 
 def check_data_of(config: Config) -> DataReport:
-    """Check the data that a configuration names; without any, the stand-in's."""
+    """Check the data that a configuration names; without any, the synthetic one's."""
     with session() as here:
         data = with_standin(resolve_config(make_config(config.model_dump() | {"device": "cpu"})))
         return check_data(

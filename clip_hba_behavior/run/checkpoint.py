@@ -38,7 +38,7 @@ class Checkpoint:
         path: where it was read.
         parameters: the trainable parameters by name.
         rng_state: the random streams, None in an old file that has none.
-        state: the whole training state; None if the file holds only part of it.
+        state: the complete training state; None if the file holds only part of it.
         state_digest: the digest of `state`; None where `state` is.
         provenance: where the state comes from; empty in a file of the earlier pipeline.
     """
@@ -63,7 +63,7 @@ class Checkpoint:
         if self.state is None:
             has = "parameters and random states" if self.rng_state is not None else "parameters only"
             raise BadInputError(
-                f"{self.path} does not hold the whole training state\n"
+                f"{self.path} does not hold the complete training state\n"
                 f"  found:    {has}\n"
                 "  expected: also optimizer, early stopping and cursor\n"
                 "  resume from a checkpoint of this project, or start a fork from these parameters "
@@ -116,7 +116,7 @@ def list_step_checkpoints(directory: Path) -> dict[tuple[int, int], Path]:
 
 
 def to_content(state: TrainingState, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay a whole state out flat, as it goes into the file."""
+    """Lay a complete state out flat, as it goes into the file."""
     content: dict[str, Any] = dict(state.parameters)
     content |= {key: getattr(state, key) for key in _STATE_KEYS}
     content["format_version"] = FORMAT_VERSION
@@ -165,7 +165,7 @@ def save_dora_parameters(
         epoch: number of completed epochs.
         logger: where the guide's message goes; without one it is printed.
         save_rng_state: without random states the file is partial, whatever else is given.
-        training_state: the whole state, a snapshot of this model in training. Without it parameters
+        training_state: the complete state, a snapshot of this model in training. Without it parameters
             and random states are written, and the file is marked partial.
         provenance: where the state comes from.
 
@@ -311,7 +311,7 @@ def describe(checkpoint: Checkpoint) -> str:
     if state is None:
         lines.append("  holds        part of a training state: it cannot be continued bit for bit")
     else:
-        lines.append("  holds        the whole training state; its digest was checked")
+        lines.append("  holds        the complete training state; its digest was checked")
         lines.append(f"  epoch        {state.epoch} completed, {state.step_in_epoch} steps into the next")
         lines += [f"  {key:<22} {value!r}" for key, value in state.metrics.items() if key != "epoch"]
         lines += [f"  {key:<22} {value!r}" for key, value in state.early_stopping_state.items()]

@@ -35,7 +35,7 @@ def fork_of(baseline: Path, at_epoch: int, given: Mapping[str, Any]) -> tuple[Co
             `epochs` ends with its baseline.
 
     Raises:
-        BadInputError: there is no run or no such state, the state is not whole or not the one recorded, or a
+        BadInputError: there is no run or no such state, the state is not complete or not the one recorded, or a
             key is wrong.
     """
     given = dict(given)
@@ -49,7 +49,7 @@ def fork_of(baseline: Path, at_epoch: int, given: Mapping[str, Any]) -> tuple[Co
 
 
 def _at(baseline: Path, at_epoch: int, given: Mapping[str, Any]) -> Config:
-    """Return the fork's own keys, and where data and backbone lie as the baseline says."""
+    """Return the fork's own keys, and where data and backbone are as the baseline says."""
     path = baseline.expanduser().absolute()
     run = RunDirectory(path.parent if path.name == "dora_params" else path)
     if not run.config_file.is_file():
@@ -59,7 +59,7 @@ def _at(baseline: Path, at_epoch: int, given: Mapping[str, Any]) -> Config:
         )
     taken = sorted({"training_run", "baseline_dora_directory"} & given.keys())
     if taken:
-        raise BadInputError(f"{', '.join(taken)}: a fork is told these by BASELINE and --at-epoch; leave them out")
+        raise BadInputError(f"{', '.join(taken)}: a fork gets these from BASELINE and --at-epoch; leave them out")
     place = {"training_run": at_epoch, "baseline_dora_directory": str(run.checkpoints)}
     own = make_config({**given, **place})
     theirs = run.read_config().model_dump(include=FREE_KEYS)
@@ -109,7 +109,7 @@ def read_parent(config: Config) -> Checkpoint | None:
 
 
 def _refuse_changed(parent: Checkpoint, epoch: int) -> None:
-    """Refuse a state that is whole in itself, but not the one that its run wrote down."""
+    """Refuse a state that is complete in itself, but not the one that its run wrote down."""
     run = run_of(parent)
     if run is None or parent.state is None:
         return
@@ -223,7 +223,7 @@ def adopt(trainer: Trainer, parent: Checkpoint, logger: logging.Logger) -> dict[
     """Bring a trainer into the parent's state, or as near to it as an old checkpoint allows.
 
     Returns:
-        What the fork's provenance says of its parent: where it lies, its state, and which keys are others.
+        What the fork's provenance says of its parent: where it is, its state, and which keys are others.
     """
     config, run, theirs = trainer.config, run_of(parent), keys_of(parent)
     theirs = make_config({}).trajectory() | theirs if theirs else {}
@@ -246,7 +246,7 @@ def adopt(trainer: Trainer, parent: Checkpoint, logger: logging.Logger) -> dict[
         return description | _reseed(trainer)
     trainer.begin(parent.parameters, config.training_run - 1)
     logger.warning(
-        "%s holds no optimizer and early-stopping state: both start anew, and results move by about 1-5 %%",
+        "%s holds no optimizer and early-stopping state: both start from nothing, and results move by about 1-5 %%",
         parent.path.name,
     )
     content = {"rng_state": parent.rng_state} if parent.rng_state is not None else {}

@@ -41,7 +41,7 @@ def session(log_file: Path | None = None) -> Iterator[Session]:
 
 @contextmanager
 def logging_to(path: Path | None) -> Iterator[logging.Logger]:
-    """Log to standard output and, with times, to a file; let go of both in the end."""
+    """Log to standard output and, with times, to a file; release both in the end."""
     logger = logging.getLogger(LOGGER_NAME)
     logger.setLevel(logging.INFO)
     logger.propagate = False

@@ -15,7 +15,7 @@ from clip_hba_behavior.training.trainer import Trainer
 
 
 class Replayer:
-    """Trains epochs again. The trainer is built anew only where an epoch's settings are others."""
+    """Trains epochs again. The trainer is built again only where an epoch's settings are others."""
 
     def __init__(
         self, config: Config, session: Session, built: tuple[Trainer, dict[str, Any]] | None = None

@@ -45,7 +45,7 @@ def plan(sweep: Path) -> int:
     else:
         at_once = num_processes(planned)
         print(
-            f"{seconds:.2f} s an epoch on the baseline: {_hours(trained * seconds)} of one process, "
+            f"{seconds:.2f} s per epoch on the baseline: {_hours(trained * seconds)} of one process, "
             f"{_hours(trained * seconds / at_once)} with {at_once} at once here; start-up apart"
         )
     print(f"{files} checkpoints of {checkpoint / 1e6:.2f} MB: {files * checkpoint / 1e9:.2f} GB")

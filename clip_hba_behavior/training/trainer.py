@@ -221,7 +221,7 @@ class Trainer:
         if not math.isfinite(value):
             raise NonFiniteLossError(
                 f"the test loss is {value} after {self.step_in_epoch} steps of epoch {self.epoch + 1}\n"
-                "  the last whole state is kept; lower lr, or check the targets with `clip-hba data check`"
+                "  the last complete state is kept; lower lr, or check the targets with `clip-hba data check`"
             )
         return value
 
@@ -312,7 +312,7 @@ class Trainer:
             raise NonFiniteLossError(
                 f"the loss is {value} in epoch {self.epoch + 1}, step {self.step_in_epoch + 1}\n"
                 f"  images: {', '.join(self.inputs.image_paths[row].name for row in batch.rows.tolist())}\n"
-                "  the last whole state is kept; lower lr, or check the targets with `clip-hba data check`"
+                "  the last complete state is kept; lower lr, or check the targets with `clip-hba data check`"
             )
         self.optimizer.step()
         return value

@@ -1,6 +1,6 @@
 """Train CLIP-HBA: `python cvpr_train_behavior.py`. Edit the keys below, or use `clip-hba train`.
 
-As it stands it trains on the stand-in. For THINGS, take the comment signs away and set the paths.
+As it stands it trains on the synthetic data set. For THINGS, take the comment signs away and set the paths.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Check that this machine continues a run bit for bit: `python test_checkpoint_quick.py`.
 
-The same as `clip-hba verify quick`. It trains the stand-in for some seconds, and needs no files.
+The same as `clip-hba verify quick`. It trains on the synthetic data set for some seconds, and needs no files.
 """
 
 import sys

@@ -9,7 +9,7 @@ from pathlib import Path
 from clip_hba_behavior.cli import main
 
 checkpoints = Path(__file__).parents[2] / "runs" / "seed1"  # a run, or a directory of old checkpoints
-config_file: Path | None = None  # YAML: where data lie now; for old checkpoints the whole run's keys
+config_file: Path | None = None  # YAML: where data are now; for old checkpoints the whole run's keys
 epochs = "all"  # or such as "3,10,20"
 
 

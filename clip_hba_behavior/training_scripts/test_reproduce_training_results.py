@@ -11,7 +11,7 @@ from clip_hba_behavior.cli import main
 run = Path(__file__).parents[2] / "runs" / "seed1"
 results_file = run / "training_res.csv"
 checkpoints = run  # or a directory of old checkpoints
-config_file: Path | None = None  # YAML: where data lie now; for old checkpoints the whole run's keys
+config_file: Path | None = None  # YAML: where data are now; for old checkpoints the whole run's keys
 epochs = "all"  # or such as "3,10,20"
 
 

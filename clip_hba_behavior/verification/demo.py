@@ -1,4 +1,4 @@
-"""The whole promise in a minute: train, resume in a new process, compare the bits."""
+"""The promise in a minute: train, resume in a new process, compare the bits."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ SETTINGS = {"epochs": EPOCHS, "batch_size": 32, "lr": 1e-3, "random_seed": 1, "n
 
 
 def run_demo(directory: Path) -> bool:
-    """Train the stand-in, resume it from the middle, and print whether a single bit differs.
+    """Train on the synthetic data set, resume it from the middle, and print whether a single bit differs.
 
     Args:
         directory: gets `baseline` and `resumed`. If it holds a demo already, a number is added.

@@ -11,7 +11,7 @@ from clip_hba_behavior.reproducibility.record.judge import (
     worst,
 )
 
-COMPLETE = "the whole training state"
+COMPLETE = "the complete training state"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class EpochOutcome:
         epoch: counted from 1.
         word: the verdict.
         claim: what the environment lets claim; None where nothing was replayed.
-        holds: what the recorded files hold: "the whole training state", or what they lack.
+        holds: what the recorded files hold: "the complete training state", or what they lack.
         order: what can be said of the batch order.
         order_digest: digest of the epoch's annotation rows in the order in which they were replayed.
         num_steps: steps replayed.

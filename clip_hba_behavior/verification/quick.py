@@ -1,4 +1,4 @@
-"""Does this machine continue a run bit for bit? Asked of the stand-in, in seconds; needs no files.
+"""Does this machine continue a run bit for bit? Asked of the synthetic data set, in seconds; needs no files.
 
 `python -m clip_hba_behavior.verification.quick` is the other half: the new process that continues. It
 reads the directory to work in from its standard input.
@@ -98,13 +98,13 @@ class QuickResult:
 
 
 def verify_quick(
-    say: Callable[[str], None] = print, spoil: Callable[[TrainingState], TrainingState] | None = None
+    say: Callable[[str], None] = print, corrupt: Callable[[TrainingState], TrainingState] | None = None
 ) -> QuickResult:
-    """Train the stand-in without a break and with one, and compare every bit.
+    """Train on the synthetic data set without a break and with one, and compare every bit.
 
     Args:
         say: told what is done, then the result's lines.
-        spoil: for the tests: changes the state before it is saved.
+        corrupt: for the tests: changes the state before it is saved.
 
     Returns:
         The result; see `QuickResult.reproducible`.
@@ -122,7 +122,7 @@ def verify_quick(
     ):
         directory = Path(name)
         write_standin_dataset(directory, num_images=60)
-        say(f"{NUM_STEPS} training steps of the stand-in without a break")
+        say(f"{NUM_STEPS} training steps on the synthetic data set without a break")
         trainer = _begin(_config(directory))
         initial_digest = parameters_digest(trainer.parameters)
         outputs = _train(trainer, NUM_STEPS)
@@ -132,7 +132,7 @@ def verify_quick(
         trainer = _begin(_config(directory))
         _train(trainer, STEPS_BEFORE_THE_BREAK)
         middle = trainer.snapshot()
-        _publish_state(directory / _MIDDLE, spoil(middle) if spoil else middle)
+        _publish_state(directory / _MIDDLE, corrupt(middle) if corrupt else middle)
 
         say(f"in a new process the remaining {NUM_STEPS - STEPS_BEFORE_THE_BREAK}")
         _let_continue(process, directory)
@@ -236,7 +236,7 @@ def _new_process() -> Iterator["subprocess.Popen[str]"]:
     process = subprocess.Popen(
         [sys.executable, "-m", "clip_hba_behavior.verification.quick"],
         stdin=subprocess.PIPE,
-        # `-m` looks there first: the very files that run here, and nothing that lies about where the user is
+        # `-m` looks there first: the very files that run here, and nothing that happens to be where the user is
         cwd=Path(__file__).parents[2],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -72,7 +72,7 @@ class Reconstruction:
         detected: what the rule was chosen by.
         repeated: whether the run was trained again.
         epochs: how each old file fits.
-        written: where the reconstruction lies; None where nothing was written.
+        written: where the reconstruction is; None where nothing was written.
     """
 
     directory: str
@@ -126,7 +126,7 @@ def reconstruct(
         directory: the old checkpoints.
         given: the configuration: data, backbone, seed, and every key that shaped the run.
         run_dir: where the reconstruction goes; None to write nothing. Without `train` it gets the old
-            parameters with the derived random states, and `batch_order.json`; with it a whole run.
+            parameters with the derived random states, and `batch_order.json`; with it a complete run.
         train: repeat the run from the seed, and so recover optimizer and early-stopping state.
         order: the rule of the batch order; None to find it out.
         epochs: which to write without `train`; None for all.
@@ -151,7 +151,7 @@ def reconstruct(
     if train and epochs is not None:
         raise BadInputError("--train repeats the whole run: leave --epochs out")
     if train and run_dir is None:
-        raise BadInputError("--train writes a whole run: give --run-dir, a new directory")
+        raise BadInputError("--train writes a complete run: give --run-dir, a new directory")
     if not rules or not train or run_dir is None:
         rule = rules[0] if rules else candidates[0]
         derived = old.derive(rule)
@@ -380,7 +380,7 @@ def describe(result: Reconstruction) -> str:
     elif result.repeated:
         largest = max(each.largest_difference or 0.0 for each in result.epochs)
         lines.append(
-            f"whole: {len(result.epochs)} epochs repeated from the seed, within {largest:.3g} of the old files"
+            f"complete: {len(result.epochs)} epochs repeated from the seed, within {largest:.3g} of the old files"
         )
     else:
         lines.append(

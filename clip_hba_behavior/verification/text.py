@@ -104,7 +104,7 @@ def closing_line(verification: Verification) -> str:
         compared += " on record" if verification.notes else ""
         return f"reproducible: {extent}{len(epochs)} of {len(epochs)} epochs repeat to the last bit, {compared}"
     if word is Verdict.CONSISTENT:
-        name = "consistent" if verification.is_complete() else "consistent but not whole"
+        name = "consistent" if verification.is_complete() else "consistent but not complete"
         largest = verification.largest_difference()
         return (
             f"{name}: {extent}{_epochs(len(epochs))} within tolerance"

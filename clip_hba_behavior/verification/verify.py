@@ -270,7 +270,7 @@ class EpochVerifier:
             lacks = "optimizer_state and early_stopping_state"
             lacks += "" if before.checkpoint.rng_state else " and rng_state"
             text = (
-                f"the file of epoch {epoch - 1} lacks {lacks}: AdamW's moments began anew, so a replay "
+                f"the file of epoch {epoch - 1} lacks {lacks}: AdamW's moments began at zero again, so a replay "
                 "moves results by about 1-5 %"
             )
         cause = Cause(text) if text is not None else None

@@ -2,7 +2,7 @@
 
 `run.lock` names its holder; its modification time is the holder's heartbeat. Where the file system
 carries `flock` to every machine, that alone keeps a second process out. Where it does not, the content
-decides, and of several who find a dead holder, the one whose claim file appears first succeeds it.
+decides, and of several who find a dead holder, the one whose claim file appears first takes over.
 """
 
 import errno
@@ -94,7 +94,7 @@ class Lease:
         """Become the holder; False if the lock file changed meanwhile and must be looked at again.
 
         Every holder's record has one successor: the process whose claim appears under its digest.
-        A claim is as good as the process that made it, so a dead one is succeeded in the same way.
+        A claim is as good as the process that made it, so a dead one is taken over in the same way.
         """
         found = self._read()
         if found is None:
@@ -109,13 +109,13 @@ class Lease:
                     break
                 except FileExistsError:
                     last, heartbeat = claim.read_bytes(), claim.stat().st_mtime
-            except FileNotFoundError:  # cleared away meanwhile by one that succeeded
+            except FileNotFoundError:  # cleared away meanwhile by one that took over
                 return False
             self._refuse_if_alive(last, heartbeat)
             claims.append(claim)
         try:
             if self._read() != found:
-                return False  # someone succeeded the same holder and had already removed its claim
+                return False  # someone took over from the same holder and had already removed its claim
             os.pwrite(self._descriptor, self._content, 0)
             os.ftruncate(self._descriptor, len(self._content))
             os.fsync(self._descriptor)
@@ -175,7 +175,7 @@ class Lease:
     def _lost(self, why: str) -> LeaseLostError:
         return LeaseLostError(
             f"the run directory {self.path.parent} is no longer held by this process\n  {why}\n"
-            "  what was whole stays; nothing more is written; see who else uses it, then resume"
+            "  what was complete stays; nothing more is written; see who else uses it, then resume"
         )
 
 

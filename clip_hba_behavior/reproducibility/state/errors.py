@@ -6,7 +6,7 @@ class BadInputError(ValueError):
 
 
 class AnotherFormatError(BadInputError):
-    """A file of a later version of this package: it is whole, only not for this program to read."""
+    """A file of a later version of this package: it is complete, only not for this program to read."""
 
 
 class InterruptedRunError(Exception):
@@ -18,4 +18,4 @@ class NotReproducibleError(RuntimeError):
 
 
 class StoppedError(RuntimeError):
-    """The work cannot go on, such as after a loss that is no number; what was whole stays (exit code 1)."""
+    """The work cannot go on, such as after a loss that is no number; what was complete stays (exit code 1)."""

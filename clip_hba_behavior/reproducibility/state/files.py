@@ -1,4 +1,4 @@
-"""Files that are whole or absent: publish and replace."""
+"""Files that are complete or absent: publish and replace."""
 
 import os
 import tempfile

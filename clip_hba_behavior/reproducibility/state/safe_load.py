@@ -208,11 +208,13 @@ def _check_pickle(path: Path, what: str, pickled: bytes) -> None:
 
 
 def _check_kinds(path: Path, what: str, content: dict[str, Any]) -> None:
-    whole = "state_digest" in content
-    if whole:
+    is_complete = "state_digest" in content
+    if is_complete:
         content.setdefault("provenance", {})  # no part of the state
     for name, kinds in _KINDS.items():
-        if (whole or name in ("rng_state", "provenance")) and not isinstance(content.get(name, kinds[0]()), kinds):
+        if (is_complete or name in ("rng_state", "provenance")) and not isinstance(
+            content.get(name, kinds[0]()), kinds
+        ):
             raise BadInputError(
                 f"{path} is no {what}: {name} is of the wrong kind\n"
                 f"  found:    {type(content[name]).__name__}\n"
