@@ -84,7 +84,7 @@ class Config(BaseModel):
 
     csv_file: str | None = Field(
         None,
-        description="Annotation CSV: an index column, image_name, columns 0-65. Without it, the synthetic data set.",
+        description="Annotation CSV: an index column, image_name, columns 0-65. Default: the synthetic data set.",
     )
     img_dir: str | None = Field(None, description="Directory of the images, flat or in one folder a concept.")
     inference_csv_file: str | None = Field(
@@ -261,7 +261,8 @@ class Config(BaseModel):
         if given and len(given) < len(DATA_KEYS):
             absent = [key for key in DATA_KEYS if key not in given]
             raise ValueError(
-                f"{', '.join(given)} given, but not {', '.join(absent)}; give all five, or none for the synthetic data set"
+                f"{', '.join(given)} given, but not {', '.join(absent)}; "
+                "give all five, or none for the synthetic data set"
             )
         if self.training_run > 1 and self.baseline_dora_directory is None:
             raise ValueError(f"training_run is {self.training_run}, so baseline_dora_directory is needed")

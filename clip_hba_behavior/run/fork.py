@@ -246,7 +246,7 @@ def adopt(trainer: Trainer, parent: Checkpoint, logger: logging.Logger) -> dict[
         return description | _reseed(trainer)
     trainer.begin(parent.parameters, config.training_run - 1)
     logger.warning(
-        "%s holds no optimizer and early-stopping state: both start from nothing, and results move by about 1-5 %%",
+        "%s holds no optimizer and early-stopping state: both begin again, and results move by about 1-5 %%",
         parent.path.name,
     )
     content = {"rng_state": parent.rng_state} if parent.rng_state is not None else {}
