@@ -214,20 +214,24 @@ def _continue(
     for sentence in repair_records(target, checkpoint, lambda: Replayer(config, here, (trainer, environment))):
         here.logger.warning("Repaired %s", sentence)
     trainer.apply_numerics()  # a replay may have set others
-    if accept_mismatch is not None:
-        why = f"mismatch accepted: what was recorded of epoch {accept_mismatch} on was not repeated"
-        kept = _keep_apart(target, max(after, (accept_mismatch - 1, 0)), why, here)
-        environment["drift"].append(f"{why}; it is kept in {kept}")
-    elif drift:
-        if state.step_in_epoch > 0:
-            environment["drift"].append(
-                two_settings(state.epoch + 1) + f": they changed after step {state.step_in_epoch}"
-            )
-        _keep_apart(target, after, f"the run went on otherwise on request: {'; '.join(drift)}", here)
+    accepted = f"mismatch accepted: what was recorded of epoch {accept_mismatch} on was not repeated"
+    if accept_mismatch is not None and accepted not in environment["drift"]:
+        environment["drift"].append(accepted)
+    if drift and state.step_in_epoch > 0:
+        environment["drift"].append(
+            two_settings(state.epoch + 1) + f": they changed after step {state.step_in_epoch}"
+        )
+    is_another = environment["drift"] != recorded["drift"] or other_package or "package" not in recorded
     if target is source:
+        environment["continued_from"] = recorded["continued_from"]
         target.write_config(config)
-        if environment["drift"] != recorded["drift"] or other_package or "package" not in recorded:
-            target.write_environment(environment | {"continued_from": recorded["continued_from"]})
+    if target is not source or is_another:
+        target.write_environment(environment)
+    # The decision is on record before the lines go: a kill in between leaves them to be compared.
+    if drift:
+        _keep_apart(target, after, f"the run went on otherwise on request: {'; '.join(drift)}", here)
+    elif accept_mismatch is not None:
+        _keep_apart(target, max(after, (accept_mismatch - 1, 0)), accepted, here)
     within = f", step {state.step_in_epoch} of the next" if state.step_in_epoch else ""
     here.logger.info("Resuming from the state after epoch %d%s (%s)", state.epoch, within, checkpoint.path)
     trainer.restore(state)
@@ -256,16 +260,12 @@ def _refuse_nothing_to_accept(run: RunDirectory, after: tuple[int, int], epoch: 
         )
 
 
-def _keep_apart(run: RunDirectory, after: tuple[int, int], why: str, here: Session) -> str:
-    """Move what is recorded beyond a state into the quarantine; return where to."""
-    records = [
-        keep_apart(path, schema, after, why)
-        for path, schema in ((run.ledger_file, LEDGER), (run.results_file, RESULTS))
-    ]
-    found = [each for each in records if each is not None]
-    for each in found:
-        here.logger.warning("Kept apart: %s", describe(each))
-    return " and ".join(str(each["original"]) for each in found)
+def _keep_apart(run: RunDirectory, after: tuple[int, int], why: str, here: Session) -> None:
+    """Move what is recorded beyond a state into the quarantine."""
+    for path, schema in ((run.ledger_file, LEDGER), (run.results_file, RESULTS)):
+        record = keep_apart(path, schema, after, why)
+        if record is not None:
+            here.logger.warning("Kept apart: %s", describe(record))
 
 
 def _bytes_to_come(trainer: Trainer) -> int:

@@ -36,6 +36,7 @@ def repair_records(run: RunDirectory, resumed: Checkpoint, replayer: Callable[[]
     """
     state = resumed.whole_state()
     after = (state.epoch, state.step_in_epoch)
+    first = (min(list_checkpoints(run.checkpoints), default=0), 0)
 
     def lines_from_replay(lines: Lines, faults: tuple[Fault, ...]) -> Remade:
         epochs = sorted({epoch for fault in faults for epoch in _epochs_within(fault, after)})
@@ -47,10 +48,10 @@ def repair_records(run: RunDirectory, resumed: Checkpoint, replayer: Callable[[]
     def rows_from_checkpoints(lines: Lines, faults: tuple[Fault, ...]) -> Remade:
         return _rows(run, after, lines)
 
-    for record in repair(run.ledger_file, LEDGER, after, lines_from_replay):
+    for record in repair(run.ledger_file, LEDGER, first, after, lines_from_replay):
         yield describe(record)
     had_results = run.results_file.exists()
-    for record in repair(run.results_file, RESULTS, after, rows_from_checkpoints):
+    for record in repair(run.results_file, RESULTS, first, after, rows_from_checkpoints):
         yield describe(record)
     if not had_results and run.results_file.exists():
         yield f"{run.results_file.name} was not there; its rows were made again from the checkpoints"

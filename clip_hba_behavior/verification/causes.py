@@ -82,19 +82,19 @@ def explain(
         witnesses: ledgers, the run's own first.
         images: which images may have changed, where batches differ.
     """
-    settings = [fault for fault in recorded.faults if ", its file says; the run's is " in fault]
-    if settings:
-        return Cause(settings[0], is_certain=True)
+    by_kind = {each.kind: each.text for each in reversed(recorded.contradictions)}
+    if "setting" in by_kind:
+        return Cause(by_kind["setting"], is_certain=True)
     swapped = _swapped(recorded, replayed, witnesses)
     if swapped is not None:
         return Cause(swapped, is_certain=True)
-    beside = [fault for fault in recorded.faults if " and the ledger disagree: " in fault]
-    if any(fault.startswith(f"the file of epoch {recorded.number - 1} ") for fault in beside):
+    if "start" in by_kind:
         return Cause(f"the state that the epoch started from: see epoch {recorded.number - 1}", is_certain=True)
     in_state = [each for each in differences if each.source == "state"]
     in_ledger = [each for each in differences if each.source == "ledger"]
     if replayed is None:
-        return Cause(recorded.faults[0].partition("\n")[0], is_certain=True) if recorded.faults else None
+        first = recorded.contradictions[0].text.partition("\n")[0] if recorded.contradictions else None
+        return Cause(first, is_certain=True) if first is not None else None
     has_states = recorded.end is not None and replayed.end is not None
     if in_ledger and has_states and not in_state and in_ledger[0].name != "batch":
         return Cause("the ledger was changed: the checkpoint and the replay agree", is_certain=True)
@@ -102,7 +102,7 @@ def explain(
         why = cause_of_training(differences, _num_parameters(recorded), bool(recorded.steps), has_states, images)
         if in_state and not in_ledger and END_OF_EPOCH in recorded.steps:
             why += "; the ledger and the replay agree, so it was changed after it was written"
-        return Cause(why, is_certain=bool(beside))
+        return Cause(why, is_certain="end" in by_kind)
     return Cause(
         "the results file was changed, or is another run's: the checkpoint and the replay agree", is_certain=True
     )

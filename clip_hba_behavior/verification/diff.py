@@ -152,9 +152,9 @@ def _open(name: str, files: RunFiles) -> _Run:
             partial.append(epoch)
         if file.problem is not None:
             problems.append(file.problem)
-        own = f"the file of epoch {epoch - 1} "  # it is this epoch's own that counts here
-        faults = [each for each in files.epoch(epoch).faults if each != file.problem and not each.startswith(own)]
-        problems += [each for each in faults if ", its file says; the run's is " not in each]
+        # the file's own problem is said, the start is the epoch before's end, and settings are the run's problem
+        found = files.epoch(epoch).contradictions
+        problems += [each.text for each in found if each.kind in ("end", "results")]
     return _Run(name, files, [*files.disagreements(origins), *problems], origins, partial)
 
 
@@ -294,7 +294,8 @@ def _cause(
             in_state = cause.text if cause is not None and run.verified is not None else ""
             is_swapped = in_state.startswith("files ")
             return f"{run.name}: {in_state if is_swapped else '; '.join(filter(None, [first, in_state]))}"
-        if cause is not None and cause.is_certain and ", its file says; the run's is " not in cause.text:
+        is_setting = any(each.kind == "setting" for each in run.files.epoch(epoch).contradictions)
+        if cause is not None and cause.is_certain and not is_setting:  # the settings name both values
             return f"{run.name}: {cause.text}"
         own[run.name] = cause
     if settings:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from clip_hba_behavior.config import Config, make_config
-from clip_hba_behavior.reproducibility.record.epoch import Epoch
+from clip_hba_behavior.reproducibility.record.epoch import Contradiction, Epoch
 from clip_hba_behavior.reproducibility.record.ledger import LEDGER, Ledger, Record, Step, read_ledger
 from clip_hba_behavior.reproducibility.record.lines import Lines, read_lines
 from clip_hba_behavior.reproducibility.record.quarantine import describe, read_records
@@ -160,13 +160,16 @@ class RunFiles:
         """Return all that is recorded of an epoch, and where the records contradict each other."""
         before, after = self.file(number - 1), self.file(number)
         origin = after.origin
-        faults = [after.problem] if after.problem is not None and after.checkpoint is not None else []
-        faults += [text for file in (before, after) if (text := self._beside_the_ledger(file)) is not None]
-        faults += self._beside_the_results(after)
-        faults += [
-            f"{key} was {value!r} in epoch {number}, its file says; the run's is {own!r}"
-            for key, value, own in self._undeclared(origin)
-        ]
+        found: list[Contradiction] = []
+        if after.problem is not None and after.checkpoint is not None:
+            found.append(Contradiction("file", after.problem))
+        for kind, file in (("start", before), ("end", after)):
+            if (text := self._beside_the_ledger(file)) is not None:
+                found.append(Contradiction("start" if kind == "start" else "end", text))
+        found += [Contradiction("results", text) for text in self._beside_the_results(after)]
+        for key, value, own in self._undeclared(origin):
+            text = f"{key} was {value!r} in epoch {number}, its file says; the run's is {own!r}"
+            found.append(Contradiction("setting", text))
         return Epoch(
             number,
             settings=settings_of(origin),
@@ -174,7 +177,7 @@ class RunFiles:
             end=after.checkpoint.recorded() if after.checkpoint is not None else None,
             steps=self.steps(number),
             row=self.rows.get(number, {}),
-            faults=tuple(faults),
+            contradictions=tuple(found),
         )
 
     def origins(self) -> dict[int, Mapping[str, Any]]:
@@ -187,7 +190,7 @@ class RunFiles:
 
     def _undeclared(self, origin: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
         """Return settings of an epoch that are not the run's, though nothing on record allows them."""
-        if self.config is None or "config" not in origin or origin.get("training_run") is None:
+        if self.config is None or "config" not in origin:
             return []
         known = make_config({}).trajectory() | origin["config"]  # a key added later had its default's effect
         declared = [each.partition(" was ")[0] for each in [*self.drift(), *origin.get("drift", [])]]

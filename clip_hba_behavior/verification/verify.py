@@ -227,7 +227,13 @@ class EpochVerifier:
             return Verified(EpochOutcome(recorded.number, Verdict.UNTESTED, claimed, differences=(reason,)))
         if replayed.end is None:  # of the record only the steps are compared
             recorded = Epoch(
-                recorded.number, recorded.settings, recorded.start, None, recorded.steps, {}, recorded.faults
+                recorded.number,
+                recorded.settings,
+                recorded.start,
+                None,
+                recorded.steps,
+                {},
+                recorded.contradictions,
             )
         differences = compare_epochs(recorded, replayed)
         verdict = judge(differences, claimed)
@@ -255,7 +261,9 @@ class EpochVerifier:
             return Verified(EpochOutcome(epoch, Verdict.UNTESTED, claimed, holds, order, differences=(reason,)))
         if not recorded.row:
             row = self._evaluate(after.checkpoint.parameters)
-            recorded = Epoch(epoch, recorded.settings, recorded.start, recorded.end, {}, row, recorded.faults)
+            recorded = Epoch(
+                epoch, recorded.settings, recorded.start, recorded.end, {}, row, recorded.contradictions
+            )
         differences = [each for each in compare_epochs(recorded, replayed) if each.part() != "rng_state"]
         if not order_fits:
             differences.append(Difference(END_OF_EPOCH, "records", order))

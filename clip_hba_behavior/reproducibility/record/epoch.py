@@ -12,6 +12,21 @@ Source = Literal["records", "ledger", "state", "results"]
 
 
 @dataclass(frozen=True)
+class Contradiction:
+    """Where one source's own records of an epoch contradict each other, or a file is not what it was.
+
+    Attributes:
+        kind: `file`: it is damaged, or another's; `start`, `end`: the state before or after the epoch is not the
+            one in the ledger; `results`: a row is not what the state holds; `setting`: it was another than the
+            run's, and nothing on record allows that.
+        text: for a person.
+    """
+
+    kind: Literal["file", "start", "end", "results", "setting"]
+    text: str
+
+
+@dataclass(frozen=True)
 class Epoch:
     """What one source records of one epoch; whatever it is silent about is None or empty.
 
@@ -22,7 +37,7 @@ class Epoch:
         end: the state after it, complete or in part.
         steps: the ledger's records.
         row: its results by column.
-        faults: where the source's own records contradict each other, or a file is not what it was.
+        contradictions: between the source's own records.
     """
 
     number: int
@@ -31,7 +46,7 @@ class Epoch:
     end: State | None = None
     steps: Mapping[Step, Record] = field(default_factory=dict)
     row: Mapping[str, float] = field(default_factory=dict)
-    faults: tuple[str, ...] = ()
+    contradictions: tuple[Contradiction, ...] = ()
 
 
 class History(Protocol):
@@ -50,9 +65,9 @@ class Difference:
 
     Attributes:
         step: when it shows: a step, or `END_OF_EPOCH`.
-        source: where: in the ledger, the state, the results; `records` for a fault of the first source alone.
-        name: `batch`, `loss`, `state_digest`, a part of the state such as `parameters/...`, a column; of a fault
-            the whole sentence.
+        source: where: in the ledger, the state, the results; `records` for a contradiction within the first.
+        name: `batch`, `loss`, `state_digest`, a part of the state such as `parameters/...`, a column; of a
+            contradiction its text.
         first: the value in the first source; of tensors None.
         second: the value in the second.
         text: of a part of the state, what differs for a person.
@@ -83,10 +98,10 @@ class Difference:
 def compare_epochs(first: Epoch, second: Epoch) -> tuple[Difference, ...]:
     """Compare all that both sources record of an epoch, bit for bit, in the order of time.
 
-    Where a source is silent nothing differs; the first source's faults count as differences.
+    Where a source is silent nothing differs; the first source's contradictions count as differences.
     """
     return (
-        *(Difference(END_OF_EPOCH, "records", fault) for fault in first.faults),
+        *(Difference(END_OF_EPOCH, "records", each.text) for each in first.contradictions),
         *_compare_steps(first.steps, second.steps),
         *compare_states(first.end, second.end),
         *(

@@ -37,8 +37,8 @@ class RecordFile:
         self.path = path
         self._schema = schema
         self._pending_file = _pending_file(path)
-        found = read_lines(path, schema).found
-        self.kept = {position: line for position, line in found.items() if position <= after}
+        found = {position: line for lines in _files(path, schema) for position, line in lines.found.items()}
+        self.kept = {position: line for position, line in sorted(found.items()) if position <= after}
         self._pending, self._torn = _beyond(path, schema, after)
         if self._pending or self._torn:
             _write(self._pending_file, _without_header(schema), list(self._pending.values()), self._torn)
@@ -142,16 +142,21 @@ def keep_apart(path: Path, schema: Schema, after: Position, why: str) -> dict[st
 
 
 def recorded_epochs_beyond(path: Path, schema: Schema, after: Position) -> set[int]:
-    """Return the epochs of which there are lines beyond a state."""
-    return {completed + (step > 0) for completed, step in _beyond(path, schema, after)[0]}
+    """Return the epochs of which there are lines beyond a state, a torn one included."""
+    pending, torn = _beyond(path, schema, after)
+    epochs = {completed + (step > 0) for completed, step in pending}
+    return epochs | ({max([after, *pending])[0] + 1} if torn else set())
 
 
-def repair(path: Path, schema: Schema, after: Position, remake: Remake) -> Iterator[dict[str, Any]]:
+def repair(
+    path: Path, schema: Schema, first: Position, after: Position, remake: Remake
+) -> Iterator[dict[str, Any]]:
     """Make a file of lines valid again. What it was stays complete in the quarantine.
 
     Args:
         path: the file.
         schema: what its lines are.
+        first: the run's first state, to which no line leads.
         after: the state that the run is resumed from; a torn line that does not follow it is damage.
         remake: given the file's lines and faults, makes missing lines again: the line and its source by position.
 
@@ -161,7 +166,7 @@ def repair(path: Path, schema: Schema, after: Position, remake: Remake) -> Itera
     for lines in _files(path, schema):
         faults, torn = lines.faults, lines.torn
         is_main = lines.path == path
-        if torn and is_main and after not in lines.found and max(lines.found, default=after) < after:
+        if torn and is_main and after != first and all(position < after for position in lines.found):
             number = lines.num_lines
             faults = (*faults, Fault(number, number, "cut short", max(lines.found, default=None)))
             torn = ""

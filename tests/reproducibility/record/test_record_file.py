@@ -146,6 +146,7 @@ def test_damage_is_repaired_and_the_original_kept_complete(name: str, tmp_path: 
         repair(
             path,
             LEDGER,
+            (0, 0),
             (2, 0),
             lambda found, faults: {
                 position: line for position, line in made_again.items() if position not in found.found
@@ -158,18 +159,18 @@ def test_damage_is_repaired_and_the_original_kept_complete(name: str, tmp_path: 
     record = json.loads((tmp_path / "quarantine/steps.jsonl.1.json").read_text())
     assert record == found[0] == next(read_records(tmp_path))
     assert record["faults"]
-    assert list(repair(path, LEDGER, (2, 0), lambda found, faults: {})) == []  # it is valid now
+    assert list(repair(path, LEDGER, (0, 0), (2, 0), lambda found, faults: {})) == []  # it is valid now
 
 
 def test_a_repair_that_was_killed_is_not_kept_twice(tmp_path: Path) -> None:
     path = tmp_path / "steps.jsonl"
     damaged = write_two_epochs(path).replace(b"3.0}", b"3.0")
     path.write_bytes(damaged)
-    repairs = repair(path, LEDGER, (2, 0), lambda found, faults: {})
+    repairs = repair(path, LEDGER, (0, 0), (2, 0), lambda found, faults: {})
     next(repairs)  # the original is kept, the file not yet replaced
     repairs.close()
     assert path.read_bytes() == damaged
-    assert len(list(repair(path, LEDGER, (2, 0), lambda found, faults: {}))) == 1
+    assert len(list(repair(path, LEDGER, (0, 0), (2, 0), lambda found, faults: {}))) == 1
     assert sorted(each.name for each in (tmp_path / "quarantine").iterdir()) == [
         "steps.jsonl.1",
         "steps.jsonl.1.json",
