@@ -1,13 +1,13 @@
 """Why an epoch did not come out as recorded: the likely cause, from where the first difference shows."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from clip_hba_behavior.reproducibility.record.epoch import Difference, Epoch
-from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH, Ledger, Record, Step
+from clip_hba_behavior.reproducibility.record.epoch import Difference, Epoch, History
+from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH, Ledger
 from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.verification.files import ledger_leaves
 
@@ -197,16 +197,16 @@ def _swapped(recorded: Epoch, replayed: Epoch | None, witnesses: Sequence[Witnes
 
 def suspect_images(
     epochs: Sequence[int],
-    first: Callable[[int], Mapping[Step, Record]],
-    second: Callable[[int], Mapping[Step, Record]],
+    first: History,
+    second: History,
     batches_of: Callable[[int], Sequence[torch.Tensor] | None],
 ) -> tuple[bool, list[int]]:
     """Find the rows that are in every batch that differs and in none that agrees, over several epochs.
 
     Args:
-        epochs: of which both ledgers are asked.
-        first: the records of an epoch in one source.
-        second: in the other.
+        epochs: of which both are asked.
+        first: one source.
+        second: the other.
         batches_of: an epoch's batches, each `[batch] int64`; None where they cannot be derived.
 
     Returns:
@@ -215,7 +215,7 @@ def suspect_images(
     suspects: set[int] | None = None
     same_rows = False
     for epoch in epochs:
-        left, right = first(epoch), second(epoch)
+        left, right = first.steps(epoch), second.steps(epoch)
         both = [step for step in left.keys() & right.keys() if isinstance(step, int)]
         agreeing = {step for step in both if left[step].get("batch") == right[step].get("batch")}
         if not agreeing or len(agreeing) == len(both):

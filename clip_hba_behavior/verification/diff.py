@@ -270,7 +270,7 @@ def _suspects(a: _Run, b: _Run) -> tuple[bool, list[str]]:
         config = make_config(a.files.config.model_dump() | a.origin(epoch).get("config", {}))
         return epoch_batches(config, num_images, start.rng_state, epoch)
 
-    same_rows, rows = suspect_images(a.files.ledger.epochs(), a.files.steps, b.files.steps, batches_of)
+    same_rows, rows = suspect_images(a.files.ledger.epochs(), a.files, b.files, batches_of)
     return same_rows, [names[row] for row in rows if row < len(names)]
 
 

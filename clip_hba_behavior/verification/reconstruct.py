@@ -28,7 +28,7 @@ from clip_hba_behavior.training.advance import advance
 from clip_hba_behavior.training.inputs import LazyBackbone
 from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.verification.files import RunFiles
-from clip_hba_behavior.verification.seed import SeedHistory, draws_apart, same_streams
+from clip_hba_behavior.verification.seed import DerivedRun, draws_apart, same_streams
 
 # A repetition fits while it stays nearer to the old file than this share of what the epoch moved. Rounding
 # stays far below it; another order or seed moves the parameters as far as the epoch itself.
@@ -105,9 +105,9 @@ class _OldRun:
     model: CLIPHBA
     clip: CLIPConfig
 
-    def derive(self, order: BatchOrder) -> SeedHistory:
+    def derive(self, order: BatchOrder) -> DerivedRun:
         config = make_config(self.config.model_dump() | {"batch_order": order})
-        return SeedHistory(config, self.num_images, self.model, self.clip, max(self.files))
+        return DerivedRun(config, self.num_images, self.model, self.clip, max(self.files))
 
 
 @numerics_left_as_they_were()
@@ -199,7 +199,7 @@ def _by_random_states(old: _OldRun, candidates: tuple[BatchOrder, ...]) -> tuple
 
 def _fit(
     old: _OldRun,
-    derived: SeedHistory,
+    derived: DerivedRun,
     epoch: int,
     repeated: Mapping[str, torch.Tensor] | None = None,
 ) -> EpochFit:
@@ -239,7 +239,7 @@ def _largest_difference(first: Mapping[str, torch.Tensor], second: Mapping[str, 
 # --- without training --------------------------------------------------------------------------------
 
 
-def _write_partial(old: _OldRun, derived: SeedHistory, epochs: Sequence[int], run_dir: Path) -> None:
+def _write_partial(old: _OldRun, derived: DerivedRun, epochs: Sequence[int], run_dir: Path) -> None:
     """Write the old parameters with the derived random states; the files say that they are partial."""
     checkpoints = run_dir / "dora_params"
     checkpoints.mkdir(parents=True)

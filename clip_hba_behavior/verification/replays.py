@@ -16,7 +16,7 @@ from clip_hba_behavior.run.replayer import Replayer
 from clip_hba_behavior.run.results import METRICS
 from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.verification.files import RunFiles, settings_of
-from clip_hba_behavior.verification.seed import SeedHistory
+from clip_hba_behavior.verification.seed import DerivedRun
 
 
 class NoStartError(BadInputError):
@@ -43,7 +43,7 @@ class ReplayHistory:
             with_state: put the digests of all tensors into every step's record.
         """
         self.replayer = replayer
-        self.seed: SeedHistory | None = None
+        self.seed: DerivedRun | None = None
         self._files, self._num_steps, self._with_state = files, steps, with_state
         self._steps: dict[int, dict[Step, Record]] = {}
 
@@ -53,7 +53,7 @@ class ReplayHistory:
         inputs = trainer.inputs
         try:
             clip = inputs.backbone.get().config
-            self.seed = SeedHistory(trainer.config, inputs.num_images(), trainer.model, clip, last_epoch)
+            self.seed = DerivedRun(trainer.config, inputs.num_images(), trainer.model, clip, last_epoch)
             return []
         except BadInputError as error:
             return [str(error)]

@@ -1,16 +1,13 @@
-"""What a seed implies: split, initial parameters, every epoch's order and random states, as a history.
+"""What a seed implies: split, initial parameters, every epoch's order and random states.
 
 Nothing is trained: forward and backward draw nothing, so the draws of the seed protocol are all there is.
 """
-
-from collections.abc import Sequence
 
 import torch
 from transformers import CLIPConfig
 
 from clip_hba_behavior.config import Config
 from clip_hba_behavior.model.clip_hba import CLIPHBA
-from clip_hba_behavior.reproducibility.record.epoch import Epoch
 from clip_hba_behavior.reproducibility.state.digest import digest, tensor_bytes
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.rng import (
@@ -22,13 +19,12 @@ from clip_hba_behavior.reproducibility.state.rng import (
 from clip_hba_behavior.reproducibility.state.snapshot import snapshot
 from clip_hba_behavior.training import seed_protocol
 from clip_hba_behavior.training.batch_order import draw_evaluation_seeds, draw_loader_seed, epoch_order
-from clip_hba_behavior.training.state import PartialState
 
 _MAX_DRAWS_APART = 2000
 _CPU_STREAMS = ("torch_rng_state", "numpy_rng_state", "python_rng_state")
 
 
-class SeedHistory:
+class DerivedRun:
     """A run as its seed alone decides it.
 
     Attributes:
@@ -64,15 +60,6 @@ class SeedHistory:
                 )
                 draw_evaluation_seeds(config.batch_order, epoch)
                 self.rng_states[epoch] = snapshot(capture_rng_state())
-
-    def epochs(self) -> Sequence[int]:
-        """Return the derived epochs, 0 included."""
-        return list(self.rng_states)
-
-    def epoch(self, number: int) -> Epoch:
-        """Return what the seed implies of the state after an epoch."""
-        parameters = self.initial_parameters if number == 0 else {}
-        return Epoch(number, end=PartialState(parameters, self.rng_states[number]))
 
 
 def epoch_batches(config: Config, num_images: int, rng_state: RngState, epoch: int) -> tuple[torch.Tensor, ...]:

@@ -357,9 +357,7 @@ class EpochVerifier:
         same_draws = all(isinstance(end, TrainingState) for end in ends) and same_streams(
             *(end.rng_state for end in ends if isinstance(end, TrainingState))
         )
-        same_rows, rows = suspect_images(
-            self.replays.epochs(), self.files.steps, self.replays.steps, self._batches
-        )
+        same_rows, rows = suspect_images(self.replays.epochs(), self.files, self.replays, self._batches)
         paths = self.replays.replayer.trainer(replayed.settings).inputs.image_paths
         return same_rows or same_draws, [paths[row].name for row in rows]
 

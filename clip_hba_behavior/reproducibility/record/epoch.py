@@ -50,10 +50,13 @@ class Epoch:
 
 
 class History(Protocol):
-    """A source: a run's files, a replay, what a seed implies. States are loaded when an epoch is asked for."""
+    """A source: a run's files, or their replay. States are loaded when an epoch is asked for."""
 
     def epochs(self) -> Sequence[int]:
         """Return the epochs that it knows of, ascending."""
+
+    def steps(self, number: int) -> Mapping[Step, Record]:
+        """Return the ledger's records of an epoch; no state is loaded."""
 
     def epoch(self, number: int) -> Epoch:
         """Return what it records of an epoch."""
