@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from clip_hba_behavior.verification.checkpoints import verify_checkpoints
 
 import clip_hba_behavior
 from clip_hba_behavior import resume, run_behavioral_training
+from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.run.checkpoint import checkpoint_path, read_checkpoint, to_bytes, to_content
 from clip_hba_behavior.verification.diff import diff_runs
 from clip_hba_behavior.verification.reconstruct import reconstruct
+from clip_hba_behavior.verification.verify import verify_checkpoints
 from fresh_process import Outcome
 from run_tools import differences, trained
 
@@ -234,10 +235,7 @@ def test_nothing_that_runs_in_a_process_leaves_its_numerics_behind(
 ) -> None:
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    logger = logging.getLogger("test")
-
-    def report(what: str, done: int, total: int) -> None:
-        pass
+    session = Session(logging.getLogger("test"))
 
     def left() -> tuple[int, bool, bool]:
         return (
@@ -252,13 +250,13 @@ def test_nothing_that_runs_in_a_process_leaves_its_numerics_behind(
     resume(run, {"epochs": 2})
     assert left() == before
     other = run_behavioral_training(small_config | {"epochs": 2, "lr": 2e-3, "run_dir": str(tmp_path / "other")})
-    verify_checkpoints(run, {}, [1], None, logger, report)
+    verify_checkpoints(run, {}, [1], None, session)
     assert left() == before
-    diff_runs(run, other, True, logger, report)
+    diff_runs(run, other, True, session)
     assert left() == before
     old = tmp_path / "old"
     shutil.copytree(run / "dora_params", old)
-    reconstruct(old, small_config, tmp_path / "again", True, None, None, logger, report)
+    reconstruct(old, small_config, tmp_path / "again", True, None, None, session)
     assert left() == before
     with pytest.raises(ValueError, match="images"):
         run_behavioral_training(small_config | {"img_dir": str(tmp_path), "run_dir": str(tmp_path / "bad")})
