@@ -78,7 +78,7 @@ def verify_checkpoints(
     replays = ReplayHistory(files, Replayer(recorded_config(files, given), session), steps)
     environment = replays.replayer.environment()
     verifier = EpochVerifier(files, replays)
-    origins = {epoch: origin for epoch in chosen if "config" in (origin := files.file(epoch).origin)}
+    origins, is_partial = _origins(files, chosen)
     what: dict[str, Any] = {"run": str(files.path), "epochs": chosen, "steps": steps}
     if table is not None:
         what["results"] = {"file": str(table.path), "form": table.form}
@@ -98,7 +98,7 @@ def verify_checkpoints(
         return Verification(epochs=tuple(outcomes), problems=tuple(changed), **about)
 
     notes = list(files.notes)
-    if any((c := files.file(n).checkpoint) is not None and c.state is None for e in chosen for n in (e - 1, e)):
+    if is_partial:
         notes += replays.derive(max(chosen))
     began = time.monotonic()
     outcomes = []
@@ -115,6 +115,17 @@ def verify_checkpoints(
         seconds=time.monotonic() - began,
         **about,
     )
+
+
+def _origins(files: RunFiles, chosen: Sequence[int]) -> tuple[dict[int, Mapping[str, Any]], bool]:
+    """Return the provenance of the epochs' files, and whether any needed file holds only part of a state."""
+    origins, is_partial = {}, False
+    for epoch in sorted({*chosen, *(epoch - 1 for epoch in chosen)}):
+        file = files.file(epoch)
+        is_partial |= file.checkpoint is not None and file.state is None
+        if epoch in chosen and "config" in file.origin:
+            origins[epoch] = file.origin
+    return origins, is_partial
 
 
 def _all_epochs(files: RunFiles) -> list[int]:
@@ -198,11 +209,11 @@ class EpochVerifier:
         if after.checkpoint is None:
             reasons: tuple[str, ...] = (str(after.problem),)
             return Verified(EpochOutcome(epoch, Verdict.UNTESTED, differences=reasons))
-        changed = next(
-            (each for each in after.origin.get("drift", []) if each.startswith(two_settings(epoch))), None
-        )
-        if changed is not None:
-            return Verified(EpochOutcome(epoch, Verdict.UNTESTED, differences=(changed,)))
+        origin, environment = after.origin, self.replays.replayer.environment()
+        within = [each for each in origin.get("drift", []) if each.startswith(two_settings(epoch))]
+        changed = changed_data(origin, environment) if "digests" in origin else []
+        if within or changed:
+            return Verified(EpochOutcome(epoch, Verdict.UNTESTED, differences=(*within, *changed)))
         recorded = self.files.epoch(epoch)
         try:
             replayed = self.replays.epoch(epoch)
@@ -214,9 +225,7 @@ class EpochVerifier:
             return Verified(EpochOutcome(epoch, Verdict.DIFFERENT, differences=reasons))
         is_complete = isinstance(recorded.start, TrainingState) and isinstance(recorded.end, TrainingState)
         table = self.files.table
-        claimed = claim(
-            after.origin, self.replays.replayer.environment(), is_complete, table is None or table.is_own
-        )
+        claimed = claim(origin, environment, is_complete, table is None or table.is_own)
         if not is_complete:
             return self._verify_partial(recorded, replayed, claimed)
         return self._verify_complete(recorded, replayed, claimed)
