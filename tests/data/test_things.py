@@ -137,7 +137,7 @@ def test_a_bad_target_is_named_with_line_image_column_and_value(tmp_path: Path, 
     path = write_table(tmp_path / "t.csv", row("a.jpg"), row("b.jpg", text))
     assert message_of(lambda: read_annotations(path)) == (
         f"{path}, line 3: image b.jpg, column 0: {text!r} is {fault}\n"
-        "  expected: a finite number\n  mend the value"
+        "  expected: a finite number\n  repair the value"
     )
 
 
@@ -151,7 +151,7 @@ def test_a_line_with_too_few_or_too_many_cells_is_refused(
     path = write_table(tmp_path / "t.csv", row("a.jpg"), cells)
     found = message_of(lambda: read_annotations(path))
     assert found == (
-        f"{path}, line 3: it has {len(cells)} cells\n  expected: 68, as in the header\n  mend the line"
+        f"{path}, line 3: it has {len(cells)} cells\n  expected: 68, as in the header\n  repair the line"
     )
 
 

@@ -225,7 +225,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_whole(
     outcome = clip_hba("train", config, "--run-dir", tmp_path / "run")
     assert outcome.code == 1, outcome.output
     assert "loss is nan" in outcome.output
-    assert "the last whole state is kept" in outcome.output
+    assert "the last complete state is kept" in outcome.output
     assert [each.name for each in (tmp_path / "run/dora_params").iterdir()] == ["epoch0_dora_params.pth"]
 
 

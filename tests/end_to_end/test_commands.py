@@ -31,7 +31,7 @@ def test_inspect_shows_a_checkpoint(clip_hba: ClipHba, small_config: dict[str, A
     assert clip_hba("train", config, "--run-dir", tmp_path / "run").code == 0
     outcome = clip_hba("inspect", tmp_path / "run/dora_params/epoch1_dora_params.pth")
     assert outcome.code == 0
-    for words in ("the whole training state", "1 completed, 0 steps", "resblocks.3.attn.out_proj.m", "weights"):
+    for words in ("the complete training state", "1 completed, 0 steps", "resblocks.3.attn.out_proj.m", "weights"):
         assert words in outcome.output
 
 

@@ -71,7 +71,7 @@ def test_damage_that_cannot_be_repeated_is_said(tmp_path: Path) -> None:
     folder = open_cache(tmp_path, rows).folder
     np.memmap(folder / "features.bin", "<f4", "r+")[0] = 7
     cache = open_cache(tmp_path, lambda start, stop: rows(start, stop) * 2)
-    with pytest.raises(NotReproducibleError, match="computed anew it differs"):
+    with pytest.raises(NotReproducibleError, match="computed again it differs"):
         cache.take(torch.tensor([0]))
     cache.take(torch.tensor([9]))  # the other chunks are as they were
 

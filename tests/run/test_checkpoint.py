@@ -95,7 +95,7 @@ def test_the_guides_message_and_what_is_left_out(
     for path in (with_random, without):
         read = read_checkpoint(path)
         assert set(read.parameters) == {name for name, _ in model.named_parameters()}
-        with pytest.raises(BadInputError, match="does not hold the whole training state"):
+        with pytest.raises(BadInputError, match="does not hold the complete training state"):
             read.whole_state()
 
 
@@ -268,6 +268,6 @@ def test_recorded_checkpoints_load_with_and_without_random_state(reference: Path
 def test_describe_names_what_a_checkpoint_holds(saved: Path, state: TrainingState) -> None:
     text = describe(read_checkpoint(saved))
     assert state.digest() in text
-    assert "the whole training state" in text
+    assert "the complete training state" in text
     assert "0.weight  (3, 4) float32" in text
     assert repr(1 / 3) in text

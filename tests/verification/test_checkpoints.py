@@ -181,7 +181,7 @@ def test_the_recorded_run_with_random_states_is_consistent_and_its_order_equal(
     assert outcome.output.count("Batch order: equal: the replay reached the recorded random state") == 6
     assert outcome.output.count("which is also the one derived from seed 1") == 6
     assert "the file of epoch 1 lacks optimizer_state and early_stopping_state" in outcome.output
-    assert "consistent but not whole: 6 epochs" in outcome.output
+    assert "consistent but not complete: 6 epochs" in outcome.output
     assert "reproducible" not in outcome.output.replace(RESTORED, "")
 
     epochs = json.loads((tmp_path / "c.json").read_text())["epochs"]

@@ -69,7 +69,7 @@ def test_the_recorded_run_is_made_whole_by_repeating_it(
         "reconstruct", reference / "run/old_no_rng", "--config", config, "--run-dir", run, "--train"
     )
     assert outcome.code == 0, outcome.output
-    assert "whole: 6 epochs repeated from the seed" in outcome.output
+    assert "complete: 6 epochs repeated from the seed" in outcome.output
     for epoch in json.loads((run / "reconstruction.json").read_text())["epochs"]:
         assert epoch["largest_difference"] < 1e-6
 
