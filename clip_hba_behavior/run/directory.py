@@ -152,7 +152,11 @@ class RunDirectory:
 
     def read_config(self) -> Config:
         """Read the resolved configuration."""
-        return make_config(read_config_file(self.config_file))
+        keys = read_config_file(self.config_file)
+        try:
+            return make_config(keys)
+        except BadInputError as error:
+            raise BadInputError(f"{self.config_file}: {error}") from None
 
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Write `environment.json`."""

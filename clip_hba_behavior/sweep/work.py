@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from clip_hba_behavior.config import PERTURB_KEYS, Config, make_config, read_config_file
+from clip_hba_behavior.config import PERTURB_KEYS, Config, read_config_file
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
 from clip_hba_behavior.reproducibility.state.files import replace
 from clip_hba_behavior.run.checkpoint import list_checkpoints, read_checkpoint
@@ -134,7 +134,7 @@ def _config_of(plan: Plan, run: Run, directory: RunDirectory) -> Config:
     """
     try:
         keys = read_config_file(directory.config_file)
-        recorded = make_config(keys)
+        recorded = directory.read_config()
     except BadInputError as error:
         raise _UnreadableConfigError(str(error)) from None
     # null stands for what the machine or another key decides
