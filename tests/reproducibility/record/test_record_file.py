@@ -44,24 +44,24 @@ def test_lines_beyond_a_state_are_pending_and_written_again(
     after: tuple[int, int], num_lines: int, tmp_path: Path
 ) -> None:
     path = tmp_path / "steps.jsonl"
-    whole = write_two_epochs(path)
+    complete = write_two_epochs(path)
     file = RecordFile(path, after, LEDGER)
     assert len(path.read_text().splitlines()) == num_lines
     pending = tmp_path / "steps.jsonl.pending"
     assert pending.exists() == (num_lines < 6)
     if pending.exists():
-        assert path.read_bytes() + pending.read_bytes() == whole
+        assert path.read_bytes() + pending.read_bytes() == complete
     for record in RECORDS:
         if position_of(*record[:2]) > after:
             append(file, *record)
     file.close()
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == complete
     assert not pending.exists()
 
 
 def test_a_repetition_that_is_interrupted_itself_still_has_to_repeat_the_rest(tmp_path: Path) -> None:
     path = tmp_path / "steps.jsonl"
-    whole = write_two_epochs(path)
+    complete = write_two_epochs(path)
     file = RecordFile(path, (0, 0), LEDGER)
     append(file, 1, 1, {"loss": 4.0})
     file.close()  # killed here
@@ -70,7 +70,7 @@ def test_a_repetition_that_is_interrupted_itself_still_has_to_repeat_the_rest(tm
     with pytest.raises(NotReproducibleError):
         append(file, 1, END_OF_EPOCH, {"state": {"other": 1}})
     file.close()
-    assert (tmp_path / "steps.jsonl.pending").read_bytes() == b"".join(whole.splitlines(keepends=True)[1:])
+    assert (tmp_path / "steps.jsonl.pending").read_bytes() == b"".join(complete.splitlines(keepends=True)[1:])
 
 
 def test_a_line_that_does_not_repeat_is_refused_each_time(tmp_path: Path) -> None:
@@ -106,15 +106,15 @@ def test_lines_pending_under_their_old_name_are_honoured(tmp_path: Path) -> None
 @pytest.mark.parametrize("cut", [1, 5, 20])
 def test_a_torn_last_line_is_pending_too(cut: int, tmp_path: Path) -> None:
     path = tmp_path / "steps.jsonl"
-    whole = write_two_epochs(path)
-    path.write_bytes(whole[:-cut])
+    complete = write_two_epochs(path)
+    path.write_bytes(complete[:-cut])
     file = RecordFile(path, (2, 0) if cut > 1000 else (1, 2), LEDGER)
-    assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[:5])
+    assert path.read_bytes() == b"".join(complete.splitlines(keepends=True)[:5])
     with pytest.raises(NotReproducibleError):
         append(file, 3, 1, {"loss": 1.0})
     append(file, 2, END_OF_EPOCH, {"state": {}})
     file.close()
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == complete
     assert not (tmp_path / "steps.jsonl.pending").exists()
 
 
@@ -137,8 +137,8 @@ DAMAGE = {
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage_is_repaired_and_the_original_kept_complete(name: str, tmp_path: Path) -> None:
     path = tmp_path / "steps.jsonl"
-    whole = write_two_epochs(path)
-    lines = whole.splitlines(keepends=True)
+    complete = write_two_epochs(path)
+    lines = complete.splitlines(keepends=True)
     damaged = b"".join(DAMAGE[name](lines))
     path.write_bytes(damaged)
     made_again = {(1, 2): (lines[4].decode().strip(), "a replay")}
@@ -152,7 +152,7 @@ def test_damage_is_repaired_and_the_original_kept_complete(name: str, tmp_path: 
             },
         )
     )
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == complete
     assert len(found) == 1
     assert (tmp_path / "quarantine/steps.jsonl.1").read_bytes() == damaged
     record = json.loads((tmp_path / "quarantine/steps.jsonl.1.json").read_text())
