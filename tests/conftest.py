@@ -35,7 +35,7 @@ def _numerics_of_this_process() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def standin_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small stand-in data set in THINGS format: 60 annotated images, 48 held out."""
+    """A small synthetic data set in THINGS format: 60 annotated images, 48 held out."""
     directory = tmp_path_factory.mktemp("standin")
     write_standin_dataset(directory, num_images=60)
     return directory
@@ -43,7 +43,7 @@ def standin_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_config(standin_data: Path) -> dict[str, object]:
-    """Keys of a run of the stand-in that takes a second."""
+    """Keys of a run on the synthetic data set that takes a second."""
     return {
         **data_keys(standin_data),
         "epochs": 4,

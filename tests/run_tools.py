@@ -19,7 +19,7 @@ from fresh_process import Outcome
 
 
 def data_keys(directory: Path) -> dict[str, str]:
-    """The configuration's data keys for a stand-in data set."""
+    """The configuration's data keys for a synthetic data set."""
     names = ("annotations.csv", "images", "inference48.csv", "RDM48_triplet.mat", "prompts.txt")
     return {key: str(directory / name) for key, name in zip(DATA_KEYS, names, strict=True)}
 

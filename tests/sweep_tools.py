@@ -1,4 +1,4 @@
-"""Tools of the tests of sweeps: the sweep's file, its table, and what lies in its directory."""
+"""Tools of the tests of sweeps: the sweep's file, its table, and what is in its directory."""
 
 import csv
 import logging

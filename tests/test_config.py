@@ -9,7 +9,7 @@ from clip_hba_behavior.reproducibility.state.errors import BadInputError
 DATA = dict.fromkeys(DATA_KEYS, "somewhere")
 
 
-def test_an_empty_configuration_is_the_recorded_runs_settings_on_the_stand_in() -> None:
+def test_an_empty_configuration_is_the_recorded_runs_settings_on_the_synthetic_data_set() -> None:
     config = make_config({})
     assert (config.rank, config.vision_layers, config.transformer_layers) == (32, 2, 1)
     assert (config.lr, config.batch_size, config.train_portion, config.weight_decay) == (3e-4, 64, 0.8, 0.01)

@@ -3,7 +3,7 @@
 Fenced blocks, by language: `yaml` is written to the file that its first line names; each line of `bash` is run,
 and ends with exit code 0 or what `# exits N` says; `python` is run; each line of `text` must be in the
 output of the document's commands, numbers apart; `csv` holds headers of results tables. Every document has a
-directory of its own, which stands for the clone. The quick tests put a small data set in place of the stand-in.
+directory of its own, which stands for the clone. The quick tests train on a smaller data set.
 """
 
 import json

@@ -13,12 +13,23 @@ from clip_hba_behavior.reproducibility.record.lease import Lease, LeaseLostError
 from clip_hba_behavior.reproducibility.record.ledger import LEDGER_NAME
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.files import publish, replace, sync_directory
-from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_text
+from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_text, quote
 from clip_hba_behavior.run.checkpoint import checkpoint_path, list_checkpoints
 from clip_hba_behavior.run.results import RESULTS_NAME
 
 # Of another run's history, with lines that it has still to repeat; its checkpoints follow.
 _COPIED_FIRST = tuple(f"{name}{end}" for name in (LEDGER_NAME, RESULTS_NAME) for end in ("", ".pending", ".aside"))
+
+
+# What `environment.json` must hold; keys that came later may be absent.
+_ENVIRONMENT_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("versions", "machine", "trajectory", "digests", "images", "targets"), (dict,)),
+    **dict.fromkeys(("package", "variables"), (dict,)),
+    **dict.fromkeys(("drift", "package_changes"), (list,)),
+    **dict.fromkeys(("parent", "continued_from"), (dict, type(None))),
+    "device": (str,),
+}
+_ADDED_LATER = ("package", "variables", "package_changes")
 
 
 class RunDirectory:
@@ -166,9 +177,18 @@ class RunDirectory:
         """Read `environment.json`."""
         try:
             with open_text(self.environment_file, 16 * MIB) as file:
-                return dict(json.load(file))
+                environment = dict(json.load(file))
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise BadInputError(f"{self.environment_file} cannot be read: {error}") from None
+        for key, kinds in _ENVIRONMENT_KINDS.items():
+            if key not in environment and key in _ADDED_LATER:
+                continue
+            if key not in environment or not isinstance(environment[key], kinds):
+                raise BadInputError(
+                    f"{self.environment_file} is damaged\n  found:    {key} is {quote(environment.get(key))}\n"
+                    f"  expected: {' or '.join(kind.__name__ for kind in kinds)}"
+                )
+        return environment
 
     def write_best(self, epoch: int, test_loss: float) -> None:
         """Name "the model" of the run in `best.json`: the epoch with the lowest test loss."""

@@ -40,7 +40,14 @@ from clip_hba_behavior.run.log import session, warn_of_changes
 from clip_hba_behavior.run.repair import repair_records
 from clip_hba_behavior.run.replayer import Replayer
 from clip_hba_behavior.run.results import RESULTS
-from clip_hba_behavior.run.states import RunStore, newest_epoch, newest_state, read_epoch
+from clip_hba_behavior.run.states import (
+    Refused,
+    RunStore,
+    newest_epoch,
+    newest_state,
+    quarantine,
+    read_epoch,
+)
 from clip_hba_behavior.training.advance import advance
 from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.training.trainer import Trainer
@@ -165,8 +172,8 @@ def resume(
     config = _changed(source.read_config(), settings or {}, allow)
     if new_dir is None:
         with stopping_on_signals(), source.held(), session(source.log_file) as here:
-            checkpoint = newest_state(source, here.logger)
-            _continue(source, source, checkpoint, config, allow, accept_mismatch, here)
+            checkpoint, refused = newest_state(source, here.logger)
+            _continue(source, source, checkpoint, config, allow, accept_mismatch, here, refused)
         return source.path
 
     checkpoint = read_epoch(source, newest_epoch(source) if from_epoch is None else from_epoch)
@@ -185,6 +192,7 @@ def _continue(
     allow: Collection[str],
     accept_mismatch: int | None,
     here: Session,
+    refused: Refused = (),
 ) -> None:
     state = checkpoint.whole_state()
     if config.epochs < state.epoch:
@@ -211,6 +219,7 @@ def _continue(
         target.write_config(config)
         target.write_environment(environment)
         target.copy_history(source, state.epoch)
+    quarantine(target, refused, here.logger)
     for sentence in repair_records(target, checkpoint, lambda: Replayer(config, here, (trainer, environment))):
         here.logger.warning("Repaired %s", sentence)
     trainer.apply_numerics()  # a replay may have set others

@@ -51,7 +51,7 @@ def repair_records(run: RunDirectory, resumed: Checkpoint, replayer: Callable[[]
     for record in repair(run.ledger_file, LEDGER, first, after, lines_from_replay):
         yield describe(record)
     had_results = run.results_file.exists()
-    for record in repair(run.results_file, RESULTS, first, after, rows_from_checkpoints):
+    for record in repair(run.results_file, RESULTS, first, (state.epoch, 0), rows_from_checkpoints):
         yield describe(record)
     if not had_results and run.results_file.exists():
         yield f"{run.results_file.name} was not there; its rows were made again from the checkpoints"
@@ -80,7 +80,10 @@ def _replayed_lines(
     recorded = read_ledger(run.ledger_file).end(epoch)
     if recorded is not None and recorded.get("state_digest") != expected:
         return {}
-    again = replayer().replay(begin, settings, state.step_in_epoch if is_open else None)
+    try:
+        again = replayer().replay(begin, settings, state.step_in_epoch if is_open else None)
+    except BadInputError:  # such as a device that is not here
+        return {}
     if again.end.digest() != expected:
         return {}
     source = f"a replay of epoch {epoch} from {start.path.name}, which reached the recorded state"
@@ -98,6 +101,9 @@ def _rows(run: RunDirectory, after: Position, lines: Lines) -> Remade:
     remade: Remade = {}
     for epoch, path in files.items():
         if first < epoch <= after[0] and (epoch, 0) not in lines.found:
-            metrics = read_named(path).whole_state().metrics
+            try:
+                metrics = read_named(path).whole_state().metrics
+            except BadInputError:
+                continue  # its row stays missing, and the verifier says so
             remade[epoch, 0] = (format_row(metrics), path.name)
     return remade

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,14 @@ def read_epoch(run: RunDirectory, epoch: int) -> Checkpoint:
     return checkpoint
 
 
-def newest_state(run: RunDirectory, logger: logging.Logger) -> Checkpoint:
-    """Find the newest complete state. A damaged file is named and quarantined, and the one before it taken.
+Refused = Sequence[tuple[Path, BadInputError]]  # damaged files, and what is wrong with each
+
+
+def newest_state(run: RunDirectory, logger: logging.Logger) -> tuple[Checkpoint, Refused]:
+    """Find the newest complete state; nothing is moved yet.
+
+    Returns:
+        The state, and newer files that are damaged: see `quarantine`.
 
     Raises:
         BadInputError: there is none, or a file of a later version of this package is in the way.
@@ -73,10 +79,7 @@ def newest_state(run: RunDirectory, logger: logging.Logger) -> Checkpoint:
         except BadInputError as error:
             refused.append((path, error))
             continue
-        for damaged, why in refused:
-            record = keep_file(run.path, damaged, {"why": f"not a complete state: {why}"})
-            logger.warning("Quarantined %s", describe(record))
-        return checkpoint
+        return checkpoint, refused
     for _, why in refused:
         logger.warning("Not a complete state: %s", why)
     raise BadInputError(
@@ -86,6 +89,13 @@ def newest_state(run: RunDirectory, logger: logging.Logger) -> Checkpoint:
         if found
         else f"{run.path} has no checkpoint: it never began\n  start it again with `clip-hba train`"
     )
+
+
+def quarantine(run: RunDirectory, refused: Refused, logger: logging.Logger) -> None:
+    """Move damaged checkpoints out of the way, and name them."""
+    for path, why in refused:
+        record = keep_file(run.path, path, {"why": f"not a complete state: {why}"})
+        logger.warning("Quarantined %s", describe(record))
 
 
 class RunStore:

@@ -63,7 +63,7 @@ def aggregate(plan: Plan, finished: Mapping[str, int]) -> tuple[list[dict[str, A
         raise StoppedError(f"no table without the baseline's results: {error}") from None
     for run in runs:
         try:
-            own = _results(plan, run, finished[run.name])
+            own = _results(plan, run, min(finished[run.name], plan.last_epoch))
         except BadInputError as error:
             problems[run.name] = str(error)
         else:

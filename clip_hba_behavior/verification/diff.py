@@ -160,7 +160,8 @@ def _open(name: str, files: RunFiles) -> _Run:
 
 def _first_epoch(a: _Run, b: _Run, epochs: Sequence[int]) -> tuple[int | None, list[Difference]]:
     """Return the first epoch in which two runs differ, and all that differs in it."""
-    for epoch in epochs:
+    recorded = [set(run.files.ledger.epochs()) | run.files.rows.keys() for run in (a, b)]
+    for epoch in sorted({*epochs, *(recorded[0] & recorded[1])}):
         files = [run.files.file(epoch) for run in (a, b)]
         unreadable = [run.name for run, file in zip((a, b), files, strict=True) if file.checkpoint is None]
         found = [
@@ -197,7 +198,7 @@ def _not_compared(a: _Run, b: _Run, epochs: Sequence[int]) -> list[str]:
             notes.append(f"only {run.name} has a checkpoint of epoch {', '.join(map(str, alone))}")
         if set(run.partial) & set(epochs):
             notes.append(f"{run.name} does not hold complete states: of them only what both have is compared")
-        notes += [f"{run.name}: {note}" for note in run.files.notes if note.startswith("quarantined ")]
+        notes += [f"{run.name}: {note}" for note in run.files.notes]
     return notes
 
 

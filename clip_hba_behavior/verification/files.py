@@ -12,6 +12,7 @@ from clip_hba_behavior.reproducibility.record.epoch import Contradiction, Epoch
 from clip_hba_behavior.reproducibility.record.ledger import LEDGER, Ledger, Record, Step, read_ledger
 from clip_hba_behavior.reproducibility.record.lines import Lines, read_lines
 from clip_hba_behavior.reproducibility.record.quarantine import describe, read_records
+from clip_hba_behavior.reproducibility.record.record_file import has_pending, recorded_epochs_beyond
 from clip_hba_behavior.reproducibility.state.digest import leaf_digest, leaves
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.checkpoint import (
@@ -75,7 +76,8 @@ class RunFiles:
             BadInputError: there are no checkpoints.
         """
         path = path.expanduser().absolute()
-        if path.name == "dora_params" and (path.parent / "config.yaml").is_file():
+        beside = [path.parent / name for name in ("config.yaml", "steps.jsonl", "environment.json")]
+        if path.name == "dora_params" and any(each.is_file() for each in beside):
             path = path.parent
         run = RunDirectory(path)
         self.path, self.table = path, table
@@ -86,7 +88,8 @@ class RunFiles:
         self.problems: list[str] = []
         self.notes: list[str] = []
         self.file = lru_cache(maxsize=2)(self._read_file)  # the end of one epoch is the start of the next
-        is_run = run.config_file.is_file() and run.checkpoints.is_dir()
+        recorded = (run.config_file, run.ledger_file, run.environment_file)
+        is_run = run.checkpoints.is_dir() and any(each.is_file() for each in recorded)
         self.files = list_checkpoints(run.checkpoints) or ({} if is_run else list_checkpoints(path))
         if not self.files:
             raise BadInputError(
@@ -104,13 +107,19 @@ class RunFiles:
         self.ledger = self._attempt(lambda: read_ledger(run.ledger_file)) or self.ledger
         results = self._attempt(lambda: read_lines(run.results_file, RESULTS)) or Lines(run.results_file, {})
         self._cells = {epoch: parse_row(line) for (epoch, _), line in results.found.items()}
-        for lines, kind in ((self.ledger.lines, LEDGER.kind), (results, RESULTS.kind)):
-            name = lines.path.name
+        for lines, schema in ((self.ledger.lines, LEDGER), (results, RESULTS)):
+            name, kind = lines.path.name, schema.kind
             self.problems += [f"{name}, {fault}" for fault in lines.faults]
             if not lines.path.exists():
                 self.notes.append(f"{lines.path} is not there; what it recorded is not compared")
             if lines.torn:
                 self.notes.append(f"{name} ends in a line of {kind} that was cut short; it is not compared")
+            if has_pending(lines.path):
+                pending = recorded_epochs_beyond(lines.path, schema, max(lines.found, default=(0, 0)))
+                self.notes.append(
+                    f"{name}: recorded lines of epoch {', '.join(map(str, sorted(pending)))} are pending: "
+                    f"`clip-hba resume {self.path}` must write them again"
+                )
         self.notes += self._lost_lines(bool(results.found))
         self.notes += [f"quarantined {describe(record)}" for record in read_records(self.path)]
 
@@ -193,12 +202,21 @@ class RunFiles:
         if self.config is None or "config" not in origin:
             return []
         known = make_config({}).trajectory() | origin["config"]  # a key added later had its default's effect
-        declared = [each.partition(" was ")[0] for each in [*self.drift(), *origin.get("drift", [])]]
         return [
             (key, known[key], value)
             for key, value in self.config.trajectory().items()
-            if key in known and known[key] != value and key not in declared
+            if key in known and known[key] != value and not self._allows(key, known[key], value)
         ]
+
+    def _allows(self, key: str, then: Any, now: Any) -> bool:
+        """Whether the drift on record leads from one value of a key to another."""
+        reached = {str(then)}
+        for each in self.drift():
+            for value in list(reached):
+                start = f"{key} was {value}, is "
+                if each.startswith(start):
+                    reached.add(each.removeprefix(start))
+        return str(now) in reached
 
     def _beside_the_ledger(self, file: File) -> str | None:
         """Say where a file's state is not the one that the ledger records."""
@@ -241,8 +259,8 @@ class RunFiles:
             for key, value, setting in self._undeclared(origin):
                 problems.append(_disagreement(key, setting, value, epoch))
             for key, value in self.environment.get("digests", {}).items():
-                allowed = [each.partition(" was ")[0] for each in self.drift()]
-                if origin["digests"].get(key) != value and key not in allowed:
+                then = origin["digests"].get(key)
+                if then != value and not self._allows(key, then, value):
                     problems.append(
                         _disagreement(f"the digest of the {key}", value, origin["digests"].get(key), epoch)
                     )

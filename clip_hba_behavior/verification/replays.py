@@ -74,7 +74,7 @@ class ReplayHistory:
             NonFiniteLossError: a loss is infinite or not a number.
         """
         start = self._start(number)
-        settings = self._here(settings_of(self._files.file(number).origin))
+        settings = self.settings(number)
         again = self.replayer.replay(start, settings, self._num_steps, self._with_state)
         self._steps[number] = again.steps
         if self._num_steps is not None:
@@ -83,9 +83,9 @@ class ReplayHistory:
         row = {name: float(value) for name, value in end.as_dict()["metrics"].items() if name in METRICS}
         return Epoch(number, settings, start, end, again.steps, row)
 
-    def _here(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Take an epoch's settings, but for the device where it is not here."""
-        config = self.replayer.config
+    def settings(self, number: int) -> dict[str, Any]:
+        """Return the settings of an epoch, but for the device where it is not here."""
+        config, settings = self.replayer.config, settings_of(self._files.file(number).origin)
         known = {key: value for key, value in settings.items() if key in Config.model_fields}
         here = on_this_machine(make_config(config.model_dump() | known))
         return {key: getattr(here, key) for key in known}

@@ -1,5 +1,6 @@
 """Verify a run against its own checkpoints and records: compare what its files hold with a replay, and judge."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -214,6 +215,10 @@ class EpochVerifier:
         changed = changed_data(origin, environment) if "digests" in origin else []
         if within or changed:
             return Verified(EpochOutcome(epoch, Verdict.UNTESTED, differences=(*within, *changed)))
+        table = self.files.table
+        if table is not None and epoch not in table.rows:
+            reason = f"{table.path.name} has no row of epoch {epoch}"
+            return Verified(EpochOutcome(epoch, Verdict.UNTESTED, differences=(reason,)))
         recorded = self.files.epoch(epoch)
         try:
             replayed = self.replays.epoch(epoch)
@@ -224,7 +229,6 @@ class EpochVerifier:
             reasons = (str(error).partition("\n")[0],)
             return Verified(EpochOutcome(epoch, Verdict.DIFFERENT, differences=reasons))
         is_complete = isinstance(recorded.start, TrainingState) and isinstance(recorded.end, TrainingState)
-        table = self.files.table
         claimed = claim(origin, environment, is_complete, table is None or table.is_own)
         if not is_complete:
             return self._verify_partial(recorded, replayed, claimed)
@@ -235,16 +239,11 @@ class EpochVerifier:
             reason = "the ledger has no steps of this epoch to compare with"
             return Verified(EpochOutcome(recorded.number, Verdict.UNTESTED, claimed, differences=(reason,)))
         if replayed.end is None:  # of the record only the steps are compared
-            recorded = Epoch(
-                recorded.number,
-                recorded.settings,
-                recorded.start,
-                None,
-                recorded.steps,
-                {},
-                recorded.contradictions,
-            )
+            recorded = dataclasses.replace(recorded, end=None, row={})
         differences = compare_epochs(recorded, replayed)
+        if differences and claimed.tolerance is not None and recorded.end is not None:
+            # a tolerance leaves parameters to their effect, so the results must be those of the file's parameters
+            differences = (*differences, *self._evaluated(recorded, _metrics_of(recorded)))
         verdict = judge(differences, claimed)
         cause = None
         if verdict is Verdict.DIFFERENT:
@@ -268,12 +267,13 @@ class EpochVerifier:
         if replayed.end is None:
             reason = "the file holds no record of single steps to compare with; leave --steps out"
             return Verified(EpochOutcome(epoch, Verdict.UNTESTED, claimed, holds, order, differences=(reason,)))
-        if not recorded.row:
-            row = self._evaluate(after.checkpoint.parameters)
-            recorded = Epoch(
-                epoch, recorded.settings, recorded.start, recorded.end, {}, row, recorded.contradictions
-            )
+        apart: list[Difference] = []
+        if recorded.row:
+            apart = self._evaluated(recorded, replayed.row)
+        else:
+            recorded = dataclasses.replace(recorded, row=self._evaluate(recorded))
         differences = [each for each in compare_epochs(recorded, replayed) if each.part() != "rng_state"]
+        differences += apart
         if not order_fits:
             differences.append(Difference(END_OF_EPOCH, "records", order))
         verdict = judge(differences, claimed)
@@ -395,10 +395,18 @@ class EpochVerifier:
             return text, True
         return f"not equal: neither the replay nor seed {seed} gives the recorded random state", False
 
-    def _evaluate(self, parameters: Mapping[str, torch.Tensor]) -> dict[str, float]:
-        """Evaluate the recorded parameters: an old file holds no results to compare with."""
-        trainer = self.replays.replayer.trainer()
-        restore_parameters(trainer.parameters, parameters)
+    def _evaluated(self, recorded: Epoch, results: Mapping[str, float]) -> list[Difference]:
+        """Evaluate the parameters in an epoch's file, and compare with results that should be near."""
+        return [
+            Difference(END_OF_EPOCH, "state", f"metrics/{name}", results[name], value, "evaluated again")
+            for name, value in self._evaluate(recorded).items()
+            if name in results and repr(results[name]) != repr(value)
+        ]
+
+    def _evaluate(self, recorded: Epoch) -> dict[str, float]:
+        """Evaluate the parameters in an epoch's file."""
+        trainer = self.replays.replayer.trainer(self.replays.settings(recorded.number))
+        restore_parameters(trainer.parameters, recorded.end.as_dict()["parameters"] if recorded.end else {})
         return {"test_loss": trainer.test_loss(), **trainer.behavioral_rsa()}
 
 

@@ -136,7 +136,7 @@ def test_bad_targets_duplicates_overlap_and_hostile_names_are_all_reported(data:
 
 @pytest.mark.parametrize("key", ["csv_file", "img_dir", "inference_csv_file", "rdm_file", "prompts_file"])
 def test_one_missing_file_is_one_problem_and_the_rest_is_checked(data: Path, key: str) -> None:
-    whole = check(data)
+    complete = check(data)
     report = check(data, **{key: data / "nowhere"})
     assert len(report.problems) == 1
     assert report.problems[0].startswith(f"{data / 'nowhere'}: there is no such ")
@@ -148,7 +148,7 @@ def test_one_missing_file_is_one_problem_and_the_rest_is_checked(data: Path, key
         assert report.row_order_correlation is None
         assert "row order correlation: unknown" in str(report)
     else:
-        assert report.row_order_correlation == whole.row_order_correlation
+        assert report.row_order_correlation == complete.row_order_correlation
 
 
 def test_everything_missing_is_five_problems(data: Path) -> None:

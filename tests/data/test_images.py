@@ -72,9 +72,9 @@ def test_a_palette_with_transparency_becomes_rgb_without_a_warning(tmp_path: Pat
 def test_a_truncated_image_is_refused_with_path_and_reason(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     drawn(300, 200).save(path)
-    whole = path.read_bytes()
-    for kept in (len(whole) // 2, 30, 12, 3):
-        path.write_bytes(whole[:kept])
+    complete = path.read_bytes()
+    for kept in (len(complete) // 2, 30, 12, 3):
+        path.write_bytes(complete[:kept])
         # damaged TIFF directories make Pillow warn, too: of the damage, which is refused then
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)

@@ -330,12 +330,12 @@ def test_a_truncated_mat_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_images_are_found_flat_in_their_concepts_folder_and_in_any_other(tmp_path: Path) -> None:
-    places = ["flat_01b.jpg", "ice_cream/ice_cream_01s.jpg", "camera/camera1_01b.jpg"]
-    for place in places:
-        (tmp_path / place).parent.mkdir(exist_ok=True)
-        (tmp_path / place).write_bytes(b"")
-    names = [Path(place).name for place in places]
-    assert locate_images(tmp_path, names) == tuple(tmp_path / place for place in places)
+    paths = ["flat_01b.jpg", "ice_cream/ice_cream_01s.jpg", "camera/camera1_01b.jpg"]
+    for path in paths:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(b"")
+    names = [Path(path).name for path in paths]
+    assert locate_images(tmp_path, names) == tuple(tmp_path / path for path in paths)
 
 
 def test_missing_images_are_counted_and_the_first_five_named(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ ClipHba = Callable[..., Outcome]
 
 @pytest.fixture
 def data(standin_data: Path, tmp_path: Path) -> Path:
-    """A copy of the data that a test may spoil."""
+    """A copy of the data that a test may corrupt."""
     return Path(shutil.copytree(standin_data, tmp_path / "data"))
 
 
@@ -38,83 +38,83 @@ def change_line(path: Path, number: int, change: Callable[[str], str]) -> None:
     path.write_text("".join(lines))
 
 
-def spoil_no_column(data: Path, keys: dict[str, Any]) -> None:
+def corrupt_no_column(data: Path, keys: dict[str, Any]) -> None:
     change_line(data / "annotations.csv", 0, lambda line: line.replace("image_name", "picture"))
 
 
-def spoil_image_missing(data: Path, keys: dict[str, Any]) -> None:
+def corrupt_image_missing(data: Path, keys: dict[str, Any]) -> None:
     sorted((data / "images").iterdir())[3].unlink()
 
 
-def spoil_image_unreadable(data: Path, keys: dict[str, Any]) -> None:
+def corrupt_image_unreadable(data: Path, keys: dict[str, Any]) -> None:
     sorted((data / "images").iterdir())[3].write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
 
 
-def spoil_target_not_finite(data: Path, keys: dict[str, Any]) -> None:
+def corrupt_target_not_finite(data: Path, keys: dict[str, Any]) -> None:
     change_line(data / "annotations.csv", 2, lambda line: line.rstrip().rpartition(",")[0] + ",nan\n")
 
 
-def spoil_prompt_count(data: Path, keys: dict[str, Any]) -> None:
+def corrupt_prompt_count(data: Path, keys: dict[str, Any]) -> None:
     with (data / "prompts.txt").open("a") as file:
         file.write("one too many\n")
 
 
-def spoil_backbone_kind(data: Path, keys: dict[str, Any]) -> None:
+def corrupt_backbone_kind(data: Path, keys: dict[str, Any]) -> None:
     BertConfig().save_pretrained(data / "bert")
     keys["backbone"] = str(data / "bert")
 
 
-def spoil_more_layers_than_blocks(data: Path, keys: dict[str, Any]) -> None:
+def corrupt_more_layers_than_blocks(data: Path, keys: dict[str, Any]) -> None:
     keys["vision_layers"] = 99
 
 
-def spoil_rdm(data: Path, keys: dict[str, Any]) -> None:
+def corrupt_rdm(data: Path, keys: dict[str, Any]) -> None:
     (data / "RDM48_triplet.mat").write_bytes(b"no such format")
 
 
-def spoil_unknown_key(data: Path, keys: dict[str, Any]) -> None:
+def corrupt_unknown_key(data: Path, keys: dict[str, Any]) -> None:
     keys["leraning_rate"] = 1
 
 
-def spoil_baseline_missing(data: Path, keys: dict[str, Any]) -> None:
+def corrupt_baseline_missing(data: Path, keys: dict[str, Any]) -> None:
     keys |= {"training_run": 3, "baseline_dora_directory": str(data)}
 
 
-def spoil_device(data: Path, keys: dict[str, Any]) -> None:
+def corrupt_device(data: Path, keys: dict[str, Any]) -> None:
     keys["device"] = "cuda:77"
 
 
-SPOILED = {
-    spoil_no_column: "image_name",
-    spoil_image_missing: "missing",
-    spoil_image_unreadable: "cannot be read",
-    spoil_target_not_finite: "nan",
-    spoil_prompt_count: "67",
-    spoil_backbone_kind: "is no CLIP",
-    spoil_more_layers_than_blocks: "vision_layers",
-    spoil_rdm: "RDM48_triplet.mat",
-    spoil_unknown_key: "leraning_rate: no such key",
-    spoil_baseline_missing: "training_run 3 needs",
-    spoil_device: "this machine cannot honour device: cuda:77",
+CORRUPTED = {
+    corrupt_no_column: "image_name",
+    corrupt_image_missing: "missing",
+    corrupt_image_unreadable: "cannot be read",
+    corrupt_target_not_finite: "nan",
+    corrupt_prompt_count: "67",
+    corrupt_backbone_kind: "is no CLIP",
+    corrupt_more_layers_than_blocks: "vision_layers",
+    corrupt_rdm: "RDM48_triplet.mat",
+    corrupt_unknown_key: "leraning_rate: no such key",
+    corrupt_baseline_missing: "training_run 3 needs",
+    corrupt_device: "this machine cannot honour device: cuda:77",
 }
 
 
 @pytest.mark.parametrize(
-    "spoil", SPOILED, ids=lambda spoil: spoil.__name__.removeprefix("spoil_").replace("_", " ")
+    "corrupt", CORRUPTED, ids=lambda corrupt: corrupt.__name__.removeprefix("corrupt_").replace("_", " ")
 )
 def test_bad_input_is_refused_and_nothing_is_written(
-    spoil: Callable[[Path, dict[str, Any]], None],
+    corrupt: Callable[[Path, dict[str, Any]], None],
     clip_hba: ClipHba,
     data: Path,
     keys: dict[str, Any],
     tmp_path: Path,
 ) -> None:
-    spoil(data, keys)
+    corrupt(data, keys)
     config = write_config(tmp_path / "config.yaml", keys)
     outcome = clip_hba("train", config, "--run-dir", tmp_path / "runs/run")
     assert outcome.code == 2, outcome.output
     assert "Traceback" not in outcome.output
-    assert SPOILED[spoil] in outcome.output
+    assert CORRUPTED[corrupt] in outcome.output
     assert not (tmp_path / "runs").exists()
 
 

@@ -214,7 +214,7 @@ def test_features_computed_under_other_variables_are_not_taken_from_the_cache(
     assert len(sorted((tmp_path / "cache").rglob("*"))) == 2 * len(filled)
 
 
-# --- in a process that goes on ------------------------------------------------------------------------
+# --- in a process that continues ------------------------------------------------------------------------
 
 
 def test_a_run_on_the_cpu_has_the_same_states_in_a_process_that_has_used_cuda(

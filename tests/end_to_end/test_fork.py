@@ -143,8 +143,8 @@ def test_an_old_checkpoint_starts_a_fork_with_a_warning(
 
     first = read_checkpoint(checkpoint_path(forked / "dora_params", 2))
     assert first.provenance["parent"]["whole"] is False
-    whole = read_checkpoint(checkpoint_path(baseline / "dora_params", 2))
-    for name, value in whole.parameters.items():
+    complete = read_checkpoint(checkpoint_path(baseline / "dora_params", 2))
+    for name, value in complete.parameters.items():
         assert first.parameters[name].numpy().tobytes() == value.numpy().tobytes()
     batches = [
         [

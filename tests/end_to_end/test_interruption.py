@@ -95,7 +95,7 @@ def test_a_state_within_an_epoch_without_a_piece_gives_another_rest(
     entries = rest_of_the_run(trainer, states)
     state = states[3]
     assert (state.epoch, state.step_in_epoch) == (0, 3)
-    lamed = {
+    crippled = {
         "rng_state": lambda: dataclasses.replace(state, rng_state=capture_rng_state()),
         "epoch_start_rng_state": lambda: dataclasses.replace(state, epoch_start_rng_state=state.rng_state),
         "loss_sum": lambda: dataclasses.replace(state, loss_sum=0.0),
@@ -104,7 +104,7 @@ def test_a_state_within_an_epoch_without_a_piece_gives_another_rest(
         ),
         "step": lambda: dataclasses.replace(state, step_in_epoch=2),
     }[piece]()
-    trainer.restore(lamed)
+    trainer.restore(crippled)
     rest = rest_of_the_run(trainer)
     assert rest != entries[len(entries) - len(rest) :]
 
@@ -130,7 +130,7 @@ def test_a_signal_saves_the_state_within_the_epoch_and_resume_ends_the_same(
     number: signal.Signals, clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
     keys = small_config | {"dora_dropout": 0.1, "batch_size": 2, "epochs": 3}
-    whole = trained(clip_hba, tmp_path, keys, "whole")
+    uninterrupted = trained(clip_hba, tmp_path, keys, "uninterrupted")
     config, run = write_config(tmp_path / "run.yaml", keys), tmp_path / "run"
     process = start_training(config, run, tmp_path / "output.txt")
     wait_for_line(run, '{"epoch": 2, "step": 3,')
@@ -145,7 +145,7 @@ def test_a_signal_saves_the_state_within_the_epoch_and_resume_ends_the_same(
     outcome = clip_hba("resume", run)
     assert outcome.code == 0, outcome.output
     assert "step " in outcome.output
-    assert differences(whole, run) == []
+    assert differences(uninterrupted, run) == []
     assert not list_step_checkpoints(run / "step_checkpoints")
 
 
@@ -177,9 +177,9 @@ def test_step_checkpoints_every_k_steps_survive_a_kill(
     clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
     keys = small_config | {"dora_dropout": 0.1, "batch_size": 2, "epochs": 3, "checkpoint_every_steps": 4}
-    whole = trained(clip_hba, tmp_path, keys, "whole")
+    uninterrupted = trained(clip_hba, tmp_path, keys, "uninterrupted")
     plain = trained(clip_hba, tmp_path, keys | {"checkpoint_every_steps": None}, "plain")
-    assert differences(whole, plain) == []  # saving changes nothing
+    assert differences(uninterrupted, plain) == []  # saving changes nothing
     config, run = write_config(tmp_path / "run.yaml", keys), tmp_path / "run"
     process = start_training(config, run, tmp_path / "output.txt")
     wait_for_line(run, '{"epoch": 2, "step": 11,')
@@ -191,7 +191,7 @@ def test_step_checkpoints_every_k_steps_survive_a_kill(
     assert len(saved) <= 2
     outcome = clip_hba("resume", run)
     assert outcome.code == 0, outcome.output
-    assert differences(whole, run) == []
+    assert differences(uninterrupted, run) == []
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "another state"])
@@ -232,18 +232,20 @@ def test_a_run_whose_checkpoints_are_all_damaged_says_so_and_keeps_them(
 def test_a_start_that_was_killed_before_its_first_state_can_be_repeated(
     clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    whole = trained(clip_hba, tmp_path, small_config, "whole")
+    uninterrupted = trained(clip_hba, tmp_path, small_config, "uninterrupted")
     run = tmp_path / "run"
     run.mkdir()
     for name in ("environment.json", "training_log.txt", "run.lock"):
-        (run / name).write_bytes((whole / name).read_bytes())
-    (run / "config.yaml").write_text((whole / "config.yaml").read_text().replace(str(whole), str(run)))
+        (run / name).write_bytes((uninterrupted / name).read_bytes())
+    (run / "config.yaml").write_text(
+        (uninterrupted / "config.yaml").read_text().replace(str(uninterrupted), str(run))
+    )
     (run / ".config.yaml.x.tmp").write_text("torn")
     outcome = clip_hba("resume", run)
     assert outcome.code == 2
     assert "it never began" in outcome.output
     trained(clip_hba, tmp_path, small_config, "run")
-    assert differences(whole, run) == []
+    assert differences(uninterrupted, run) == []
     assert not list(run.glob(".*.tmp"))
 
 

@@ -301,7 +301,7 @@ def written_by_another(reference: Path, path: Path, form: str, factor: float = 1
     """Write the earlier pipeline's rows in one of its two forms, the test loss of epoch 3 times a factor."""
     with (reference / "run" / "training_res.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    # this project's own tables have a further column, by which they are told from these
+    # this project's own tables have a further column, by which they differ from these
     assert "perturb_type" not in rows[0]
     rows[2]["test_loss"] = repr(float(rows[2]["test_loss"]) * factor)
     if form == "epochs from 0":

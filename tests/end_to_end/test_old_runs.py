@@ -1,4 +1,4 @@
-"""Runs that an old commit left behind go on with today's code, and end in the bits that the old code gave them."""
+"""Runs that an old commit left behind continue with today's code, and end in the bits that the old code gave."""
 
 from collections.abc import Callable
 from hashlib import sha256

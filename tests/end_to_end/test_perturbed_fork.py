@@ -190,8 +190,8 @@ def test_a_fork_that_is_stopped_within_a_perturbed_epoch_ends_as_the_one_that_wa
     kind: str, baseline: Path, clip_hba: ClipHba, tmp_path: Path
 ) -> None:
     options = ["--at-epoch", "2", *KINDS[kind], "--epochs", "3", "--set", "batch_size=2"]
-    whole, fork = tmp_path / "whole", tmp_path / "fork"
-    assert clip_hba("fork", baseline, *options, "--run-dir", whole).code == 0
+    uninterrupted, fork = tmp_path / "uninterrupted", tmp_path / "fork"
+    assert clip_hba("fork", baseline, *options, "--run-dir", uninterrupted).code == 0
     arguments = ["fork", str(baseline), *options, "--run-dir", str(fork)]
     process = fresh_process.start(fresh_process.clip_hba, arguments, output=tmp_path / "stopped.txt")
     ledger, deadline = fork / "steps.jsonl", time.monotonic() + 120
@@ -204,7 +204,7 @@ def test_a_fork_that_is_stopped_within_a_perturbed_epoch_ends_as_the_one_that_wa
     assert list(list_checkpoints(fork / "dora_params")) == [1]
     outcome = clip_hba("resume", fork)
     assert outcome.code == 0, outcome.output
-    assert differences(whole, fork) == []
+    assert differences(uninterrupted, fork) == []
 
 
 def test_another_perturbation_than_the_runs_is_found_by_verify(
@@ -246,9 +246,9 @@ def test_a_run_that_is_no_fork_can_be_perturbed_too(
 ) -> None:
     fork = forked(clip_hba, baseline, tmp_path / "fork", 3, *KINDS["label_shuffle"])
     more = {"perturb_type": "label_shuffle", "perturb_epoch": 3, "lr_schedule_epochs": LAST}
-    config = write_config(tmp_path / "whole.yaml", keys | more)
-    assert clip_hba("train", config, "--run-dir", tmp_path / "whole").code == 0
-    assert later(tmp_path / "whole", 2)[0] == later(fork, 2)[0]
+    config = write_config(tmp_path / "complete.yaml", keys | more)
+    assert clip_hba("train", config, "--run-dir", tmp_path / "complete").code == 0
+    assert later(tmp_path / "complete", 2)[0] == later(fork, 2)[0]
 
 
 def test_images_are_perturbed_between_augmented_epochs(
@@ -428,7 +428,7 @@ def damaged(run: Path) -> None:
 
 
 def changed(run: Path) -> None:
-    """A file that is whole in itself, and not the state that the run reached."""
+    """A file that is valid in itself, and not the state that the run reached."""
     path = checkpoint_path(run / "dora_params", 2)
     state = read_checkpoint(path).whole_state()
     next(iter(state.parameters.values()))[0] += 1
@@ -443,7 +443,7 @@ def partial(run: Path) -> None:
     path.write_bytes(to_bytes(content))
 
 
-def exchanged(run: Path) -> None:
+def swapped(run: Path) -> None:
     shutil.copy(checkpoint_path(run / "dora_params", 3), checkpoint_path(run / "dora_params", 2))
 
 
@@ -456,21 +456,21 @@ REFUSED = {
     damaged: "epoch2_dora_params.pth",
     changed: "is not the state that its run recorded\n  in the file:   ",
     partial: "does not hold the complete training state\n  found:    parameters and random states",
-    exchanged: "holds another state than its name says",
+    swapped: "holds another state than its name says",
     no_run: "there is no run in",
 }
 
 
-@pytest.mark.parametrize("spoil", REFUSED, ids=lambda each: each.__name__)
+@pytest.mark.parametrize("corrupt", REFUSED, ids=lambda each: each.__name__)
 def test_a_parent_that_cannot_be_trusted_is_refused(
-    spoil: Callable[[Path], None], baseline: Path, clip_hba: ClipHba, tmp_path: Path
+    corrupt: Callable[[Path], None], baseline: Path, clip_hba: ClipHba, tmp_path: Path
 ) -> None:
     shutil.copytree(baseline, tmp_path / "baseline")
-    spoil(tmp_path / "baseline")
+    corrupt(tmp_path / "baseline")
     options = ("--at-epoch", 3, "--perturb", "none", "--run-dir", tmp_path / "fork")
     outcome = clip_hba("fork", tmp_path / "baseline", *options)
     assert outcome.code == 2, outcome.output
-    assert REFUSED[spoil] in outcome.output
+    assert REFUSED[corrupt] in outcome.output
     assert "Traceback" not in outcome.output
     assert not (tmp_path / "fork").exists()
 
@@ -486,7 +486,7 @@ def test_a_changed_first_state_of_a_fork_is_refused_too(baseline: Path, clip_hba
 def test_a_parent_that_changes_while_it_is_copied_leaves_no_fork(baseline: Path, tmp_path: Path) -> None:
     shutil.copytree(baseline, tmp_path / "baseline")
     parent = read_checkpoint(checkpoint_path(tmp_path / "baseline/dora_params", 2))
-    exchanged(tmp_path / "baseline")
+    swapped(tmp_path / "baseline")
     with pytest.raises(NotReproducibleError, match="the fork's first state is not its parent's"):
         publish_first_state(parent, tmp_path / "dora_params")
     assert list((tmp_path / "dora_params").iterdir()) == []

@@ -1,4 +1,4 @@
-"""A run that is taken up again is the run that was never interrupted."""
+"""A run that is resumed is the run that was never interrupted."""
 
 import dataclasses
 import shutil
@@ -71,28 +71,30 @@ def test_resume_from_every_epoch_equals_the_uninterrupted_run(
 def test_resume_in_place_goes_on_from_the_newest_checkpoint(
     clip_hba: ClipHba, tmp_path: Path, small_config: dict[str, Any]
 ) -> None:
-    whole = run_baseline(clip_hba, tmp_path, small_config)
+    uninterrupted = run_baseline(clip_hba, tmp_path, small_config)
     config = write_config(tmp_path / "half.yaml", small_config, epochs=2)
     half = tmp_path / "half"
     assert clip_hba("train", config, "--run-dir", half).code == 0
     outcome = clip_hba("resume", half, "--set", "epochs=4")
     assert outcome.code == 0, outcome.output
     assert "Restored RNG states from checkpoint for reproducible shuffle order" in outcome.output
-    assert differences(whole, half) == []
+    assert differences(uninterrupted, half) == []
 
 
-def test_rows_and_lines_behind_the_newest_checkpoint_are_written_again(
+def test_rows_and_lines_beyond_the_newest_checkpoint_are_written_again(
     clip_hba: ClipHba, tmp_path: Path, small_config: dict[str, Any]
 ) -> None:
-    whole = run_baseline(clip_hba, tmp_path, small_config)
+    uninterrupted = run_baseline(clip_hba, tmp_path, small_config)
     torn = tmp_path / "torn"
-    shutil.copytree(whole, torn)
+    shutil.copytree(uninterrupted, torn)
     checkpoint_path(torn / "dora_params", 4).unlink()
     with (torn / "steps.jsonl").open("a") as file:
         file.write('{"epoch": 5, "st')
     assert clip_hba("resume", torn).code == 0
-    assert differences(whole, torn) == []
-    assert not list(torn.glob("*.aside"))
+    assert differences(uninterrupted, torn) == []
+    # what was cut short belongs to an epoch that is not trained yet: it stays pending
+    assert [path.name for path in torn.glob("*.pending")] == ["steps.jsonl.pending"]
+    assert (torn / "steps.jsonl.pending").read_text().endswith('\n{"epoch": 5, "st')
 
 
 def test_a_repetition_that_differs_is_refused(
@@ -112,11 +114,11 @@ def test_a_repetition_that_differs_is_refused(
 def test_a_missing_results_file_is_made_again_from_the_checkpoints(
     clip_hba: ClipHba, tmp_path: Path, small_config: dict[str, Any]
 ) -> None:
-    whole = run_baseline(clip_hba, tmp_path, small_config)
-    before = (whole / "training_res.csv").read_bytes()
-    (whole / "training_res.csv").unlink()
-    assert clip_hba("resume", whole).code == 0
-    assert (whole / "training_res.csv").read_bytes() == before
+    uninterrupted = run_baseline(clip_hba, tmp_path, small_config)
+    before = (uninterrupted / "training_res.csv").read_bytes()
+    (uninterrupted / "training_res.csv").unlink()
+    assert clip_hba("resume", uninterrupted).code == 0
+    assert (uninterrupted / "training_res.csv").read_bytes() == before
 
 
 # --- negative twins: what is left out must show -----------------------------------------------------
@@ -163,20 +165,20 @@ def test_resume_without_a_piece_of_state_does_not_equal_the_uninterrupted_run(
 ) -> None:
     baseline = run_baseline(clip_hba, tmp_path, small_config | VARIANTS[variant][0])
     epoch = max(list_checkpoints(baseline / "dora_params")) - 1
-    lamed = tmp_path / "lamed"
-    shutil.copytree(baseline, lamed)
-    path = checkpoint_path(lamed / "dora_params", epoch)
+    crippled = tmp_path / "crippled"
+    shutil.copytree(baseline, crippled)
+    path = checkpoint_path(crippled / "dora_params", epoch)
     rewrite_state(path, leave_out(read_checkpoint(path).whole_state()))
     resumed = tmp_path / "resumed"
-    outcome = clip_hba("resume", lamed, "--from-epoch", epoch, "--run-dir", resumed)
+    outcome = clip_hba("resume", crippled, "--from-epoch", epoch, "--run-dir", resumed)
     assert outcome.code == 1, outcome.output
     assert "steps.jsonl: the run did not repeat what it had recorded" in outcome.output
 
-    # the ledger tells at once; without it the run goes on, and ends in another state
+    # the ledger shows it at once; without it the run continues, and ends in another state
     shutil.rmtree(resumed)
-    (lamed / "steps.jsonl").unlink()
-    (lamed / "training_res.csv").unlink()
-    outcome = clip_hba("resume", lamed, "--from-epoch", epoch, "--run-dir", resumed)
+    (crippled / "steps.jsonl").unlink()
+    (crippled / "training_res.csv").unlink()
+    outcome = clip_hba("resume", crippled, "--from-epoch", epoch, "--run-dir", resumed)
     assert outcome.code == 0, outcome.output
     found = [each for each in differences(baseline, resumed) if not each.startswith(f"epoch {epoch}:")]
     assert any(shows_in in each for each in found), found

@@ -25,7 +25,7 @@ def images(things: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(things: Path, images: Path, tmp_path: Path) -> Path:
-    # the stand-in's prompts name what is drawn; the real ones would say nothing to its small CLIP
+    # the synthetic data set's prompts name what is drawn; the real ones would say nothing to its small CLIP
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
     keys = {
         "csv_file": str(things / TABLES[0]),

@@ -140,7 +140,7 @@ def attempt(reader: str, path: str, directory: str, report: str) -> None:
         __import__(f"clip_hba_behavior.{module}")
     limit = _memory("VmSize") + 6 * GIB
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark of memory begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark of memory begins again
     before, begin = _memory("VmHWM"), time.process_time()
     outcome: dict[str, Any] = {}
     try:
@@ -299,11 +299,11 @@ def saved(content: Any) -> Callable[[], bytes]:
 
 
 def holding(*, raw: bytes | None = None, **extra: Any) -> Callable[[], bytes]:
-    """An archive with a sound parameter, and with something else."""
+    """An archive with a valid parameter, and with something else."""
     return lambda: archive_of(forged({"w": tensor((4,), (1,))} | extra) if raw is None else raw)
 
 
-def whole(**changes: Any) -> Callable[[], bytes]:
+def complete(**changes: Any) -> Callable[[], bytes]:
     """A state that was never saved by this package, under a digest that fits."""
 
     def save() -> bytes:
@@ -443,10 +443,10 @@ CHECKPOINTS: list[tuple[str, Build]] = [
         bytes_of("byte_order", lambda: archive_of(forged({"w": tensor((4,), (1,))}), byteorder=b"big")),
     ),
     ("rng_state is of the wrong kind", bytes_of("random_5", holding(rng_state=5))),
-    ("provenance is of the wrong kind", bytes_of("provenance_list", whole(provenance=[1]))),
-    ("metrics is of the wrong kind", bytes_of("metrics_text", whole(metrics="good"))),
-    ("epoch is of the wrong kind", bytes_of("epoch_text", whole(epoch="one"))),
-    ("optimizer_state is of the wrong kind", bytes_of("optimizer_list", whole(optimizer_state=[]))),
+    ("provenance is of the wrong kind", bytes_of("provenance_list", complete(provenance=[1]))),
+    ("metrics is of the wrong kind", bytes_of("metrics_text", complete(metrics="good"))),
+    ("epoch is of the wrong kind", bytes_of("epoch_text", complete(epoch="one"))),
+    ("optimizer_state is of the wrong kind", bytes_of("optimizer_list", complete(optimizer_state=[]))),
 ]
 
 # --- OpenAI's files --------------------------------------------------------------------------------------
@@ -831,8 +831,8 @@ LEDGERS: list[tuple[str, Build]] = [
         "not a valid line",
         bytes_of("nested_value", b'{"epoch": 1, "step": 1, "x": ' + b"[" * 900 + b"]" * 900 + b"}\n"),
     ),
-    ("is not read further", bytes_of("one_long_line", lambda: b"x" * 60 * 2**20)),
-    ("is not read further", bytes_of("empty_lines", lambda: b"\n" * 10**7)),
+    ("not a valid line", bytes_of("one_long_line", lambda: b"x" * 60 * 2**20)),
+    ("not read further", bytes_of("empty_lines", lambda: b"\n" * 10**7)),
     ("not a valid line", bytes_of("infinite_epoch", b'{"epoch": 1e999, "step": 1}\n')),
     ("not a valid line", bytes_of("long_epoch", b'{"epoch": ' + b"9" * 5000 + b', "step": 1}\n')),
     ("not a valid line", bytes_of("list_as_step", b'{"epoch": 1, "step": [1]}\n')),
@@ -840,8 +840,8 @@ LEDGERS: list[tuple[str, Build]] = [
     ("not a valid line", bytes_of("no_object", b"5\n[]\nnull\n")),
 ]
 
-# What a reader takes with good reason: an empty configuration is the stand-in's, any bytes have a digest, and
-# a ledger that is empty or not there says nothing.
+# What a reader takes with good reason: an empty configuration is the synthetic data set's, any bytes are digested,
+# and a ledger that is empty or not there says nothing.
 ACCEPTED = {
     ("config", "empty"),
     ("image digest", "empty"),

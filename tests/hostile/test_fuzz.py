@@ -90,7 +90,7 @@ def records_of(content: bytes) -> dict[str, bytes]:
 
 
 def archive_of(records: dict[str, bytes]) -> bytes:
-    """Write records with checksums that hold, so that what is damaged lies deeper."""
+    """Write records with checksums that hold, so that what is damaged is deeper."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in records.items():
@@ -114,7 +114,7 @@ def change_a_record(content: bytes, draw: random.Random) -> bytes:
 
 
 def change_the_pickle(content: bytes, draw: random.Random) -> bytes:
-    """Change whole opcodes: leave out, repeat, exchange, or put in one that the pickle does not have."""
+    """Change whole opcodes: leave out, repeat, swap, or put in one that the pickle does not have."""
     records = records_of(content)
     name = next(name for name in records if name.endswith("data.pkl"))
     places = [place for _, _, place in pickletools.genops(records[name])]
@@ -173,7 +173,7 @@ def read_or_refuse(path: Path, digest: str) -> str:
     try:
         found = read_checkpoint(path)
         describe(found)
-        # without its digest a file is one of the earlier pipeline: parameters, marked as no whole state
+        # without its digest a file is one of the earlier pipeline: parameters, marked as no complete state
         assert found.state is None or found.state.digest() == digest
         end = "partial" if found.state is None else "read"
     except BadInputError as error:

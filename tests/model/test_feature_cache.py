@@ -19,7 +19,7 @@ def rows(start: int, stop: int) -> torch.Tensor:
 
 
 def must_not_compute(start: int, stop: int) -> torch.Tensor:
-    raise AssertionError("the cache is whole and must not be computed again")
+    raise AssertionError("the cache is complete and must not be computed again")
 
 
 def open_cache(root: Path, compute: Callable[[int, int], torch.Tensor], key: str = "weights") -> FeatureCache:

@@ -1,4 +1,4 @@
-"""A real SLURM of one node, without systemd: everything it owns lies in one directory, and stops with it.
+"""A real SLURM of one node, without systemd: everything it owns is in one directory, and stops with it.
 
 By hand: `python tests/slurm/cluster.py start DIR` prints the `export` line for a shell, `stop DIR` ends it.
 """

@@ -32,9 +32,9 @@ def test_after_the_baseline_is_extended_its_forks_are_too(
     rows = table(tmp_path / "sweep")
     for name in epochs_on_disk(tmp_path / "sweep"):
         assert [int(row["epoch"]) for row in rows if row["run"] == name] == [3, 4, 5, 6]
-    whole = write_sweep(tmp_path, own_baseline, "whole", epochs=[3], lengths=[1, 2, 3])
-    assert clip_hba("sweep", "run", whole).code == 0
-    assert table(tmp_path / "sweep") == table(tmp_path / "whole")
+    together = write_sweep(tmp_path, own_baseline, "together", epochs=[3], lengths=[1, 2, 3])
+    assert clip_hba("sweep", "run", together).code == 0
+    assert table(tmp_path / "sweep") == table(tmp_path / "together")
 
 
 @pytest.mark.parametrize(

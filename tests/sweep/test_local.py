@@ -80,8 +80,8 @@ def test_a_run_that_continues_a_shorter_one_is_the_run_from_the_baseline(
 def test_a_sweep_that_is_killed_and_resumed_gives_the_same_table(
     baseline: Path, clip_hba: ClipHba, tmp_path: Path
 ) -> None:
-    whole = write_sweep(tmp_path, baseline, "whole")
-    assert clip_hba("sweep", "run", whole).code == 0
+    uninterrupted = write_sweep(tmp_path, baseline, "uninterrupted")
+    assert clip_hba("sweep", "run", uninterrupted).code == 0
     sweep = write_sweep(tmp_path, baseline, "killed")
     for number, kill in ((2, signal.SIGKILL), (5, signal.SIGTERM)):
         process = fresh_process.start(
@@ -99,7 +99,7 @@ def test_a_sweep_that_is_killed_and_resumed_gives_the_same_table(
     outcome = clip_hba("sweep", "run", sweep)
     assert outcome.code == 0, outcome.output
     for name in ("sweep.csv", "sweep.parquet"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+        assert (tmp_path / "uninterrupted" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
 
 
 def test_a_failed_run_does_not_stop_the_others_and_its_error_is_shown(

@@ -1,4 +1,4 @@
-"""A sweep that is told to stop: nothing begins after it, and no signal is lost between two runs."""
+"""A sweep that is asked to stop: nothing begins after it, and no signal is lost between two runs."""
 
 import os
 import signal

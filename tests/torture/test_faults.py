@@ -29,7 +29,7 @@ from clip_hba_behavior.run.checkpoint import (
     to_content,
 )
 from clip_hba_behavior.run.directory import RunDirectory
-from clip_hba_behavior.run.states import newest_state
+from clip_hba_behavior.run.states import newest_state, quarantine
 from clip_hba_behavior.training.state import TrainingState
 from fresh_process import Outcome
 from run_tools import data_keys, differences, write_config
@@ -58,9 +58,9 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def whole(keys: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(keys: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that met no fault; to be read only."""
-    directory = tmp_path_factory.mktemp("whole")
+    directory = tmp_path_factory.mktemp("uninterrupted")
     config = write_config(directory / "config.yaml", keys)
     arguments = ["train", str(config), "--run-dir", str(directory / "run")]
     outcome = fresh_process.call(fresh_process.clip_hba, arguments, output=directory / "output.txt")
@@ -69,9 +69,9 @@ def whole(keys: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture
-def run(whole: Path, tmp_path: Path) -> Path:
-    """A copy of the whole run, to be damaged."""
-    shutil.copytree(whole, tmp_path / "run")
+def run(uninterrupted: Path, tmp_path: Path) -> Path:
+    """A copy of the uninterrupted run, to be damaged."""
+    shutil.copytree(uninterrupted, tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -106,21 +106,21 @@ def watched(arguments: list[str], tmp_path: Path, timeout: float = 240, **watchi
     return fresh_process.call(work, arguments, str(tmp_path / "trace"), output=output, timeout=timeout)
 
 
-def take_up(clip_hba: ClipHba, run: Path, tmp_path: Path) -> Outcome:
+def start_or_resume(clip_hba: ClipHba, run: Path, tmp_path: Path) -> Outcome:
     """Start again if the run never began, else resume."""
     if list_checkpoints(run / "dora_params"):
         return clip_hba("resume", run)
     return clip_hba("train", tmp_path / "config.yaml", "--run-dir", run)
 
 
-def must_end_as(whole: Path, outcome: Outcome, run: Path) -> None:
+def must_end_as(uninterrupted: Path, outcome: Outcome, run: Path) -> None:
     assert outcome.code == 0, outcome.output
-    assert differences(whole, run) == []
+    assert differences(uninterrupted, run) == []
     left = [
         path.name for path in run.rglob("*") if path.suffix in (".tmp", ".pending") or path.name == "quarantine"
     ]
     assert left == []
-    for path in (whole / "dora_params").iterdir():
+    for path in (uninterrupted / "dora_params").iterdir():
         assert (run / "dora_params" / path.name).read_bytes() == path.read_bytes()
 
 
@@ -129,14 +129,14 @@ def must_end_as(whole: Path, outcome: Outcome, run: Path) -> None:
 
 @pytest.mark.parametrize("room", [0, 1_000, 8_000, 40_000, 100_000, 180_000, 230_000])
 def test_a_disk_that_gets_full_ends_the_run_with_74_and_with_space_again_it_ends_the_same(
-    room: int, clip_hba: ClipHba, keys: dict[str, Any], whole: Path, tmp_path: Path
+    room: int, clip_hba: ClipHba, keys: dict[str, Any], uninterrupted: Path, tmp_path: Path
 ) -> None:
     outcome = begin(keys, tmp_path / "run", tmp_path, room=room)
     assert outcome.code == 74, outcome.output
     assert "input/output error: [Errno 28] No space left on device" in outcome.output
     for path in list_checkpoints(tmp_path / "run" / "dora_params").values():
-        assert path.read_bytes() == (whole / "dora_params" / path.name).read_bytes()
-    must_end_as(whole, take_up(clip_hba, tmp_path / "run", tmp_path), tmp_path / "run")
+        assert path.read_bytes() == (uninterrupted / "dora_params" / path.name).read_bytes()
+    must_end_as(uninterrupted, start_or_resume(clip_hba, tmp_path / "run", tmp_path), tmp_path / "run")
 
 
 def fill_the_disk(directory: str, leave: int) -> None:
@@ -161,7 +161,7 @@ def test_a_small_file_system_that_gets_full_does_so_too(
     leave: int,
     clip_hba: ClipHba,
     keys: dict[str, Any],
-    whole: Path,
+    uninterrupted: Path,
     small_disk: Callable[[str], Path],
     tmp_path: Path,
 ) -> None:
@@ -172,13 +172,13 @@ def test_a_small_file_system_that_gets_full_does_so_too(
     assert "Traceback" not in outcome.output
     assert list(list_checkpoints(disk / "run" / "dora_params")) == [0, 1]
     (disk / "filler").unlink()
-    must_end_as(whole, take_up(clip_hba, disk / "run", tmp_path), disk / "run")
+    must_end_as(uninterrupted, start_or_resume(clip_hba, disk / "run", tmp_path), disk / "run")
 
 
 def test_a_disk_too_small_for_the_feature_cache_is_said_and_a_larger_one_goes_on(
     clip_hba: ClipHba,
     keys: dict[str, Any],
-    whole: Path,
+    uninterrupted: Path,
     small_disk: Callable[[str], Path],
     tmp_path: Path,
 ) -> None:
@@ -188,7 +188,7 @@ def test_a_disk_too_small_for_the_feature_cache_is_said_and_a_larger_one_goes_on
     assert "No space left on device" in outcome.output
     assert not (tmp_path / "run").exists()
     small_disk("size=32m")
-    must_end_as(whole, take_up(clip_hba, tmp_path / "run", tmp_path), tmp_path / "run")
+    must_end_as(uninterrupted, start_or_resume(clip_hba, tmp_path / "run", tmp_path), tmp_path / "run")
 
 
 FAILING = {
@@ -204,28 +204,28 @@ FAILING = {
 
 @pytest.mark.parametrize("what", FAILING)
 def test_a_disk_that_fails_ends_the_run_with_74_and_then_it_ends_the_same(
-    what: str, clip_hba: ClipHba, keys: dict[str, Any], whole: Path, tmp_path: Path
+    what: str, clip_hba: ClipHba, keys: dict[str, Any], uninterrupted: Path, tmp_path: Path
 ) -> None:
     outcome = begin(keys, tmp_path / "run", tmp_path, fault=FAILING[what])
     assert outcome.code == 74, outcome.output
     assert "input/output error: [Errno 5]" in outcome.output
-    must_end_as(whole, take_up(clip_hba, tmp_path / "run", tmp_path), tmp_path / "run")
+    must_end_as(uninterrupted, start_or_resume(clip_hba, tmp_path / "run", tmp_path), tmp_path / "run")
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(("call", "place"), [("link", "checkpoint"), ("replace", "best.json")])
 def test_a_kill_beside_the_call_that_makes_a_file_visible_leaves_it_whole_or_absent(
-    call: str, place: str, when: Any, clip_hba: ClipHba, keys: dict[str, Any], whole: Path, tmp_path: Path
+    call: str, place: str, when: Any, clip_hba: ClipHba, keys: dict[str, Any], uninterrupted: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     outcome = begin(keys, run, tmp_path, fault=Fault(2, call, place, when))
     assert outcome.code == -9, outcome.output
     assert (1 in list_checkpoints(run / "dora_params")) == (when == "after" or place == "best.json")
-    must_end_as(whole, take_up(clip_hba, run, tmp_path), run)
+    must_end_as(uninterrupted, start_or_resume(clip_hba, run, tmp_path), run)
 
 
 def test_a_run_directory_that_cannot_be_written_is_said_and_nothing_is_lost(
-    clip_hba: ClipHba, run: Path, whole: Path, tmp_path: Path
+    clip_hba: ClipHba, run: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     checkpoint_path(run / "dora_params", 3).unlink()
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -234,11 +234,11 @@ def test_a_run_directory_that_cannot_be_written_is_said_and_nothing_is_lost(
     assert outcome.code == 74, outcome.output
     assert "input/output error: [Errno 30] Read-only file system" in outcome.output
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-    must_end_as(whole, clip_hba("resume", run), run)
+    must_end_as(uninterrupted, clip_hba("resume", run), run)
 
 
 def test_a_file_system_that_is_mounted_read_only_is_said_and_nothing_is_lost(
-    clip_hba: ClipHba, run: Path, whole: Path, small_disk: Callable[[str], Path], tmp_path: Path
+    clip_hba: ClipHba, run: Path, uninterrupted: Path, small_disk: Callable[[str], Path], tmp_path: Path
 ) -> None:
     disk = small_disk("size=8m")
     moved = Path(shutil.move(run, disk / "run"))
@@ -248,7 +248,7 @@ def test_a_file_system_that_is_mounted_read_only_is_said_and_nothing_is_lost(
     assert outcome.code == 74, outcome.output
     assert "input/output error: [Errno 30] Read-only file system" in outcome.output
     small_disk("rw")
-    must_end_as(whole, clip_hba("resume", moved), moved)
+    must_end_as(uninterrupted, clip_hba("resume", moved), moved)
 
 
 @pytest.mark.parametrize(
@@ -257,14 +257,14 @@ def test_a_file_system_that_is_mounted_read_only_is_said_and_nothing_is_lost(
     ids=["killed before its first checkpoint", "killed before its results", "the disk is full"],
 )
 def test_a_continuation_elsewhere_that_broke_off_while_it_copied_can_be_repeated_or_resumed(
-    fault: Fault, clip_hba: ClipHba, run: Path, whole: Path, tmp_path: Path
+    fault: Fault, clip_hba: ClipHba, run: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     arguments = ["resume", str(run), "--from-epoch", "2", "--run-dir", str(tmp_path / "new")]
     outcome = watched(arguments, tmp_path, fault=fault)
     assert outcome.code == (74 if fault.error else -9), outcome.output
     if list_checkpoints(tmp_path / "new" / "dora_params"):
         arguments = ["resume", str(tmp_path / "new")]
-    must_end_as(whole, clip_hba(*arguments), tmp_path / "new")
+    must_end_as(uninterrupted, clip_hba(*arguments), tmp_path / "new")
 
 
 def test_a_full_disk_while_a_history_is_copied_leaves_nothing(run: Path, tmp_path: Path) -> None:
@@ -295,25 +295,27 @@ def test_a_newest_checkpoint_cut_at_any_length_is_quarantined_and_never_half_tak
     content = newest.read_bytes()
     for hundredth in range(100):
         newest.write_bytes(content[: len(content) * hundredth // 100])
-        taken = newest_state(RunDirectory(run), LOGGER)
+        taken, refused = newest_state(RunDirectory(run), LOGGER)
         assert taken.whole_state().epoch == 2, f"cut at {hundredth} %"
-        (run / "quarantine" / f"{newest.name}.{hundredth + 1}").rename(newest)
+        quarantine(RunDirectory(run), refused, LOGGER)
+        (run / "quarantine" / f"{newest.name}.1").rename(newest)
+        (run / "quarantine" / f"{newest.name}.1.json").unlink()
 
 
 @pytest.mark.parametrize("hundredth", [1, 50, 99])
 def test_after_a_newest_checkpoint_that_was_cut_the_run_ends_the_same(
-    hundredth: int, clip_hba: ClipHba, run: Path, whole: Path
+    hundredth: int, clip_hba: ClipHba, run: Path, uninterrupted: Path
 ) -> None:
     newest = checkpoint_path(run / "dora_params", 3)
     content = newest.read_bytes()
     newest.write_bytes(content[: len(content) * hundredth // 100])
     outcome = clip_hba("resume", run)
     shutil.rmtree(run / "quarantine")
-    must_end_as(whole, outcome, run)
+    must_end_as(uninterrupted, outcome, run)
 
 
 def flip_bits(path: Path, num_flips: int) -> None:
-    """Flip one bit at each of many random places: the file is refused, or its state is the one that was saved."""
+    """Flip one bit at each of many random indices: the file is refused, or its state is the one that was saved."""
     content = path.read_bytes()
     wanted = read_checkpoint(path).state_digest
     damaged = path.with_name("damaged.pth")
@@ -375,7 +377,7 @@ def dora_parameters(block: str, width: int) -> dict[str, torch.nn.Parameter]:
 
 
 def test_a_newest_file_that_claims_a_tensor_of_a_terabyte_is_quarantined(
-    clip_hba: ClipHba, run: Path, whole: Path
+    clip_hba: ClipHba, run: Path, uninterrupted: Path
 ) -> None:
     newest = checkpoint_path(run / "dora_params", 3)
     torch.save({"a": torch.zeros(1).expand(2**40)}, newest)  # one element on the disk
@@ -383,16 +385,16 @@ def test_a_newest_file_that_claims_a_tensor_of_a_terabyte_is_quarantined(
     outcome = clip_hba("resume", run)
     assert "claims more than the file holds" in outcome.output
     shutil.rmtree(run / "quarantine")
-    must_end_as(whole, outcome, run)
+    must_end_as(uninterrupted, outcome, run)
 
 
 def test_without_its_newest_checkpoint_a_run_goes_on_from_the_one_before(
-    clip_hba: ClipHba, run: Path, whole: Path
+    clip_hba: ClipHba, run: Path, uninterrupted: Path
 ) -> None:
     checkpoint_path(run / "dora_params", 3).unlink()
     outcome = clip_hba("resume", run)
     assert "Resuming from the state after epoch 2 " in outcome.output
-    must_end_as(whole, outcome, run)
+    must_end_as(uninterrupted, outcome, run)
 
 
 def test_a_kill_before_an_old_checkpoint_is_removed_leaves_none_too_many(
@@ -407,7 +409,7 @@ def test_a_kill_before_an_old_checkpoint_is_removed_leaves_none_too_many(
     assert list(list_checkpoints(run / "dora_params")) == [0, 3]
 
 
-def test_a_torn_note_of_a_fork_does_not_spoil_the_next(tmp_path: Path) -> None:
+def test_a_torn_note_of_a_fork_does_not_corrupt_the_next(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     directory.note_fork(7, tmp_path / "fork")
     with directory.forks_file.open("ab") as file:
@@ -449,7 +451,7 @@ def contents(cache: Path) -> dict[Path, bytes]:
 
 @pytest.mark.parametrize("what", DAMAGE)
 def test_a_feature_cache_that_is_damaged_or_lost_is_made_whole_with_the_same_bytes(
-    what: str, clip_hba: ClipHba, keys: dict[str, Any], whole: Path, tmp_path: Path
+    what: str, clip_hba: ClipHba, keys: dict[str, Any], uninterrupted: Path, tmp_path: Path
 ) -> None:
     cache, run = tmp_path / "cache", tmp_path / "run"
     outcome = begin(keys | {"cache_dir": str(cache)}, run, tmp_path, fault=Fault(3, "link", "checkpoint"))
@@ -457,7 +459,7 @@ def test_a_feature_cache_that_is_damaged_or_lost_is_made_whole_with_the_same_byt
     before = contents(cache)
     DAMAGE[what](cache)
     assert contents(cache) != before
-    must_end_as(whole, clip_hba("resume", run), run)
+    must_end_as(uninterrupted, clip_hba("resume", run), run)
     assert contents(cache) == before
 
 
@@ -470,7 +472,7 @@ JOURNAL_DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("damage", JOURNAL_DAMAGE)
 def test_a_damaged_journal_of_an_interrupted_filling_is_not_believed(
-    damage: str, clip_hba: ClipHba, keys: dict[str, Any], whole: Path, tmp_path: Path
+    damage: str, clip_hba: ClipHba, keys: dict[str, Any], uninterrupted: Path, tmp_path: Path
 ) -> None:
     cache, run = tmp_path / "cache", tmp_path / "run"
     with_cache = keys | {"cache_dir": str(cache), "chunk_size": 16}
@@ -478,7 +480,7 @@ def test_a_damaged_journal_of_an_interrupted_filling_is_not_believed(
     outcome = begin(with_cache, run, tmp_path, fault=fault)
     assert outcome.code == -9, outcome.output
     change("filling.jsonl", JOURNAL_DAMAGE[damage], cache)
-    outcome = take_up(clip_hba, run, tmp_path)
+    outcome = start_or_resume(clip_hba, run, tmp_path)
     undamaged = begin(with_cache | {"cache_dir": str(tmp_path / "another")}, tmp_path / "undamaged", tmp_path)
     assert undamaged.code == 0, undamaged.output
     must_end_as(tmp_path / "undamaged", outcome, run)
@@ -486,7 +488,7 @@ def test_a_damaged_journal_of_an_interrupted_filling_is_not_believed(
 
 
 def test_two_processes_that_fill_one_feature_cache_at_once_both_run(
-    keys: dict[str, Any], whole: Path, tmp_path: Path
+    keys: dict[str, Any], uninterrupted: Path, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path / "config.yaml", keys, cache_dir=str(tmp_path / "cache"))
     processes = {
@@ -499,7 +501,7 @@ def test_two_processes_that_fill_one_feature_cache_at_once_both_run(
     }
     for run, process in processes.items():
         process.join(120)
-        must_end_as(whole, Outcome(process.exitcode, run.with_suffix(".txt").read_text()), run)
+        must_end_as(uninterrupted, Outcome(process.exitcode, run.with_suffix(".txt").read_text()), run)
 
 
 # --- the clock and other processes ---------------------------------------------------------------------
@@ -523,14 +525,16 @@ def set_the_clock_back() -> None:
     os.utime = utime
 
 
-def test_a_clock_that_is_set_back_changes_nothing(keys: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+def test_a_clock_that_is_set_back_changes_nothing(
+    keys: dict[str, Any], uninterrupted: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     outcome = begin(keys, run, tmp_path, fault=Fault(3, "link", "checkpoint"))
     assert outcome.code == -9, outcome.output
     in_2040 = 2_208_988_800
     for number, path in enumerate(sorted(run.rglob("*"), reverse=True)):
         os.utime(path, (in_2040 + number, in_2040 + number))
-    must_end_as(whole, watched(["resume", str(run)], tmp_path, defect=set_the_clock_back), run)
+    must_end_as(uninterrupted, watched(["resume", str(run)], tmp_path, defect=set_the_clock_back), run)
 
 
 def wait_in_the_first_epoch(go: str) -> None:
@@ -547,7 +551,7 @@ def wait_in_the_first_epoch(go: str) -> None:
 
 
 def test_a_second_writer_is_refused_with_the_first_ones_host_and_process(
-    clip_hba: ClipHba, keys: dict[str, Any], whole: Path, tmp_path: Path
+    clip_hba: ClipHba, keys: dict[str, Any], uninterrupted: Path, tmp_path: Path
 ) -> None:
     run, config = tmp_path / "run", write_config(tmp_path / "config.yaml", keys)
     work = functools.partial(
@@ -564,7 +568,7 @@ def test_a_second_writer_is_refused_with_the_first_ones_host_and_process(
     assert clip_hba("train", config, "--run-dir", run).code == 2
     (tmp_path / "go").touch()
     first.join(60)
-    must_end_as(whole, Outcome(first.exitcode, (tmp_path / "first.txt").read_text()), run)
+    must_end_as(uninterrupted, Outcome(first.exitcode, (tmp_path / "first.txt").read_text()), run)
 
 
 # --- long runs -----------------------------------------------------------------------------------------

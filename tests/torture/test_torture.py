@@ -1,4 +1,4 @@
-"""The short form of `make torture`: the tool finds nothing wrong, and finds what is put in on purpose."""
+"""The short version of `make torture`: the tool finds nothing wrong, and finds what is put in on purpose."""
 
 import json
 import os

@@ -187,7 +187,7 @@ class Torture:
         """Draw the data, and train each variant without interruption."""
         write_standin_dataset(self.work / "data", num_images=20)
         for name in dict.fromkeys(["plain", *variants]):
-            run = self.work / "whole" / name
+            run = self.work / "uninterrupted" / name
             self._write_config(name, run)
             if name == "plain":  # fills the cache, so that the next is measured with a warm one
                 self._must_end_well(self._start(name, run))
@@ -252,7 +252,7 @@ class Torture:
     def _start(self, variant: str, run: Path) -> list[str]:
         """Return the command line with which a run of a variant begins."""
         if variant == "continued elsewhere":
-            source = self.work / "whole" / "plain"
+            source = self.work / "uninterrupted" / "plain"
             return ["resume", str(source), "--from-epoch", "2", "--run-dir", str(run)]
         return ["train", f"{run}.yaml", "--run-dir", str(run)]
 
@@ -309,7 +309,7 @@ class Torture:
         if keys["cache_dir"] == "own":
             keys["cache_dir"] = f"{run}.cache"
         if "baseline_dora_directory" in keys:
-            keys["baseline_dora_directory"] = str(self.work / "whole" / "plain" / "dora_params")
+            keys["baseline_dora_directory"] = str(self.work / "uninterrupted" / "plain" / "dora_params")
         run.parent.mkdir(exist_ok=True)
         Path(f"{run}.yaml").write_text(yaml.safe_dump(keys))
 
@@ -349,9 +349,9 @@ def lose_unsynced(trace: Trace, random_numbers: random.Random) -> bool:
     for path, synced in trace.synced.items():
         if path.exists() and path.suffix in (".jsonl", ".csv") and path.stat().st_size > synced:
             content = path.read_bytes()
-            whole = random_numbers.randint(synced, len(content) - 1)
-            zeros = bytes(len(content) - whole) if random_numbers.random() < 0.5 else b""
-            path.write_bytes(content[:whole] + zeros)  # a page that was never written reads as zeros
+            kept = random_numbers.randint(synced, len(content) - 1)
+            zeros = bytes(len(content) - kept) if random_numbers.random() < 0.5 else b""
+            path.write_bytes(content[:kept] + zeros)  # a page that was never written reads as zeros
             lost = True
     for path in trace.unsynced_links:
         if path.exists() and random_numbers.random() < 0.5:
@@ -407,8 +407,8 @@ def torture(
 ) -> Tally:
     """Kill until the number is reached, in some processes at once."""
     transformers.conversion_mapping.get_checkpoint_conversion_mapping("clip")  # slow, and the same in each fork
-    whole = Torture(work, seed, defect, use_strace)
-    whole.prepare(variants)
+    torture = Torture(work, seed, defect, use_strace)
+    torture.prepare(variants)
     processes = {}
     for worker in range(workers):
         wanted = kills // workers + (worker < kills % workers)
@@ -419,7 +419,7 @@ def torture(
                 if tally.kills() >= wanted:
                     break
                 variant = variants[number // workers % len(variants)]
-                whole.run_until_done(variant, number, wanted - tally.kills(), tally)
+                torture.run_until_done(variant, number, wanted - tally.kills(), tally)
                 print(tally.kills(), "kills,", tally.completed.total(), "runs", flush=True)
             (work / f"tally{worker}").write_bytes(pickle.dumps(tally))
 

@@ -110,11 +110,11 @@ def train(clip_hba: ClipHba, tmp_path: Path, small_config: dict[str, Any], rule:
 def test_resume_under_a_later_rule_equals_the_uninterrupted_run(
     rule: BatchOrder, epoch: int, clip_hba: ClipHba, tmp_path: Path, small_config: dict[str, Any]
 ) -> None:
-    whole = train(clip_hba, tmp_path, small_config, rule)
-    outcome = clip_hba("resume", whole, "--from-epoch", epoch, "--run-dir", tmp_path / "resumed")
+    uninterrupted = train(clip_hba, tmp_path, small_config, rule)
+    outcome = clip_hba("resume", uninterrupted, "--from-epoch", epoch, "--run-dir", tmp_path / "resumed")
     assert outcome.code == 0, outcome.output
-    assert differences(whole, tmp_path / "resumed") == []
-    outcome = clip_hba("resume", whole, "--set", "batch_order=earlier")
+    assert differences(uninterrupted, tmp_path / "resumed") == []
+    outcome = clip_hba("resume", uninterrupted, "--set", "batch_order=earlier")
     assert outcome.code == 2
     assert f"batch_order\n    in the run: '{rule}'" in outcome.output
 
@@ -162,13 +162,13 @@ def test_a_state_within_an_epoch_goes_on_in_that_epochs_order(
         for batch in rows[order].split(config.batch_size)
     ]
     assert [step.batch_digest for step in steps] == expected
-    whole = checkpoint_path(run / "dora_params", 3)
+    complete = checkpoint_path(run / "dora_params", 3)
     for num_done, state in enumerate(states, start=1):
         resumed = new_trainer()
         resumed.restore(state)
         assert list(resumed.steps()) == steps[num_done:]
         resumed.finish_epoch()
-        assert resumed.snapshot().digest() == read_checkpoint(whole).state_digest
+        assert resumed.snapshot().digest() == read_checkpoint(complete).state_digest
 
 
 def test_a_rule_that_is_not_known_is_refused() -> None:

@@ -77,7 +77,7 @@ def test_every_branch_of_the_normal_numbers_has_the_recorded_bits() -> None:
 
 
 def edge_words() -> np.ndarray:
-    """The least and greatest words, and for every power of two one near to either end."""
+    """The least and greatest words, and for every power of two one close to either end."""
     low = [2**power + 12345 for power in range(12, 64)]
     return np.array([0, 2**64 - 1, 2**63, 2**63 - 1, *low, *(2**64 - each for each in low)], dtype=np.uint64)
 
@@ -200,7 +200,7 @@ def test_random_targets_do_not_depend_on_what_is_in_the_batch(name: str) -> None
 
 
 @pytest.mark.parametrize("name", ["shuffle", "earlier shuffle"])
-def test_a_shuffle_exchanges_whole_rows_by_the_size_of_the_batch_alone(name: str) -> None:
+def test_a_shuffle_swaps_whole_rows_by_the_size_of_the_batch_alone(name: str) -> None:
     found = perturbation(name)
     order = found.targets(3, 1, torch.arange(16.0)[:, None].expand(16, 66))[:, 0].long()
     assert sorted(order.tolist()) == list(range(16))

@@ -211,7 +211,7 @@ def test_the_recorded_run_without_random_states_warns_and_its_order_is_reconstru
         perm = torch.tensor(recorded["perms"][epoch["epoch"] - 1])
         assert epoch["order_digest"] == digest(train[perm])
 
-    # its own rows in the other form, epochs from 0, are the same rows
+    # its own rows in the other schema, epochs from 0, are the same rows
     with results.open() as file:
         rows = list(csv.DictReader(file))
     other = tmp_path / "other.csv"

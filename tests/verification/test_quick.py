@@ -68,7 +68,7 @@ def with_one_flipped_bit(state: TrainingState) -> TrainingState:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "must_differ"),
+    ("corrupt", "must_differ"),
     [
         (without_optimizer_moments, {"parameters", "optimizer", "outputs"}),
         (with_one_extra_draw, {"parameters", "optimizer", "random states", "counters", "outputs"}),
@@ -77,14 +77,14 @@ def with_one_flipped_bit(state: TrainingState) -> TrainingState:
     ids=lambda value: getattr(value, "__name__", "").replace("_", " "),
 )
 def test_a_state_that_is_not_whole_is_found_out(
-    spoil: Callable[[TrainingState], TrainingState], must_differ: set[str], temporary: Path
+    corrupt: Callable[[TrainingState], TrainingState], must_differ: set[str], temporary: Path
 ) -> None:
     said: list[str] = []
-    result = verify_quick(said.append, spoil)
+    result = verify_quick(said.append, corrupt)
     assert not result.reproducible
     differing = {name for name, group in result.groups.items() if not group.equal()}
     assert must_differ <= differing
-    if spoil is without_optimizer_moments:  # the last step's loss comes before its update
+    if corrupt is without_optimizer_moments:  # the last step's loss comes before its update
         assert not differing & {"random states", "counters"}
     assert said[-1].startswith("not reproducible: ")
     assert all(name in said[-1] for name in must_differ)

@@ -55,7 +55,7 @@ def test_the_recorded_run_is_derived_from_its_seed(
         with_states = read_checkpoint(checkpoint_path(reference / "run/dora", epoch))
         assert digest(written.parameters) == digest(old.parameters)
         assert digest(written.rng_state) == digest(with_states.rng_state)
-        assert written.state is None  # it does not pass for whole
+        assert written.state is None  # it does not pass for complete
     outcome = clip_hba("resume", directory)
     assert outcome.code == 2
 
@@ -64,7 +64,7 @@ def test_the_recorded_run_is_made_whole_by_repeating_it(
     reference: Path, things: Path, clip_hba: ClipHba, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path / "config.yaml", recorded_run_keys(reference, things))
-    run = tmp_path / "whole"
+    run = tmp_path / "complete"
     outcome = clip_hba(
         "reconstruct", reference / "run/old_no_rng", "--config", config, "--run-dir", run, "--train"
     )

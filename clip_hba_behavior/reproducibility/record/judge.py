@@ -56,16 +56,17 @@ class Tolerance:
     sources: tuple[Source, ...] = ("ledger", "state", "results")
 
     def permits(self, difference: Difference) -> bool:
-        """Whether a difference is within tolerance; one whose effect shows in the results is left to these."""
+        """Whether a difference is within tolerance; a parameter's is, since its effect shows in the results."""
         if difference.source not in self.sources or difference.name.startswith(self.exact):
             return False
         name = difference.name.rpartition("/")[2]
-        if difference.source == "results" or difference.part() == "metrics":
-            if name in self.relative:
-                return relative_difference(difference.first, difference.second) <= self.relative[name]
-            if name in self.absolute:
-                return bool(abs(difference.second - difference.first) <= self.absolute[name])
-        return True
+        if name not in self.relative and name not in self.absolute:
+            return difference.part() not in ("metrics", "loss")
+        if not all(isinstance(each, float) for each in (difference.first, difference.second)):
+            return False
+        if name in self.relative:
+            return relative_difference(difference.first, difference.second) <= self.relative[name]
+        return bool(abs(difference.second - difference.first) <= self.absolute[name])
 
 
 def relative_difference(recorded: float, found: float) -> float:

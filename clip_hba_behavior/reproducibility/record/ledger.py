@@ -13,6 +13,9 @@ Step = int | Literal["end"]  # within an epoch, counted from 1
 Record = dict[str, Any]  # what the ledger holds of one step
 
 LEDGER_NAME = "steps.jsonl"
+# By whether a line is of an epoch's end: what it must hold, and what it may.
+_REQUIRED = ({"batch", "loss"}, {"metrics", "state_digest", "state"})
+_KEYS = ({"batch", "loss", "state"}, _REQUIRED[1])
 
 
 def parse_record(line: str) -> tuple[int, Step, Record]:
@@ -30,6 +33,10 @@ def parse_record(line: str) -> tuple[int, Step, Record]:
     epoch, step = record.pop("epoch", None), record.pop("step", None)
     if type(epoch) is not int or epoch < 1 or not (step == END_OF_EPOCH or (type(step) is int and step > 0)):
         raise ValueError("neither a step nor an epoch's end")
+    if not (record.keys() >= _REQUIRED[step == END_OF_EPOCH] and record.keys() <= _KEYS[step == END_OF_EPOCH]):
+        raise ValueError("not the values of a step, or of an epoch's end")
+    if format_record(epoch, step, record) != line:
+        raise ValueError("not as it is written")
     for name, value in record.items():
         is_nested = name in ("state", "metrics")
         inner = value.values() if isinstance(value, dict) and is_nested else [value]

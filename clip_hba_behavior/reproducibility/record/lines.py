@@ -13,7 +13,8 @@ Position = tuple[int, int]
 
 MAX_BYTES = 512 * MIB  # 500 epochs of 1,444 steps have 90
 _MAX_LINE = MIB
-_MAX_FAULTS = 20  # ranges of lines; a file with more is none of a run
+# A file with more ranges of invalid lines, or more of such lines, is none of a run.
+_MAX_FAULTS, _MAX_INVALID = 20, 10_000
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Lines:
         torn: a last line that was cut short while it was written; empty if there is none.
         num_lines: of all kinds.
         sha256: of the whole file; None where there is no file.
+        is_read: whether it was read to its end; not with very many faults.
     """
 
     path: Path
@@ -83,6 +85,7 @@ class Lines:
     torn: str = ""
     num_lines: int = 0
     sha256: str | None = None
+    is_read: bool = True
 
 
 def read_lines(path: Path, schema: Schema) -> Lines:
@@ -99,9 +102,12 @@ def read_lines(path: Path, schema: Schema) -> Lines:
         return Lines(path, {})
     reader, total = _Reader(schema), hashlib.sha256()
     with file:
-        while content := file.readline(_MAX_LINE):
+        while (content := file.readline(_MAX_LINE)) and not reader.gives_up():
             total.update(content)
             reader.take(content)
+            while len(content) == _MAX_LINE and not content.endswith(b"\n"):  # the rest of a line too long
+                content = file.readline(_MAX_LINE)
+                total.update(content)
     return reader.lines(path, total.hexdigest())
 
 
@@ -117,12 +123,14 @@ class _Reader:
         self._last: Position | None = None
         self._faults: list[Fault] = []
         self._open = 0  # from this fault on, no valid line has come after
+        self._num_invalid = 0
         self._torn = ""
+
+    def gives_up(self) -> bool:
+        return len(self._faults) > _MAX_FAULTS or self._num_invalid > _MAX_INVALID
 
     def take(self, content: bytes) -> None:
         self._number += 1
-        if len(self._faults) > _MAX_FAULTS:
-            return
         if not content.endswith(b"\n") and len(content) < _MAX_LINE:
             text = content.decode(errors="replace")
             if self._schema.can_begin(text):
@@ -154,6 +162,7 @@ class _Reader:
         self._found[position], self._line_of[position] = line, self._number
 
     def _fault(self, why: str) -> None:
+        self._num_invalid += 1
         last = self._faults[-1] if self._faults else None
         if last is not None and (last.last_line, last.why) == (self._number - 1, why):
             self._faults[-1] = replace(last, last_line=self._number)
@@ -161,9 +170,9 @@ class _Reader:
             self._faults.append(Fault(self._number, self._number, why, after=self._last))
 
     def lines(self, path: Path, sha256: str) -> Lines:
-        if len(self._faults) > _MAX_FAULTS:
-            why = f"is not read further: too many lines are not valid lines of {self._schema.kind}"
-            return Lines(path, {}, (Fault(1, self._number, why),), sha256=sha256)
+        if self.gives_up():
+            why = f"not read further: too many of them are not valid lines of {self._schema.kind}"
+            return Lines(path, {}, (Fault(1, self._number, why),), sha256=sha256, is_read=False)
         for position in self._contradicted:
             del self._found[position]
         found = dict(sorted(self._found.items()))

@@ -64,9 +64,19 @@ def read_records(run: Path) -> Iterator[dict[str, Any]]:
         except (OSError, ValueError, RecursionError) as error:
             why = f"its record cannot be read: {error}"
             record = {"file": path.name, "original": f"{FOLDER}/{path.stem}", "why": why}
-        if isinstance(record, dict):
-            found.append(record)
+        found.append(_checked(record, path))
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.suffix != ".json" and not path.with_name(f"{path.name}.json").exists():
+            found.append({"file": path.name, "original": f"{FOLDER}/{path.name}", "why": "kept without a record"})
     yield from sorted(found, key=lambda each: (str(each.get("date")), str(each.get("original"))))
+
+
+def _checked(record: Any, path: Path) -> dict[str, Any]:
+    """Return a record if it is one; else one that says so."""
+    remade = record.get("remade", []) if isinstance(record, dict) else None
+    if isinstance(remade, list) and all(isinstance(each, dict) for each in remade):
+        return dict(record)
+    return {"file": path.name, "original": f"{FOLDER}/{path.stem}", "why": "its record is not valid"}
 
 
 def describe(record: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from clip_hba_behavior.reproducibility.record.lines import Fault, Lines, Position, Schema, read_lines
 from clip_hba_behavior.reproducibility.record.quarantine import keep_content
 from clip_hba_behavior.reproducibility.state.digest import leaves
-from clip_hba_behavior.reproducibility.state.errors import NotReproducibleError
+from clip_hba_behavior.reproducibility.state.errors import BadInputError, NotReproducibleError
 from clip_hba_behavior.reproducibility.state.files import replace
 
 # Lines that are missing, by position: the line made again, and from what it was made.
@@ -37,14 +37,13 @@ class RecordFile:
         self.path = path
         self._schema = schema
         self._pending_file = _pending_file(path)
-        found = {position: line for lines in _files(path, schema) for position, line in lines.found.items()}
-        self.kept = {position: line for position, line in sorted(found.items()) if position <= after}
-        self._pending, self._torn = _beyond(path, schema, after)
+        found, self._torn = _recorded(path, schema)
+        self.kept = {position: line for position, line in found.items() if position <= after}
+        self._pending = {position: line for position, line in found.items() if position > after}
         if self._pending or self._torn:
-            _write(self._pending_file, _without_header(schema), list(self._pending.values()), self._torn)
+            self._write_pending()
         _write(path, schema, list(self.kept.values()))
-        if not self._pending and not self._torn:
-            self._remove_pending()
+        self._remove_pending()
         self._file = path.open("ab")
 
     def append(self, position: Position, line: str) -> None:
@@ -76,14 +75,21 @@ class RecordFile:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file; once every pending line was written again, their copy goes."""
+        """Close the file; of the pending lines those stay that were not written again."""
+        self.commit()
         self._file.close()
-        if not self._pending and not self._torn:
-            self._remove_pending()
+        if self._pending or self._torn:
+            self._write_pending()
+        self._remove_pending()
+
+    def _write_pending(self) -> None:
+        _write(self._pending_file, _without_header(self._schema), list(self._pending.values()), self._torn)
 
     def _remove_pending(self) -> None:
-        for path in (self._pending_file, _old_pending_file(self.path)):
-            path.unlink(missing_ok=True)
+        """Remove the pending file once nothing is pending, and its old name in any case."""
+        if not self._pending and not self._torn:
+            self._pending_file.unlink(missing_ok=True)
+        _old_pending_file(self.path).unlink(missing_ok=True)
 
 
 def _pending_file(path: Path) -> Path:
@@ -91,19 +97,19 @@ def _pending_file(path: Path) -> Path:
 
 
 def _old_pending_file(path: Path) -> Path:
-    return path.with_name(f"{path.name}.aside")  # its name until version 0.1
+    return path.with_name(f"{path.name}.aside")  # its name in version 0.1.0
 
 
-def _beyond(path: Path, schema: Schema, after: Position) -> tuple[dict[Position, str], str]:
-    """Return the lines beyond a state, of the file and of those that were pending already, and a torn last one."""
+def _recorded(path: Path, schema: Schema) -> tuple[dict[Position, str], str]:
+    """Return the lines of a file and those that are pending, and the last one if it was cut short."""
     found: dict[Position, str] = {}
-    torn = ""
+    torn = []
     for lines in _files(path, schema):
-        found |= {position: line for position, line in lines.found.items() if position > after}
-        torn = torn or lines.torn
-    if torn and any(line.startswith(torn) for line in found.values()):
-        torn = ""  # it was being written again when the run was killed
-    return dict(sorted(found.items())), torn
+        found = lines.found | found
+        torn.append(lines.torn)
+    # a torn line that begins a complete one was being written again when the run was killed
+    torn = [each for each in torn if each and not any(line.startswith(each) for line in found.values())]
+    return dict(sorted(found.items())), max(torn, key=len, default="")
 
 
 def _files(path: Path, schema: Schema) -> Iterator[Lines]:
@@ -123,29 +129,29 @@ def keep_apart(path: Path, schema: Schema, after: Position, why: str) -> dict[st
     Returns:
         The quarantine's record; None if nothing is recorded beyond that state.
     """
-    pending, torn = _beyond(path, schema, after)
-    if not pending and not torn:
+    found, torn = _recorded(path, schema)
+    beyond = [line for position, line in found.items() if position > after]
+    if not beyond and not torn:
         return None
-    content = "".join(f"{line}\n" for line in pending.values()) + torn
+    content = "".join(f"{line}\n" for line in beyond) + torn
     record = keep_content(path.parent, path.name, content.encode(), {"why": why})
-    between: dict[Position, str] = {}
-    for lines in _files(path, schema):
-        kept = {position: line for position, line in lines.found.items() if position <= after}
-        if lines.path == path:
-            _write(path, schema, list(kept.values()))
-        else:
-            between |= kept
-            lines.path.unlink(missing_ok=True)
-    if between:
-        _write(_pending_file(path), _without_header(schema), [line for _, line in sorted(between.items())])
+    # what is not beyond goes into the file itself: whoever resumes from an earlier state makes it pending again
+    _write(path, schema, [line for position, line in found.items() if position <= after])
+    for pending in (_pending_file(path), _old_pending_file(path)):
+        pending.unlink(missing_ok=True)
     return record
+
+
+def has_pending(path: Path) -> bool:
+    """Whether lines of a file have still to be written again."""
+    return _pending_file(path).exists() or _old_pending_file(path).exists()
 
 
 def recorded_epochs_beyond(path: Path, schema: Schema, after: Position) -> set[int]:
     """Return the epochs of which there are lines beyond a state, a torn one included."""
-    pending, torn = _beyond(path, schema, after)
-    epochs = {completed + (step > 0) for completed, step in pending}
-    return epochs | ({max([after, *pending])[0] + 1} if torn else set())
+    found, torn = _recorded(path, schema)
+    epochs = {completed + (step > 0) for completed, step in found if (completed, step) > after}
+    return epochs | ({max([after, *found])[0] + 1} if torn else set())
 
 
 def repair(
@@ -162,10 +168,26 @@ def repair(
 
     Yields:
         The quarantine's record of each file that was repaired.
+
+    Raises:
+        BadInputError: so many lines are invalid that the file is not read to its end.
     """
+    recorded: dict[Position, str] = {}
     for lines in _files(path, schema):
-        faults, torn = lines.faults, lines.torn
+        if not lines.is_read:
+            raise BadInputError(
+                f"{lines.path} has too many lines that are not valid lines of {schema.kind}\n"
+                "  put back a copy of it, or move it away; nothing was changed"
+            )
+        faults, torn, valid = lines.faults, lines.torn, dict(lines.found)
         is_main = lines.path == path
+        for position, line in lines.found.items():
+            if recorded.setdefault(position, line) != line:
+                faults = (
+                    *faults,
+                    Fault(1, lines.num_lines, f"another line for {_name(position)} than {path.name}"),
+                )
+                del valid[position]
         if torn and is_main and after != first and all(position < after for position in lines.found):
             number = lines.num_lines
             faults = (*faults, Fault(number, number, "cut short", max(lines.found, default=None)))
@@ -180,7 +202,7 @@ def repair(
         }
         if lines.sha256 is not None:
             yield keep_content(path.parent, lines.path.name, lines.path.read_bytes(), record)
-        found = lines.found | {position: line for position, (line, _) in remade.items()}
+        found = valid | {position: line for position, (line, _) in remade.items()}
         own = schema if is_main else _without_header(schema)
         _write(lines.path, own, [line for _, line in sorted(found.items())], torn)
 

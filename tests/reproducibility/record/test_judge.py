@@ -6,7 +6,7 @@ from clip_hba_behavior.reproducibility.record.epoch import Difference
 from clip_hba_behavior.reproducibility.record.judge import Claim, Tolerance, Verdict, judge, worst
 from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH
 
-TOLERANCE = Tolerance({"test_loss": 0.01}, {"rho": 0.1}, exact=("batch", "rng_state/"))
+TOLERANCE = Tolerance({"loss": 0.01, "test_loss": 0.01}, {"rho": 0.1}, exact=("batch", "rng_state/"))
 BITS = Claim("L0")
 NEAR = Claim("L2", tolerance=TOLERANCE)
 PARTIAL = Claim("L2", tolerance=TOLERANCE, is_complete=False)
@@ -35,7 +35,12 @@ def test_where_bits_are_claimed_any_difference_fails() -> None:
         (result("rho", 0.5, 0.61), Verdict.DIFFERENT),
         (result("rho", 0.5, math.nan), Verdict.DIFFERENT),
         (Difference(END_OF_EPOCH, "state", "metrics/test_loss", 1.0, 1.02), Verdict.DIFFERENT),
-        (Difference(3, "ledger", "loss", 1.0, 2.0), Verdict.CONSISTENT),  # its effect shows in the results
+        (Difference(3, "ledger", "loss", 1.0, 1.005), Verdict.CONSISTENT),
+        (Difference(3, "ledger", "loss", 1.0, 2.0), Verdict.DIFFERENT),
+        (Difference(END_OF_EPOCH, "ledger", "metrics/test_loss", "1.0", 1.0), Verdict.DIFFERENT),
+        (Difference(END_OF_EPOCH, "ledger", "metrics/test_loss", None, 1.0), Verdict.DIFFERENT),
+        (Difference(END_OF_EPOCH, "state", "metrics/perturb_type", "none", "noise"), Verdict.DIFFERENT),
+        # its effect shows in the results
         (Difference(END_OF_EPOCH, "state", "parameters/m", largest=1e9), Verdict.CONSISTENT),
         (Difference(3, "ledger", "batch", "a", "b"), Verdict.DIFFERENT),
         (Difference(END_OF_EPOCH, "state", "rng_state/torch"), Verdict.DIFFERENT),

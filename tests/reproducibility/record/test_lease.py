@@ -53,13 +53,13 @@ def be_another_machine(name: str) -> None:
     lease.describe_this_process = lambda: own | {"host": name, "boot_id": name}
 
 
-def hold_until(directory: str, machine: str, is_told: str) -> None:
-    """Hold a directory; when told, say whether it is still held."""
+def hold_until(directory: str, machine: str, asked: str) -> None:
+    """Hold a directory; when asked, say whether it is still held."""
     if machine:
         be_another_machine(machine)
     with hold(Path(directory)) as held:
-        Path(f"{is_told}.held").touch()
-        wait_for(Path(is_told).exists)
+        Path(f"{asked}.held").touch()
+        wait_for(Path(asked).exists)
         try:
             held.check()
             print("still held")
@@ -70,10 +70,10 @@ def hold_until(directory: str, machine: str, is_told: str) -> None:
 @contextmanager
 def another_process(directory: Path, scratch: Path, machine: str = "") -> Iterator[Any]:
     process = fresh_process.start(
-        hold_until, str(directory), machine, str(scratch / "told"), output=scratch / "output.txt"
+        hold_until, str(directory), machine, str(scratch / "asked"), output=scratch / "output.txt"
     )
     try:
-        wait_for((scratch / "told.held").exists)
+        wait_for((scratch / "asked.held").exists)
         yield process
     finally:
         process.kill()
@@ -104,7 +104,7 @@ def test_a_killed_process_on_this_machine_is_succeeded_at_once(directory: Path, 
             held.check()
 
 
-def test_a_killed_process_that_its_parent_does_not_bury_is_dead_too(directory: Path) -> None:
+def test_a_killed_process_that_its_parent_does_not_reap_is_dead_too(directory: Path) -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         write_record(directory, process=process.pid, started=lease.process_start(process.pid))
         with pytest.raises(BadInputError, match=f"process {process.pid} on host elsewhere"):
@@ -117,7 +117,7 @@ def test_a_killed_process_that_its_parent_does_not_bury_is_dead_too(directory: P
 
 def test_a_normal_end_leaves_nothing_to_wait_for(directory: Path, tmp_path: Path) -> None:
     with another_process(directory, tmp_path, machine="far away") as first:
-        (tmp_path / "told").touch()
+        (tmp_path / "asked").touch()
         first.join()
     assert (tmp_path / "output.txt").read_text() == "still held\n"
     assert (directory / "run.lock").read_bytes() == b""
@@ -167,7 +167,7 @@ def test_a_record_that_says_too_little_lives_as_long_as_its_heartbeat(content: b
 
 
 @pytest.mark.parametrize("server_is_ahead", [-1e9, 1e9])
-def test_a_heartbeats_age_is_told_by_the_servers_clock_and_not_by_this_machines(
+def test_a_heartbeats_age_is_measured_by_the_servers_clock_and_not_by_this_machines(
     server_is_ahead: float, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = lease.server_clock
@@ -185,7 +185,7 @@ def test_a_silent_holder_elsewhere_is_succeeded_though_its_lock_stays_and_then_n
     with another_process(directory, tmp_path, machine="far away") as first:
         stamp_heartbeat(directory / "run.lock", SIX_MINUTES)
         with hold(directory) as held:
-            (tmp_path / "told").touch()
+            (tmp_path / "asked").touch()
             first.join()
             held.check()  # the first one's end did not empty it
     said = (tmp_path / "output.txt").read_text()
@@ -209,7 +209,7 @@ def test_a_lease_that_is_lost_is_noticed_and_left_alone(directory: Path, monkeyp
     assert (directory / "run.lock").read_bytes() == others
 
 
-@pytest.mark.parametrize("instead", [False, True], ids=["removed", "another file in its place"])
+@pytest.mark.parametrize("instead", [False, True], ids=["removed", "another file instead of it"])
 def test_a_lock_file_that_is_gone_is_noticed(instead: bool, directory: Path) -> None:
     with hold(directory) as held:
         content = (directory / "run.lock").read_bytes()
