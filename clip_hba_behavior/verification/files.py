@@ -102,10 +102,11 @@ class RunFiles:
             self.rows = table.rows
 
     def _read_run(self, run: RunDirectory) -> None:
-        self.config = self._attempt(run.read_config)
-        self.environment = self._attempt(run.read_environment) or {}
-        self.ledger = self._attempt(lambda: read_ledger(run.ledger_file)) or self.ledger
-        results = self._attempt(lambda: read_lines(run.results_file, RESULTS)) or Lines(run.results_file, {})
+        self.config = self._attempt(run.read_config, run.config_file)
+        self.environment = self._attempt(run.read_environment, run.environment_file) or {}
+        self.ledger = self._attempt(lambda: read_ledger(run.ledger_file), run.ledger_file) or self.ledger
+        results = self._attempt(lambda: read_lines(run.results_file, RESULTS), run.results_file)
+        results = results or Lines(run.results_file, {})
         self._cells = {epoch: parse_row(line) for (epoch, _), line in results.found.items()}
         for lines, schema in ((self.ledger.lines, LEDGER), (results, RESULTS)):
             name, kind = lines.path.name, schema.kind
@@ -123,12 +124,14 @@ class RunFiles:
         self.notes += self._lost_lines(bool(results.found))
         self.notes += [f"quarantined {describe(record)}" for record in read_records(self.path)]
 
-    def _attempt(self, read: Callable[[], T]) -> T | None:
+    def _attempt(self, read: Callable[[], T], path: Path) -> T | None:
         try:
             return read()
-        except (BadInputError, OSError) as error:
+        except BadInputError as error:
             self.problems.append(str(error))
-            return None
+        except OSError as error:
+            self.problems.append(f"{path} cannot be read: {error}")
+        return None
 
     def _lost_lines(self, has_results: bool) -> list[str]:
         """Name epochs that have a checkpoint, but not all of their lines; these are written before it."""

@@ -290,7 +290,7 @@ def test_a_results_file_of_this_run_is_compared_to_the_last_digit(
         (["diff", "{run}", "nowhere"], "holds no checkpoints"),
         (["reconstruct", "nowhere", "--config", "{run}/config.yaml"], "holds no checkpoints"),
         (["reconstruct", "{run}", "--config", "{run}/config.yaml", "--order", "x"], "--order x: expected auto"),
-        (["reconstruct", "{run}", "--config", "{run}/config.yaml", "--train"], "--train writes a whole run"),
+        (["reconstruct", "{run}", "--config", "{run}/config.yaml", "--train"], "--train writes a complete run"),
         (["reconstruct", "{run}", "--config", "{run}/config.yaml", "--run-dir", "{run}"], "is not empty"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,

@@ -35,8 +35,8 @@ def parse_record(line: str) -> tuple[int, Step, Record]:
         raise ValueError("neither a step nor an epoch's end")
     if not (record.keys() >= _REQUIRED[step == END_OF_EPOCH] and record.keys() <= _KEYS[step == END_OF_EPOCH]):
         raise ValueError("not the values of a step, or of an epoch's end")
-    if format_record(epoch, step, record) != line:
-        raise ValueError("not as it is written")
+    if line != line.strip():
+        raise ValueError("with white space around it")
     for name, value in record.items():
         is_nested = name in ("state", "metrics")
         inner = value.values() if isinstance(value, dict) and is_nested else [value]

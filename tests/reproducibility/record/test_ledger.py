@@ -22,7 +22,7 @@ def test_an_epochs_end_is_found_among_whatever_lines_there_are(tmp_path: Path) -
 def test_a_line_that_is_not_as_it_was_written_is_none(tmp_path: Path) -> None:
     path = tmp_path / "steps.jsonl"
     line = format_record(1, 1, {"batch": "b", "loss": 1.5})
-    others = [line + "\r", line.replace(" ", ""), line.replace('"batch": "b", ', ""), line[:-1] + ', "note": 1}']
+    others = [line + "\r", f" {line}", line.replace('"batch": "b", ', ""), line[:-1] + ', "note": 1}']
     for each in others:
         path.write_text(f"{each}\n")
         assert [str(fault) for fault in read_ledger(path).faults] == ["line 1: not a valid line of the ledger"]
