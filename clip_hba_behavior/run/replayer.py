@@ -40,14 +40,17 @@ class Replayer:
         self.config = config
         self.session = session.interruptible()
         self._built = (config, *built) if built is not None else None
+        self._environment: dict[str, Any] | None = None
 
     def trainer(self, settings: Mapping[str, Any] | None = None) -> Trainer:
         """Return the trainer for an epoch's settings; None for those of the configuration."""
         return self._build(settings or {})[1]
 
     def environment(self) -> dict[str, Any]:
-        """Describe the environment in which the epochs are trained again."""
-        return self._build({})[2] if self._built is None else self._built[2]
+        """Describe the environment in which the epochs are trained again, under the configuration's settings."""
+        if self._environment is None:
+            self._environment = self._build({})[2]
+        return self._environment
 
     def replay(
         self,
