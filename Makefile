@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test test-system torture lint bench clean
 
-demo: $(STAMP)  ## train the stand-in, resume it in a new process, compare the bits
+demo: $(STAMP)  ## train on the synthetic data set, resume in a new process, compare the bits
 	$(VENV)/bin/clip-hba demo
 
 test: $(STAMP)  ## the quick tests, under 10 minutes on 2 cores
@@ -14,10 +14,10 @@ test: $(STAMP)  ## the quick tests, under 10 minutes on 2 cores
 test-system: $(STAMP)  ## the slow ones
 	$(VENV)/bin/python -m pytest -m system
 
-torture: $(STAMP)  ## kill training 1,000 times, take it up again, compare the bytes: a quarter of an hour
+torture: $(STAMP)  ## kill training 1,000 times, resume it, compare the bytes: a quarter of an hour
 	PYTHONPATH=tests $(VENV)/bin/python -m torture.torture --kills 1000
 
-lint: $(STAMP)  ## ruff, mypy and the floors of the house, through pre-commit
+lint: $(STAMP)  ## ruff, mypy and the import contracts, through pre-commit
 	$(VENV)/bin/pre-commit run --all-files --show-diff-on-failure
 
 bench: $(STAMP)  ## step time beside the full forward

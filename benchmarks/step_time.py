@@ -47,7 +47,7 @@ SIZES = {
 
 
 def write_backbone(directory: Path, size: str) -> None:
-    """Write a CLIP of a given size with random weights and the stand-in's tokenizer."""
+    """Write a CLIP of a given size with random weights and the small CLIP's tokenizer."""
     (width, blocks, patch), (text_width, text_blocks), embedding = SIZES[size]
     standin = CLIPConfig.from_pretrained(standin_backbone_directory()).text_config
     config = CLIPConfig(

@@ -3,7 +3,7 @@
     python benchmarks/sweep.py [--epochs 12] [--lengths 1 2] [--alone 6] [--kill]
 
 The naive way is measured on some runs, drawn at random, and scaled to all. With --kill the sweep is run a
-second time, killed in its middle and taken up again; both tables must be the same bytes.
+second time, killed in its middle and resumed; both tables must be the same bytes.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def main() -> None:
                 for name in ("sweep.csv", "sweep.parquet")
             )
             print(
-                f"killed in its middle and taken up again: the table is {'the same bytes' if same else 'ANOTHER'}"
+                f"killed in its middle and resumed: the table is {'the same bytes' if same else 'ANOTHER'}"
             )
 
 

@@ -250,7 +250,7 @@ def train_text_tower(
 
 def main() -> None:
     """Trains, saves and prints what the README of the weights needs."""
-    parser = argparse.ArgumentParser(description="Pre-trains the stand-in CLIP.")
+    parser = argparse.ArgumentParser(description="Pre-trains the small CLIP of the synthetic data set.")
     parser.add_argument("--output", type=Path, required=True, help="directory to write in Hugging Face format")
     parser.add_argument("--image-steps", type=int, default=600)
     parser.add_argument("--text-steps", type=int, default=200)

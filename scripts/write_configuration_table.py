@@ -22,8 +22,8 @@ what it changes. `clip-hba train CONFIG.yaml --set key=value` overrides a key; t
 
 - Nothing is guessed: an unknown key, a wrong type or a value out of range is refused with exit code 2, and
   nothing is written.
-- The five data keys (`csv_file` to `prompts_file`) go together: all of them, or none for the stand-in.
-- `backbone` has a default too, the stand-in's small CLIP. Name your own when you name your data.
+- The five data keys (`csv_file` to `prompts_file`) go together: all of them, or none for the synthetic data set.
+- `backbone` has a default too, the small CLIP that comes with it. Name your own when you name your data.
 - Paths are relative to the directory in which the command is started; `~` is the home directory.
 - `clip-hba train CONFIG.yaml --dry-run` prints the configuration with every default filled in, and stops. A run
   keeps the same text as `config.yaml` in its directory.
