@@ -114,9 +114,7 @@ def main() -> None:
                 (folder / "sweep" / name).read_bytes() == (folder / "killed" / name).read_bytes()
                 for name in ("sweep.csv", "sweep.parquet")
             )
-            print(
-                f"killed in its middle and resumed: the table is {'the same bytes' if same else 'ANOTHER'}"
-            )
+            print(f"killed in its middle and resumed: the table is {'the same bytes' if same else 'ANOTHER'}")
 
 
 if __name__ == "__main__":

@@ -223,7 +223,7 @@ def _continue(
     for sentence in repair_records(target, checkpoint, lambda: Replayer(config, here, (trainer, environment))):
         here.logger.warning("Repaired %s", sentence)
     trainer.apply_numerics()  # a replay may have set others
-    accepted = f"mismatch accepted: what was recorded of epoch {accept_mismatch} on was not repeated"
+    accepted = f"mismatch accepted: what was recorded of epoch {accept_mismatch} on need not be repeated"
     if accept_mismatch is not None and accepted not in environment["drift"]:
         environment["drift"].append(accepted)
     if drift and state.step_in_epoch > 0:

@@ -15,6 +15,7 @@ from clip_hba_behavior.reproducibility.record.signals import stopping_on_signals
 
 LOGGER_NAME = "clip_hba_behavior"
 SECONDS_BETWEEN_LINES = 30.0
+_FILE_ONLY = "file_only"  # marks what is printed elsewhere
 
 
 def silent() -> None:
@@ -28,15 +29,20 @@ class _ToStandardOutput(logging.Handler):
     muted = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not self.muted:
+        if not self.muted and not hasattr(record, _FILE_ONLY):
             print(self.format(record), flush=True)
 
 
 @contextmanager
 def session(log_file: Path | None = None) -> Iterator[Session]:
     """Open what a command hands down: the log, on standard output and in a file; progress; the stop request."""
-    with stopping_on_signals() as stop, logging_to(log_file) as logger, reporting(logger) as report:
-        yield Session(logger, report, stop)
+    with stopping_on_signals() as stop, logging_to(log_file) as logger:
+        try:
+            with reporting(logger) as report:
+                yield Session(logger, report, stop)
+        except Exception as error:  # whoever asked prints it; the log must tell too why the run ended
+            logger.error("%s", error, extra={_FILE_ONLY: True})
+            raise
 
 
 @contextmanager

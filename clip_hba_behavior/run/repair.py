@@ -1,5 +1,6 @@
 """Damaged records made valid again: rows from checkpoints, ledger lines from a replay that proves them."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from clip_hba_behavior.reproducibility.record.ledger import (
@@ -39,9 +40,10 @@ def repair_records(run: RunDirectory, resumed: Checkpoint, replayer: Callable[[]
     first = (min(list_checkpoints(run.checkpoints), default=0), 0)
 
     def lines_from_replay(lines: Lines, faults: tuple[Fault, ...]) -> Remade:
-        epochs = sorted({epoch for fault in faults for epoch in _epochs_within(fault, after)})
+        epochs = {epoch for fault in faults for epoch in _epochs_within(fault, after)}
+        epochs |= _epochs_with_gaps(lines, first[0], state.epoch)
         remade: Remade = {}
-        for epoch in epochs:
+        for epoch in sorted(epochs):
             remade |= _replayed_lines(run, resumed, epoch, lines, replayer)
         return remade
 
@@ -62,6 +64,19 @@ def _epochs_within(fault: Fault, after: Position) -> Iterable[int]:
     first = fault.after or (0, 0)
     last = min(fault.before or after, after)
     return range(first[0] + 1, last[0] + (last[1] > 0) + 1)
+
+
+def _epochs_with_gaps(lines: Lines, first: int, last: int) -> set[int]:
+    """Return the completed epochs of which a step or the end is missing; none where there is no ledger at all."""
+    if not lines.found:
+        return set()
+    num_steps, last_step = Counter[int](), Counter[int]()
+    for completed, step in lines.found:
+        if step > 0:
+            num_steps[completed + 1] += 1
+            last_step[completed + 1] = max(step, last_step[completed + 1])
+    epochs = range(first + 1, last + 1)
+    return {each for each in epochs if num_steps[each] < max(1, last_step[each]) or (each, 0) not in lines.found}
 
 
 def _replayed_lines(

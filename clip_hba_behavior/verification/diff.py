@@ -163,7 +163,8 @@ def _first_epoch(a: _Run, b: _Run, epochs: Sequence[int]) -> tuple[int | None, l
     recorded = [set(run.files.ledger.epochs()) | run.files.rows.keys() for run in (a, b)]
     for epoch in sorted({*epochs, *(recorded[0] & recorded[1])}):
         files = [run.files.file(epoch) for run in (a, b)]
-        unreadable = [run.name for run, file in zip((a, b), files, strict=True) if file.checkpoint is None]
+        pairs = zip((a, b), files, strict=True)
+        unreadable = [run.name for run, file in pairs if file.checkpoint is None and epoch in run.files.files]
         found = [
             each
             for each in compare_epochs(*(run.files.epoch(epoch) for run in (a, b)))

@@ -140,6 +140,16 @@ def test_one_damaged_line_of_the_ledger_costs_no_other_and_is_made_again(
     assert sorted(path.name for path in (run / "quarantine").iterdir()) == ["steps.jsonl.1", "steps.jsonl.1.json"]
 
 
+def test_a_line_that_is_gone_is_made_again_and_said(run: Path, five_epochs: Path, clip_hba: ClipHba) -> None:
+    damaged = damage(run / "steps.jsonl", lambda lines: [*lines[:LINE], *lines[LINE + 1 :]])
+    outcome = clip_hba("resume", run, "--set", "epochs=5")
+    assert outcome.code == 0, outcome.output
+    assert differences(five_epochs, run) == []
+    assert "Repaired steps.jsonl: lines are missing" in (run / "training_log.txt").read_text()
+    assert (run / "quarantine/steps.jsonl.1").read_bytes() == damaged
+    assert [(each["epoch"], each["step"]) for each in quarantined(run, "steps.jsonl")["remade"]] == [(2, 2)]
+
+
 def test_a_broken_row_of_the_results_is_remade_from_its_checkpoint_and_the_original_kept(
     run: Path, five_epochs: Path, clip_hba: ClipHba
 ) -> None:
@@ -237,6 +247,7 @@ def test_a_mismatch_is_refused_each_time_until_it_is_accepted_on_record(
     assert "--accept-mismatch 4" in messages[0]
     assert messages[1:] == messages[:1] * 2
     assert not checkpoint_path(run / "dora_params", 4).exists()
+    assert (run / "training_log.txt").read_text().count("did not repeat what it had recorded") == 3
 
     outcome = clip_hba("resume", run, "--accept-mismatch", 4)
     assert outcome.code == 0, outcome.output

@@ -60,7 +60,7 @@ class RecordFile:
             epoch = position[0] + (position[1] > 0)
             raise NotReproducibleError(
                 f"{self.path.name}: the run did not repeat what it had recorded\n{_difference(expected, line)}\n"
-                "  the data, the software or the machine changed; the recorded lines stay and are compared again\n"
+                "  data, software, machine or the record itself changed; the recorded lines stay, to be repeated\n"
                 "  find out what changed, or go on with the new lines, on record: "
                 f"clip-hba resume {self.path.parent} --accept-mismatch {epoch}"
             )
