@@ -132,8 +132,9 @@ class _Reader:
     def take(self, content: bytes) -> None:
         self._number += 1
         if not content.endswith(b"\n") and len(content) < _MAX_LINE:
-            text = content.decode(errors="replace")
-            if self._schema.can_begin(text):
+            # a power loss leaves zeros where bytes had not reached the disk
+            text = content.decode(errors="replace").rstrip("\0")
+            if not text or self._schema.can_begin(text):
                 self._torn = text
                 return
         try:

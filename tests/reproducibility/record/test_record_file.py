@@ -110,11 +110,12 @@ def test_lines_pending_under_their_old_name_are_honoured(tmp_path: Path) -> None
     assert [each.name for each in tmp_path.iterdir()] == ["steps.jsonl"]
 
 
+@pytest.mark.parametrize("zeros", [0, 3])
 @pytest.mark.parametrize("cut", [1, 5, 20])
-def test_a_torn_last_line_is_pending_too(cut: int, tmp_path: Path) -> None:
+def test_a_torn_last_line_is_pending_too(cut: int, zeros: int, tmp_path: Path) -> None:
     path = tmp_path / "steps.jsonl"
     complete = write_two_epochs(path)
-    path.write_bytes(complete[:-cut])
+    path.write_bytes(complete[:-cut] + bytes(zeros))
     file = RecordFile(path, (2, 0) if cut > 1000 else (1, 2), LEDGER)
     assert path.read_bytes() == b"".join(complete.splitlines(keepends=True)[:5])
     with pytest.raises(NotReproducibleError):
