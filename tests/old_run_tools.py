@@ -67,7 +67,8 @@ def why_bits_differ_here(name: str, data: Path) -> str | None:
     """Say what of an old run's environment is not this machine's; None where its bits must come out again."""
     recorded = json.loads((OLD_RUNS / name / "environment.json").read_text())
     here = {"device_model": machine(torch.device("cpu"))["device_model"], **library_versions()}
-    there = {"device_model": recorded["machine"]["device_model"], **recorded["versions"]}
+    # the old code recorded CUDA's version only where there was one
+    there = {"device_model": recorded["machine"]["device_model"], "cuda": "none", **recorded["versions"]}
     found = [
         f"{key} was {there.get(key)}, is {here.get(key)}"
         for key in ("device_model", *LIBRARIES)
