@@ -132,9 +132,9 @@ class _Reader:
     def take(self, content: bytes) -> None:
         self._number += 1
         if not content.endswith(b"\n") and len(content) < _MAX_LINE:
-            # a power loss leaves zeros where bytes had not reached the disk
+            # a power loss leaves zeros where bytes had not reached the disk; a file of nothing else is no run's
             text = content.decode(errors="replace").rstrip("\0")
-            if not text or self._schema.can_begin(text):
+            if self._schema.can_begin(text) if text else self._number > 1:
                 self._torn = text
                 return
         try:
