@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import CLIPModel
 
 from clip_hba_behavior.data.images import load_pixels
+from clip_hba_behavior.model.block import attention_context, mlp
+from clip_hba_behavior.model.clip import Clip, TowerName
 from clip_hba_behavior.model.clip_hba import CLIPHBA
 from clip_hba_behavior.rsa import rank_correlation as rsa
 from clip_hba_behavior.training.inputs import Inputs
@@ -20,30 +21,40 @@ CONTEXT = 77
 
 
 class FullForward(nn.Module):
-    """transformers' CLIP with DoRA layers in the place of the adapted `out_proj`."""
+    """Both towers of CLIP over all blocks and tokens, with DoRA layers instead of the adapted `out_proj`."""
 
-    def __init__(self, backbone: CLIPModel, model: CLIPHBA, token_ids: torch.Tensor) -> None:
-        """Put copies of the model's DoRA layers into the backbone."""
+    def __init__(self, backbone: Clip, model: CLIPHBA, token_ids: torch.Tensor) -> None:
+        """Take over the model's DoRA layers; prompts are padded to the context's length."""
         super().__init__()
         self.backbone = backbone
-        for name, layer in model.dora_layers().items():
-            tower = backbone.vision_model if ".visual." in name else backbone.text_model
-            block = int(name.split("resblocks.")[1].split(".")[0])
-            tower.encoder.layers[block].self_attn.out_proj = layer
-        end = backbone.config.text_config.eos_token_id
-        padding = torch.full((len(token_ids), CONTEXT - token_ids.shape[1]), end)
-        self.token_ids = torch.cat([token_ids.cpu(), padding], dim=1).to(token_ids.device)
+        self.dora: dict[tuple[TowerName, int], nn.Module] = {}
+        for number, (name, layer) in enumerate(model.dora_layers().items()):
+            index = int(name.split("resblocks.")[1].split(".")[0])
+            self.dora["vision" if ".visual." in name else "text", index] = layer
+            self.add_module(f"dora{number}", layer)
+        self.sdpa_backend = "flash" if token_ids.device.type == "cpu" else "efficient"
+        self.ends = model.end_positions
+        end = token_ids.gather(1, self.ends[:, None])
+        padding = end.expand(-1, CONTEXT - token_ids.shape[1])
+        self.token_ids = torch.cat([token_ids, padding], dim=1)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Predict `[batch, 66]` from `[batch, 3, size, size]`."""
-        images = functional.normalize(self.backbone.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
-        prompts = torch.cat(
-            [self.backbone.get_text_features(input_ids=row[None]).pooler_output for row in self.token_ids]
-        )
-        predictions: torch.Tensor = (
-            self.backbone.logit_scale.exp() * images @ functional.normalize(prompts, dim=-1).T
-        )
-        return predictions
+        images = self._encode("vision", pixels, torch.zeros_like(self.ends[:1]))
+        prompts = [
+            self._encode("text", row[None], end[None]) for row, end in zip(self.token_ids, self.ends, strict=True)
+        ]
+        return self.backbone.weights["logit_scale"].exp() * images @ torch.cat(prompts).T
+
+    def _encode(self, tower: TowerName, inputs: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        hidden = self.backbone.embed(tower, inputs)
+        for index in range(self.backbone.tower(tower).num_hidden_layers):
+            block = self.backbone.block(tower, index)
+            context = attention_context(block, hidden, tower == "text", self.sdpa_backend)
+            hidden = hidden + self.dora.get((tower, index), block.out)(context)
+            hidden = hidden + mlp(block, hidden)
+        read = self.backbone.final_norm(tower)(hidden[:, position[0]])
+        return functional.normalize(self.backbone.projection(tower)(read), dim=-1)
 
 
 class BaselineEpoch:

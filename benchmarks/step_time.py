@@ -7,6 +7,7 @@ cost of ledger and checkpoints, and the peak resident memory of either way in a 
 """
 
 import argparse
+import json
 import logging
 import os
 import statistics
@@ -20,12 +21,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from transformers import CLIPConfig, CLIPModel
-from transformers.utils import logging as transformers_logging
+from safetensors.torch import save_file
 
 from clip_hba_behavior.config import make_config
 from clip_hba_behavior.data.standin import standin_backbone_directory, write_standin_dataset
-from clip_hba_behavior.model.backbone import load_backbone, tokenize_prompts
+from clip_hba_behavior.model.architecture import ClipConfig, weight_shapes
+from clip_hba_behavior.model.backbone import load_backbone
+from clip_hba_behavior.model.tokenizer import tokenize_prompts
 from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH, LEDGER, format_record
 from clip_hba_behavior.reproducibility.record.protocol import EpochDone, StepDone, end_record, step_record
 from clip_hba_behavior.reproducibility.record.record_file import RecordFile
@@ -49,9 +51,10 @@ SIZES = {
 def write_backbone(directory: Path, size: str) -> None:
     """Write a CLIP of a given size with random weights and the small CLIP's tokenizer."""
     (width, blocks, patch), (text_width, text_blocks), embedding = SIZES[size]
-    standin = CLIPConfig.from_pretrained(standin_backbone_directory()).text_config
-    config = CLIPConfig(
-        vision_config={
+    standin = json.loads((standin_backbone_directory() / "config.json").read_text())["text_config"]
+    keys = {
+        "model_type": "clip",
+        "vision_config": {
             "hidden_size": width,
             "intermediate_size": 4 * width,
             "num_hidden_layers": blocks,
@@ -59,21 +62,27 @@ def write_backbone(directory: Path, size: str) -> None:
             "patch_size": patch,
             "image_size": 224,
         },
-        text_config={
+        "text_config": {
             "hidden_size": text_width,
             "intermediate_size": 4 * text_width,
             "num_hidden_layers": text_blocks,
             "num_attention_heads": text_width // 64,
             "max_position_embeddings": 77,
-            "vocab_size": standin.vocab_size,
-            "bos_token_id": standin.bos_token_id,
-            "eos_token_id": standin.eos_token_id,
+            **{key: standin[key] for key in ("vocab_size", "bos_token_id", "eos_token_id")},
         },
-        projection_dim=embedding,
-    )
+        "projection_dim": embedding,
+    }
     torch.manual_seed(0)
-    transformers_logging.disable_progress_bar()
-    CLIPModel(config).save_pretrained(directory)
+    weights = {}
+    for name, shape in weight_shapes(ClipConfig.model_validate(keys)).items():
+        is_norm = "norm" in name or "layrnorm" in name
+        weights[name] = torch.ones(shape) if is_norm else torch.empty(shape).normal_(std=0.02)
+        if name.endswith("bias"):
+            weights[name].zero_()
+    weights["logit_scale"].fill_(2.6592)  # CLIP's initial temperature
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(keys, indent=2))
+    save_file(weights, directory / "model.safetensors")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (directory / name).write_bytes((standin_backbone_directory() / name).read_bytes())
 
@@ -105,7 +114,8 @@ def build_baseline(trainer: Trainer, batch_size: int) -> BaselineEpoch:
     config = trainer.config
     backbone = load_backbone(config.backbone).to(trainer.inputs.device)
     prompts = Path(str(config.prompts_file)).read_text().splitlines()
-    token_ids, _ = tokenize_prompts(prompts, config.backbone, None, backbone)
+    text = backbone.config.text_config
+    token_ids, _ = tokenize_prompts(prompts, config.backbone, None, text.vocab_size, text.max_position_embeddings)
     model = FullForward(backbone, trainer.model, token_ids.to(trainer.inputs.device))
     return BaselineEpoch(model, trainer.inputs, batch_size)
 

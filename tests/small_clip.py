@@ -1,11 +1,20 @@
-"""A small random CLIP whose weights are large enough to matter."""
+"""A small random CLIP whose weights are large enough to matter: transformers' model of it, and ours."""
 
 import torch
 from transformers import CLIPConfig, CLIPModel
 
+from clip_hba_behavior.model.architecture import ClipConfig
+from clip_hba_behavior.model.clip import Clip, make_clip
 
-def small_config(vocab_size: int = 120) -> CLIPConfig:
-    tower = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 2}
+
+def small_config(vocab_size: int = 120, hidden_act: str = "quick_gelu") -> CLIPConfig:
+    tower = {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "hidden_act": hidden_act,
+    }
     return CLIPConfig(
         vision_config=tower | {"image_size": 64, "patch_size": 16, "projection_dim": 32},
         text_config=tower
@@ -21,10 +30,20 @@ def small_config(vocab_size: int = 120) -> CLIPConfig:
     )
 
 
-def small_clip(seed: int = 0) -> CLIPModel:
+def clip_of(model: CLIPModel) -> Clip:
+    """The same CLIP as this project computes it."""
+    config = ClipConfig.model_validate(model.config.to_dict())
+    return make_clip(config, dict(model.named_parameters()), "transformers' model")
+
+
+def small_clip(seed: int = 0, hidden_act: str = "quick_gelu") -> CLIPModel:
+    return random_clip(small_config(hidden_act=hidden_act), seed)
+
+
+def random_clip(config: CLIPConfig, seed: int = 0) -> CLIPModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = CLIPModel(small_config()).eval().requires_grad_(False)
+        model = CLIPModel(config).eval().requires_grad_(False)
         for name, parameter in model.named_parameters():
             if "norm" not in name and "logit_scale" not in name:
                 parameter.normal_(std=0.08)

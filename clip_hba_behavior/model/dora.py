@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from clip_hba_behavior.model.block import Linear
+
 ALPHA = 16
 EPSILON = 1e-8
 
@@ -26,7 +28,7 @@ class DoRALinear(nn.Module):
     direction: torch.Tensor
     bias: torch.Tensor
 
-    def __init__(self, linear: nn.Linear, rank: int, dropout: float = 0.0) -> None:
+    def __init__(self, linear: Linear, rank: int, dropout: float = 0.0) -> None:
         """Take over a linear layer; the low-rank factors are zero until drawn or loaded.
 
         Args:
@@ -35,13 +37,13 @@ class DoRALinear(nn.Module):
             dropout: probability with which an entry of the low-rank update is dropped in training.
         """
         super().__init__()
-        weight = linear.weight.detach()
+        weight, bias = linear
         lengths = weight.norm(dim=1)  # this spelling gives the recorded bits
         self.register_buffer("direction", weight.T / lengths, persistent=False)
-        self.register_buffer("bias", linear.bias.detach().clone(), persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
         self.m = nn.Parameter(lengths)
-        self.delta_D_A = nn.Parameter(weight.new_zeros(rank, linear.out_features))
-        self.delta_D_B = nn.Parameter(weight.new_zeros(linear.in_features, rank))
+        self.delta_D_A = nn.Parameter(weight.new_zeros(rank, len(weight)))
+        self.delta_D_B = nn.Parameter(weight.new_zeros(weight.shape[1], rank))
         self.scale = ALPHA / rank
         self.dropout = dropout
 

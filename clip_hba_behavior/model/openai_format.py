@@ -1,4 +1,4 @@
-"""OpenAI's own CLIP files: the TorchScript archive and the bare state dict, made into a `CLIPModel`."""
+"""OpenAI's own CLIP files: the TorchScript archive and the bare state dict."""
 
 import hashlib
 import re
@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from transformers import CLIPConfig, CLIPModel
 
+from clip_hba_behavior.model.architecture import ClipConfig
+from clip_hba_behavior.model.clip import Clip, make_clip
 from clip_hba_behavior.reproducibility.state import safe_load
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 
@@ -44,12 +45,11 @@ _TOP_NAMES = {
 _TRANSPOSED = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
 # Numbers that the TorchScript archives carry beside the weights.
 _NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}
-_MAX_BLOCKS = 100  # ViT-L has 24; each takes time and memory to set up before its weights are looked at
 _BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)\.(weight|bias)")
 _IN_PROJECTION = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)")
 
 
-def load_openai_file(path: Path, trust_backbone_file: bool) -> CLIPModel:
+def load_openai_file(path: Path, trust_backbone_file: bool) -> Clip:
     """Load one of OpenAI's `.pt` files as float32.
 
     Args:
@@ -77,20 +77,12 @@ def load_openai_file(path: Path, trust_backbone_file: bool) -> CLIPModel:
     if missing:
         raise BadInputError(f"{path} holds no OpenAI CLIP: it lacks {', '.join(sorted(missing))}")
     try:
-        with torch.device("meta"):
-            model = CLIPModel(_config_from_shapes(weights))
+        config = _config_from_shapes(weights)
         converted = dict(_convert(weights))
-        model.load_state_dict(converted, strict=True, assign=True)
-    except Exception as error:  # shapes and names that fit no model fail anywhere in transformers or torch
+    except Exception as error:  # shapes and names that fit no model fail anywhere
         reason = str(error)[:2000] or type(error).__name__
         raise BadInputError(f"{path} holds no OpenAI CLIP: {reason}") from error
-    for module in model.modules():  # buffers that no file holds; made again where `meta` left them empty
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            if buffer.is_meta:
-                if name != "position_ids":
-                    raise RuntimeError(f"transformers' CLIPModel has a new buffer {name}")
-                module.register_buffer(name, torch.arange(buffer.shape[-1])[None], persistent=False)
-    return model
+    return make_clip(config, converted, f"{path} holds no OpenAI CLIP: it")
 
 
 def _carries_code(path: Path) -> bool:
@@ -120,8 +112,8 @@ def _read_script(path: Path, trust_backbone_file: bool) -> dict[str, torch.Tenso
         return dict(script.state_dict())
 
 
-def _config_from_shapes(weights: Mapping[str, torch.Tensor]) -> CLIPConfig:
-    """Derive the architecture: heads have 64 dimensions, the end token is the vocabulary's last."""
+def _config_from_shapes(weights: Mapping[str, torch.Tensor]) -> ClipConfig:
+    """Derive the architecture: heads have 64 dimensions."""
     if empty := [name for name, weight in weights.items() if weight.numel() == 0]:
         raise ValueError(f"weight {empty[0]} is empty")
     vision_width, _, patch_size, _ = weights["visual.conv1.weight"].shape
@@ -131,29 +123,23 @@ def _config_from_shapes(weights: Mapping[str, torch.Tensor]) -> CLIPConfig:
 
     def tower(prefix: str, width: int) -> dict[str, object]:
         blocks = {name.split(".resblocks.")[1].split(".")[0] for name in weights if name.startswith(prefix)}
-        if len(blocks) > _MAX_BLOCKS:
-            raise ValueError(f"it has {len(blocks)} blocks in a tower, more than {_MAX_BLOCKS}")
         return {
             "hidden_size": width,
             "intermediate_size": weights[f"{prefix}0.mlp.c_fc.weight"].shape[0],
             "num_hidden_layers": len(blocks),
             "num_attention_heads": width // 64,
             "hidden_act": "quick_gelu",
-            "projection_dim": embedding,
         }
 
-    return CLIPConfig(
-        vision_config=tower("visual.transformer.resblocks.", vision_width)
-        | {"patch_size": patch_size, "image_size": patch_size * grid},
-        text_config=tower("transformer.resblocks.", text_width)
-        | {
-            "vocab_size": vocabulary,
-            "max_position_embeddings": weights["positional_embedding"].shape[0],
-            "bos_token_id": vocabulary - 2,
-            "eos_token_id": vocabulary - 1,
-            "pad_token_id": vocabulary - 1,
-        },
-        projection_dim=embedding,
+    vision = tower("visual.transformer.resblocks.", vision_width)
+    text = tower("transformer.resblocks.", text_width)
+    num_positions = weights["positional_embedding"].shape[0]
+    return ClipConfig.model_validate(
+        {
+            "vision_config": vision | {"patch_size": patch_size, "image_size": patch_size * grid},
+            "text_config": text | {"vocab_size": vocabulary, "max_position_embeddings": num_positions},
+            "projection_dim": embedding,
+        }
     )
 
 

@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import CLIPConfig, CLIPModel
 
 from clip_hba_behavior.config import Config
 from clip_hba_behavior.data import things
 from clip_hba_behavior.data.augmentation import Augmentation, augmented_batches
 from clip_hba_behavior.data.images import Preprocessing, load_pixels
-from clip_hba_behavior.model.backbone import load_backbone, tokenize_prompts, weights_digest
+from clip_hba_behavior.model.architecture import ClipConfig
+from clip_hba_behavior.model.backbone import load_backbone, resolve_backbone
+from clip_hba_behavior.model.clip import Clip, TowerName
 from clip_hba_behavior.model.clip_hba import FrozenPrefix
 from clip_hba_behavior.model.feature_cache import FeatureCache
+from clip_hba_behavior.model.tokenizer import tokenize_prompts
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.environment import (
     USUAL_VARIABLES,
@@ -27,6 +29,9 @@ from clip_hba_behavior.reproducibility.state.environment import (
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 
 Progress = Callable[[str, int, int], None]
+
+# The prefix was transformers' up to this version, and gives the same bits: caches that were filled then serve on.
+_PREFIX_VERSION = {"transformers": "5.23.0"}
 
 
 class LazyBackbone:
@@ -39,9 +44,9 @@ class LazyBackbone:
     def __init__(self, config: Config, device: torch.device) -> None:
         self._config = config
         self._device = device
-        self._model: CLIPModel | None = None
+        self._model: Clip | None = None
 
-    def get(self) -> CLIPModel:
+    def get(self) -> Clip:
         """Return the backbone on its device, loading it if it is not there."""
         if self._model is None:
             model = load_backbone(self._config.backbone, self._config.trust_backbone_file)
@@ -52,7 +57,7 @@ class LazyBackbone:
         """Let go of the backbone."""
         self._model = None
 
-    def prefix(self, tower: str) -> FrozenPrefix:
+    def prefix(self, tower: TowerName) -> FrozenPrefix:
         """Return the frozen part of the `vision` or the `text` tower."""
         layers = self._config.vision_layers if tower == "vision" else self._config.transformer_layers
         return FrozenPrefix(self.get(), tower, layers, self._config.sdpa_backend)
@@ -162,9 +167,13 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
     image_digests = things.image_digests(paths, lambda done, total: progress("reading images", done, total))
 
     backbone = LazyBackbone(config, device)
-    token_ids, end_positions = tokenize_prompts(prompts, config.backbone, config.tokenizer, backbone.get())
+    model_config = backbone.get().config
+    vision, text = model_config.vision_config, model_config.text_config
+    token_ids, end_positions = tokenize_prompts(
+        prompts, resolve_backbone(config.backbone), config.tokenizer, text.vocab_size, text.max_position_embeddings
+    )
     digests = {
-        "weights": weights_digest(backbone.get()),
+        "weights": backbone.get().digest(),
         "images": digest(list(image_digests)),
         "targets": things.targets_digest(annotations),
         "inference_targets": things.targets_digest(inference),
@@ -173,7 +182,7 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
     }
     numerics: dict[str, Any] = {
         "weights": digests["weights"],
-        "versions": {name: library_versions()[name] for name in ("torch", "transformers", "numpy")},
+        "versions": {name: library_versions()[name] for name in ("torch", "numpy")} | _PREFIX_VERSION,
         "device_model": device_model(device),
         **({"variables": others} if (others := variables()) != USUAL_VARIABLES else {}),
         "num_threads": config.num_threads,
@@ -182,9 +191,7 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         "sdpa_backend": config.sdpa_backend,
         "chunk_size": config.chunk_size,
     }
-    model_config = backbone.get().config
     _check_sizes(config, model_config, len(annotations.image_names))
-    vision, text = model_config.vision_config, model_config.text_config
     preprocessing = Preprocessing(image_size=vision.image_size)
 
     def image_rows(start: int, stop: int) -> torch.Tensor:
@@ -236,7 +243,7 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
     )
 
 
-def _check_sizes(config: Config, model_config: CLIPConfig, num_images: int) -> None:
+def _check_sizes(config: Config, model_config: ClipConfig, num_images: int) -> None:
     """Refuse more DoRA layers than blocks, and a split with nothing on one side."""
     for key, tower in (
         ("vision_layers", model_config.vision_config),

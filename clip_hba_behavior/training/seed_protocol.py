@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from transformers import CLIPConfig
 
+from clip_hba_behavior.model.architecture import ClipConfig
 from clip_hba_behavior.model.clip_hba import CLIPHBA
 from clip_hba_behavior.reproducibility.state.rng import seed_generators
 
@@ -47,14 +47,14 @@ def begin(seed: int, num_images: int, train_portion: float) -> Split:
     return draw_split(num_images, train_portion)
 
 
-def draw_initial_parameters(model: CLIPHBA, config: CLIPConfig) -> None:
+def draw_initial_parameters(model: CLIPHBA, config: ClipConfig) -> None:
     """Draw the DoRA factors, visual layers first, behind everything that building a CLIP draws."""
     skip_model_construction(config)
     for layer in model.dora_layers().values():
         layer.draw_initial_factors()
 
 
-def skip_model_construction(config: CLIPConfig) -> None:
+def skip_model_construction(config: ClipConfig) -> None:
     """Draw, and throw away, what OpenAI's model draws before its weights are loaded.
 
     550 million numbers for ViT-L/14. They decide everything drawn later, and so they depend on the
@@ -68,7 +68,7 @@ def skip_model_construction(config: CLIPConfig) -> None:
             values.normal_()
 
 
-def construction_draws(config: CLIPConfig) -> Iterator[Draw]:
+def construction_draws(config: ClipConfig) -> Iterator[Draw]:
     """List the draws of building a ViT CLIP, in order."""
     vision, text = config.vision_config, config.text_config
     width, patch = vision.hidden_size, vision.patch_size

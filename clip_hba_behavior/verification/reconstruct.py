@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from transformers import CLIPConfig
 
 from clip_hba_behavior.config import BatchOrder, Config, make_config
 from clip_hba_behavior.data.things import read_annotations
+from clip_hba_behavior.model.architecture import ClipConfig
 from clip_hba_behavior.model.clip_hba import CLIPHBA
 from clip_hba_behavior.reproducibility.record.protocol import EpochDone
 from clip_hba_behavior.reproducibility.record.session import Session
@@ -103,7 +103,7 @@ class _OldRun:
     config: Config
     num_images: int
     model: CLIPHBA
-    clip: CLIPConfig
+    clip: ClipConfig
 
     def derive(self, order: BatchOrder) -> DerivedRun:
         config = make_config(self.config.model_dump() | {"batch_order": order})

@@ -4,9 +4,9 @@ Nothing is trained: forward and backward draw nothing, so the draws of the seed 
 """
 
 import torch
-from transformers import CLIPConfig
 
 from clip_hba_behavior.config import Config
+from clip_hba_behavior.model.architecture import ClipConfig
 from clip_hba_behavior.model.clip_hba import CLIPHBA
 from clip_hba_behavior.reproducibility.state.digest import digest, tensor_bytes
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
@@ -34,7 +34,7 @@ class DerivedRun:
         orders: each epoch's order, `[num_train] int64`, indices into the train subset.
     """
 
-    def __init__(self, config: Config, num_images: int, model: CLIPHBA, clip: CLIPConfig, last_epoch: int) -> None:
+    def __init__(self, config: Config, num_images: int, model: CLIPHBA, clip: ClipConfig, last_epoch: int) -> None:
         """Derive a run of `last_epoch` epochs; the model's DoRA parameters become the initial ones.
 
         Raises:

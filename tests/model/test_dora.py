@@ -1,13 +1,18 @@
 import torch
 from torch import nn
 
+from clip_hba_behavior.model.block import Linear
 from clip_hba_behavior.model.dora import ALPHA, EPSILON, DoRALinear
+
+
+def plain(linear: nn.Linear) -> Linear:
+    return Linear(linear.weight.detach(), linear.bias.detach())
 
 
 def drawn_layer(dropout: float = 0.0) -> tuple[nn.Linear, DoRALinear]:
     torch.manual_seed(5)
     linear = nn.Linear(24, 16)
-    layer = DoRALinear(linear, rank=4, dropout=dropout)
+    layer = DoRALinear(plain(linear), rank=4, dropout=dropout)
     layer.draw_initial_factors()
     return linear, layer
 
@@ -31,7 +36,7 @@ def test_shapes_are_the_guides() -> None:
 
 def test_without_factors_the_layer_is_the_linear_layer() -> None:
     linear, _ = drawn_layer()
-    layer = DoRALinear(linear, rank=4)
+    layer = DoRALinear(plain(linear), rank=4)
     inputs = torch.randn(3, 24)
     assert (layer(inputs) - linear(inputs)).abs().max() < 1e-6
 

@@ -30,12 +30,8 @@ from typing import Any
 
 import yaml
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
-
-import transformers.conversion_mapping
-
 import clip_hba_behavior.cli
-import clip_hba_behavior.run  # noqa: F401  each fork begins with both
+import clip_hba_behavior.run.life  # noqa: F401  each fork begins with both
 from clip_hba_behavior.data.standin import write_standin_dataset
 from clip_hba_behavior.reproducibility.record.record_file import RecordFile
 from clip_hba_behavior.run.checkpoint import list_checkpoints
@@ -406,7 +402,6 @@ def torture(
     use_strace: bool = True,
 ) -> Tally:
     """Kill until the number is reached, in some processes at once."""
-    transformers.conversion_mapping.get_checkpoint_conversion_mapping("clip")  # slow, and the same in each fork
     torture = Torture(work, seed, defect, use_strace)
     torture.prepare(variants)
     processes = {}

@@ -11,7 +11,7 @@ from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.run.checkpoint import read_checkpoint
 from clip_hba_behavior.training import seed_protocol
 from clip_hba_behavior.training.batch_order import draw_epoch_order, draw_loader_seed
-from small_clip import small_clip
+from small_clip import clip_of, small_clip
 
 
 def test_the_order_is_what_a_shuffling_dataloader_gives() -> None:
@@ -51,7 +51,7 @@ def test_only_torchs_cpu_generator_is_drawn_from() -> None:
 
     import numpy as np
 
-    backbone = small_clip()
+    backbone = clip_of(small_clip())
     model = CLIPHBA(backbone, 2, 1, 4, 0.0, torch.zeros(66, dtype=torch.int64))
     seed_protocol.begin(3, 100, 0.8)
     numpy_before, python_before = str(np.random.get_state()), random.getstate()
@@ -87,11 +87,12 @@ def test_the_recorded_run_is_drawn_again_from_its_seed(reference: Path) -> None:
 @pytest.mark.parametrize("left_out", ["layer widths", "vocabulary", "rank"])
 def test_another_backbone_or_rank_draws_other_orders(left_out: str) -> None:
     def order(vocab_size: int, num_layers: int, rank: int) -> torch.Tensor:
-        backbone = small_clip()
-        backbone.config.text_config.vocab_size = vocab_size
+        backbone = clip_of(small_clip())
+        text = backbone.config.text_config.model_copy(update={"vocab_size": vocab_size})
+        config = backbone.config.model_copy(update={"text_config": text})
         model = CLIPHBA(backbone, num_layers, 1, rank, 0.0, torch.zeros(66, dtype=torch.int64))
         seed_protocol.begin(1, 50, 0.8)
-        seed_protocol.draw_initial_parameters(model, backbone.config)
+        seed_protocol.draw_initial_parameters(model, config)
         return draw_epoch_order(40)
 
     usual = order(120, 2, 4)

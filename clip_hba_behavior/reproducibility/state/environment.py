@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 # Of the libraries recorded these compute; Python, safetensors and tokenizers do not: what they read is digested.
-_LIBRARIES_THAT_COMPUTE = ("torch", "transformers", "numpy", "scipy", "pillow", "cuda")
-_LIBRARIES = ("torch", "transformers", "numpy", "scipy", "pillow", "safetensors", "tokenizers")
+_LIBRARIES_THAT_COMPUTE = ("torch", "numpy", "scipy", "pillow", "cuda")
+_LIBRARIES = ("torch", "numpy", "scipy", "pillow", "safetensors", "tokenizers")
 # Which kernels MKL, ATen, oneDNN, OpenBLAS and cuBLAS take, and how they round.
 _VARIABLES = (
     "MKL_CBWR",

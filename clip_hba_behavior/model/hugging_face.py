@@ -1,0 +1,130 @@
+"""CLIP in the Hugging Face format: a directory, or a repository on the hub, of `config.json` and weight files."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from clip_hba_behavior.model.architecture import ClipConfig, weight_shapes
+from clip_hba_behavior.model.clip import Clip, make_clip
+from clip_hba_behavior.model.hub import PretrainedFiles
+from clip_hba_behavior.reproducibility.state import safe_load
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_regular
+
+_SAFETENSORS, _PICKLED = "model.safetensors", "pytorch_model.bin"
+_MAX_JSON_BYTES = 16 * MIB
+_MAX_WEIGHT_BYTES = 32 * 1024 * MIB  # ViT-bigG has 10 GB in float32
+
+
+def load_hugging_face(name: str) -> Clip:
+    """Load a CLIP from a directory, or by its name on the hub or in the hub's cache.
+
+    Raises:
+        BadInputError: it is not there, is no CLIP, or lacks weights.
+    """
+    if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+        raise BadInputError(f"there is no backbone {name}: neither a directory nor a .pt file")
+    files = PretrainedFiles(name)
+    config = _read_config(files)
+    try:
+        weights = _read_weights(files, weight_shapes(config).keys())
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name, error) from error
+    return make_clip(config, weights, f"backbone {name}")
+
+
+def _read_config(files: PretrainedFiles) -> ClipConfig:
+    name = files.name
+    try:
+        path = files.find("config.json")
+    except OSError as error:
+        raise _not_loaded(name, error) from error
+    if path is None and not Path(name).is_dir():
+        absent = FileNotFoundError("no config.json was found; with HF_HUB_OFFLINE=1 the hub's cache alone is read")
+        raise _not_loaded(name, absent)
+    if path is None:
+        raise BadInputError(f"backbone {name} has no readable config.json: there is none")
+    try:
+        content = _read_json(path)
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"backbone {name} has no readable config.json: {error}") from error
+    if content.get("model_type") != "clip":
+        raise BadInputError(
+            f"backbone {name} is no CLIP\n  found:    model_type {content.get('model_type')!r} in config.json\n"
+            "  expected: model_type 'clip'\n  name a CLIP model in Hugging Face format"
+        )
+    try:
+        return ClipConfig.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(each) for each in first["loc"]) or "the architecture"
+        raise BadInputError(
+            f"backbone {name} is no CLIP that can be computed here: {key} in config.json\n"
+            f"  found:    {first['input']!r:.200}\n  expected: {first['msg']}"
+        ) from error
+
+
+def _read_weights(files: PretrainedFiles, wanted: Collection[str]) -> dict[str, torch.Tensor]:
+    """Read the weights that are wanted from the first file, or index of files, that the model has."""
+    for file, read in ((_SAFETENSORS, _read_safetensors), (_PICKLED, _read_pickled)):
+        path = files.find(file)
+        if path is not None:
+            return read(path, wanted)
+        index = files.find(f"{file}.index.json")
+        if index is not None:
+            weights: dict[str, torch.Tensor] = {}
+            for part in _parts(index, wanted):
+                path = files.find(part)
+                if path is None:
+                    raise FileNotFoundError(f"{index} names {part}, which is not there")
+                weights |= read(path, wanted)
+            return weights
+    raise FileNotFoundError(f"it has no {_SAFETENSORS} and no {_PICKLED}, nor an index of their parts")
+
+
+def _parts(index: Path, wanted: Collection[str]) -> list[str]:
+    """Return the names of the files that hold the weights that are wanted."""
+    files = _read_json(index).get("weight_map")
+    if not isinstance(files, dict):
+        raise ValueError(f"{index} has no weight_map")
+    parts = sorted({str(file) for weight, file in files.items() if weight in wanted})
+    for part in parts:
+        if Path(part).name != part:
+            raise ValueError(f"{index} names a file that is not beside it: {part!r}")
+    return parts
+
+
+def _read_safetensors(path: Path, wanted: Collection[str]) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    open_regular(path, _MAX_WEIGHT_BYTES).close()
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if name in wanted}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _read_pickled(path: Path, wanted: Collection[str]) -> dict[str, torch.Tensor]:
+    content = safe_load.load(path, "CLIP weight file")
+    return {name: value for name, value in content.items() if name in wanted and isinstance(value, torch.Tensor)}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    with open_regular(path, _MAX_JSON_BYTES) as file:
+        content = json.loads(file.read())
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return content
+
+
+def _not_loaded(name: str, error: Exception) -> BadInputError:
+    reason = str(error).strip().splitlines()
+    return BadInputError(
+        f"backbone {name} could not be loaded: {reason[0] if reason else type(error).__name__}\n"
+        "  name a directory in Hugging Face format, a model on the hub, or OpenAI's .pt file"
+    )
