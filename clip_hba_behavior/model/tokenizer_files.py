@@ -121,8 +121,8 @@ def _read_vocabulary(found: dict[str, Path]) -> tuple[dict[str, int], list[tuple
     elif "vocab.json" in found and "merges.txt" in found:
         source = "vocab.json"
         vocabulary, added_tokens = _read_object(found[source]), []
-        with open_text(found["merges.txt"], MAX_BYTES, newline="") as file:
-            lines = file.read().removesuffix("\n").split("\n")  # splitlines would split at more characters
+        # splitlines would split at more characters
+        lines = _read_text(found["merges.txt"]).removesuffix("\n").split("\n")
         merges = [line.removesuffix("\r") for line in lines if not line.startswith("#version")]
     else:
         absent = " and ".join(each for each in ("vocab.json", "merges.txt") if each not in found)
@@ -150,12 +150,17 @@ def _pair(merge: object) -> tuple[str, str]:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        with open_text(path, MAX_BYTES) as file:
-            content = json.loads(file.read())
+        content = json.loads(_read_text(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} is not readable as JSON: {error}") from error
-    except OSError as error:
-        raise OSError(f"{path.name}: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path.name}: found {type(content).__name__}, expected a JSON object")
     return content
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with open_text(path, MAX_BYTES, newline="") as file:
+            return file.read()
+    except OSError as error:
+        raise OSError(f"{path.name}: {error}") from error

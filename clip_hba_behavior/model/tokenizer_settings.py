@@ -55,12 +55,10 @@ def tokenizer_settings(files: TokenizerFiles) -> TokenizerSettings:
     settings, added = _merge(files)
     named = {key: settings.get(key, _CLIP_TOKENS.get(key)) for key in _NAMED_TOKENS}
     named.update(_further_named_tokens(settings))
-    extra = settings.get("extra_special_tokens", settings.get("additional_special_tokens")) or []
-    if not isinstance(extra, list):
-        raise ValueError("found extra_special_tokens that are no list")
+    extra = _list_of_extra(settings.get("extra_special_tokens", settings.get("additional_special_tokens")))
     for key, token in [*named.items(), *(("an extra special token", token) for token in extra)]:
         if not isinstance(token, str | AddedToken | None):
-            raise ValueError(f"found a {type(token).__name__} as {key}, expected a token")
+            raise ValueError(f"found {type(token).__name__} as {key}, expected a token")
     if not named["bos_token"] or not named["eos_token"]:
         raise ValueError("found no bos_token or no eos_token, which a CLIP tokenizer has")
 
@@ -73,7 +71,7 @@ def tokenizer_settings(files: TokenizerFiles) -> TokenizerSettings:
     names = {str(token) for token in named.values() if token}
     split = settings.get("split_special_tokens", False)
     if not isinstance(split, bool):
-        raise ValueError(f"found a {type(split).__name__} as split_special_tokens, expected true or false")
+        raise ValueError(f"found {type(split).__name__} as split_special_tokens, expected true or false")
     return TokenizerSettings(
         start_token=str(named["bos_token"]),
         end_token=str(named["eos_token"]),
@@ -116,7 +114,7 @@ def _merge(files: TokenizerFiles) -> "tuple[dict[str, Any], list[AddedToken]]":
     else:
         _merge_special_tokens_map(settings, files.special_tokens_map)
         special = {str(settings[key]) for key in _NAMED_TOKENS if settings.get(key)}
-        special.update(str(token) for token in settings.get("extra_special_tokens") or [])
+        special.update(str(token) for token in _list_of_extra(settings.get("extra_special_tokens")))
         for content, index in files.more_tokens.items():
             is_special = content in special
             properties = {"content": content, "normalized": not is_special, "special": is_special}
@@ -136,7 +134,7 @@ def _merge(files: TokenizerFiles) -> "tuple[dict[str, Any], list[AddedToken]]":
 def _merge_special_tokens_map(settings: dict[str, Any], special_tokens_map: dict[str, Any]) -> None:
     for key, value in special_tokens_map.items():
         if key == "extra_special_tokens" and isinstance(value, list):
-            merged = list(settings.get(key) or [])
+            merged = list(_list_of_extra(settings.get(key)))
             for token in value:
                 token = _added_token({**token, "special": True}) if isinstance(token, dict) else token
                 if token not in merged:
@@ -148,6 +146,12 @@ def _merge_special_tokens_map(settings: dict[str, Any], special_tokens_map: dict
             settings[key] = value
     if isinstance(settings.get("extra_special_tokens"), dict):
         settings.setdefault("model_specific_special_tokens", {}).update(settings.pop("extra_special_tokens"))
+
+
+def _list_of_extra(tokens: Any) -> list[Any]:
+    if not isinstance(tokens, list | None):
+        raise ValueError("found extra_special_tokens that are no list")
+    return tokens or []
 
 
 def _is_further(key: str) -> bool:
