@@ -1,5 +1,6 @@
 """The files of a pretrained model: in a directory, on the Hugging Face hub, or in the hub's cache."""
 
+import os
 import re
 from pathlib import Path
 
@@ -23,7 +24,8 @@ class PretrainedFiles:
         """
         if self._directory is not None:
             path = self._directory / file
-            return path if path.exists() else None
+            # a link to nothing stays: that its target is missing is an error, not a file left out
+            return path if os.path.lexists(path) else None
         try:
             found = self._find_on_hub(file)
         except OSError:

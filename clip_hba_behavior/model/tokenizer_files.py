@@ -1,12 +1,11 @@
 """The files of a CLIP tokenizer: found in a directory or on the Hugging Face hub, and read within bounds."""
 
 import json
-import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clip_hba_behavior.model.hub import PretrainedFiles
 from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_text, quote, shown
 
 MAX_BYTES = 64 * MIB  # CLIP's largest file, tokenizer.json, has some 4 MiB
@@ -47,16 +46,18 @@ def read_tokenizer_files(name: str) -> TokenizerFiles:
         ValueError: a file has content of another form, or a name that the hub cannot have.
     """
     directory = Path(name).expanduser()
-    if directory.is_dir():
-        found = {each: directory / each for each in _VOCABULARY_FILES + _SETTINGS_FILES}
-        # a link to nothing stays: that its target is missing is an error, not a file left out
-        found = {each: path for each, path in found.items() if os.path.lexists(path)}
-    elif directory.is_file():
+    if directory.is_file():
         raise OSError("found a file, expected a directory or a name on the hub")
-    elif name.count("/") > 1 or name.startswith((".", "/", "~")):
+    if not directory.is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise OSError("there is no such directory")
-    else:
-        found = _find_on_hub(name)
+    files = PretrainedFiles(str(directory) if directory.is_dir() else name)
+    found: dict[str, Path] = {}
+    for each in _VOCABULARY_FILES + _SETTINGS_FILES:
+        if each in _VOCABULARY_FILES and "tokenizer.json" in found:
+            continue  # it holds what the other two do
+        path = files.find(each)
+        if path is not None:
+            found[each] = path
     vocabulary, merges, added_tokens = _read_vocabulary(found)
     config, special_tokens_map, more_tokens = (
         _read_object(found[each]) if each in found else {} for each in _SETTINGS_FILES
@@ -64,45 +65,6 @@ def read_tokenizer_files(name: str) -> TokenizerFiles:
     if not all(type(index) is int for index in more_tokens.values()):
         raise ValueError("added_tokens.json: found an id that is no integer")
     return TokenizerFiles(vocabulary, merges, added_tokens, config, special_tokens_map, more_tokens)
-
-
-def _find_on_hub(name: str) -> dict[str, Path]:
-    """Return the files that the hub, or in offline mode its cache, has: all of one commit."""
-    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
-
-    disable_progress_bars()
-    found: dict[str, Path] = {}
-    commit = None
-    for each in _VOCABULARY_FILES + _SETTINGS_FILES:
-        if each in _VOCABULARY_FILES and "tokenizer.json" in found:
-            continue  # it holds what the other two do
-        path = _find_hub_file(name, each, commit)
-        if path is not None:
-            found[each] = path
-            if re.fullmatch("[0-9a-f]{40}", path.parent.name):
-                commit = path.parent.name
-    return found
-
-
-def _find_hub_file(name: str, filename: str, commit: str | None) -> Path | None:
-    from huggingface_hub import _CACHED_NO_EXIST, constants, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    known_absent = try_to_load_from_cache(name, filename, revision=commit) is _CACHED_NO_EXIST
-    if known_absent and commit:
-        return None  # a commit never changes
-    try:
-        return Path(hf_hub_download(name, filename, revision=commit))
-    except LocalEntryNotFoundError as error:
-        if known_absent or constants.HF_HUB_OFFLINE:
-            return None
-        # taken for absent, it could change the ids without a word
-        raise OSError(
-            f"the hub cannot be reached, and its cache does not hold {filename}; "
-            "with HF_HUB_OFFLINE=1, what the cache does not hold counts as absent"
-        ) from error
-    except EntryNotFoundError:
-        return None
 
 
 def _read_vocabulary(found: dict[str, Path]) -> tuple[dict[str, int], list[tuple[str, str]], list[dict[str, Any]]]:
