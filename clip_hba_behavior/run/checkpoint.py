@@ -4,11 +4,9 @@ The file is what `torch.save` makes of one dict of builtins and CPU tensors, so 
 `torch.load(path)` opens it and `model.load_state_dict(checkpoint, strict=False)` takes it.
 """
 
-import io
 import logging
 import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,6 +20,7 @@ from clip_hba_behavior.reproducibility.state.errors import AnotherFormatError, B
 from clip_hba_behavior.reproducibility.state.files import publish
 from clip_hba_behavior.reproducibility.state.rng import MISSING, SAVED, RngState, capture_rng_state
 from clip_hba_behavior.reproducibility.state.snapshot import snapshot
+from clip_hba_behavior.reproducibility.state.tree import to_bytes
 from clip_hba_behavior.training.state import PartialState, TrainingState
 
 FORMAT_VERSION = 1
@@ -124,28 +123,6 @@ def to_content(state: TrainingState, provenance: Mapping[str, Any]) -> dict[str,
     content["training_run"] = provenance.get("training_run", 1)
     content["provenance"] = dict(provenance)
     return content
-
-
-def to_bytes(content: Mapping[str, Any]) -> bytes:
-    """Serialise a content. The same content gives the same bytes, whatever the file is called."""
-    buffer = io.BytesIO()  # given a path, torch.save would write the file's name into the archive
-    torch.save(_with_one_object_a_text(dict(content)), buffer)
-    return buffer.getvalue()
-
-
-def _with_one_object_a_text(value: Any) -> Any:
-    """Rebuild containers so that equal texts are one object.
-
-    Pickle writes a text that is the same object as an earlier one as a reference, so without this the
-    bytes would tell whether a text was read from a file or came from the program.
-    """
-    if isinstance(value, str):
-        return sys.intern(str(value))
-    if isinstance(value, dict):
-        return {_with_one_object_a_text(key): _with_one_object_a_text(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_with_one_object_a_text(item) for item in value)
-    return value
 
 
 def save_dora_parameters(

@@ -11,10 +11,10 @@ from clip_hba_behavior.reproducibility.state.environment import (
     NAMES,
     Changes,
     environment_changes,
-    is_compared,
     library_versions,
     machine,
     package_changes,
+    refuse_changes,
     sentences,
     sources_digest,
     variables,
@@ -112,25 +112,16 @@ def compare_environments(
     changes |= _changes(recorded["digests"], found["digests"])
     changes |= environment_changes(recorded, found)
     known = [*found["digests"], *NAMES, *found["trajectory"]]
-    unknown = sorted(key for key in set(allow) - set(known) if not is_compared(key))
-    if unknown:
-        raise BadInputError(
-            f"--allow {', '.join(unknown)}: nothing of that name is compared\n  known: {', '.join(known)}"
-        )
-    refused = {key: values for key, values in changes.items() if key not in allow}
-    if refused:
-        lines = [
-            f"{'the digest of the ' if key in found['digests'] else ''}{key}\n"
-            f"    in the run: {then}\n    now:        {now}"
-            for key, (then, now) in refused.items()
-        ]
-        lines += changed_files(recorded, found) if refused.keys() & found["digests"].keys() else []
-        raise BadInputError(
-            f"cannot resume {run}: what it was made from changed\n  "
-            + "\n  ".join(lines)
-            + f"\n  put it back as it was, or go on all the same, on record, with --allow {','.join(refused)}"
-        )
-    return sentences(changes)
+    is_data_other = any(key in changes and key not in allow for key in found["digests"])
+    return refuse_changes(
+        run,
+        changes,
+        allow,
+        known,
+        digests=found["digests"],
+        files=changed_files(recorded, found) if is_data_other else (),
+        flag=lambda keys: f"--allow {','.join(keys)}",
+    )
 
 
 def _changes(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> Changes:

@@ -11,9 +11,10 @@ from clip_hba_behavior.reproducibility.record.ledger import LEDGER
 from clip_hba_behavior.reproducibility.record.protocol import EpochDone
 from clip_hba_behavior.reproducibility.record.quarantine import describe
 from clip_hba_behavior.reproducibility.record.record_file import RecordFile, keep_apart, recorded_epochs_beyond
-from clip_hba_behavior.reproducibility.record.recorder import Recorder
+from clip_hba_behavior.reproducibility.record.recorder import Recorder, Results
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.record.signals import stopping_on_signals
+from clip_hba_behavior.reproducibility.record.states import Refused, quarantine
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
 from clip_hba_behavior.reproducibility.state.numerics import numerics_left_as_they_were
 from clip_hba_behavior.reproducibility.state.rng import load_and_restore_rng_state
@@ -39,15 +40,8 @@ from clip_hba_behavior.run.fork import (
 from clip_hba_behavior.run.log import session, warn_of_changes
 from clip_hba_behavior.run.repair import repair_records
 from clip_hba_behavior.run.replayer import Replayer
-from clip_hba_behavior.run.results import RESULTS
-from clip_hba_behavior.run.states import (
-    Refused,
-    RunStore,
-    newest_epoch,
-    newest_state,
-    quarantine,
-    read_epoch,
-)
+from clip_hba_behavior.run.results import RESULTS, format_row
+from clip_hba_behavior.run.states import RunStore, newest_epoch, newest_state, read_epoch
 from clip_hba_behavior.training.advance import advance
 from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.training.trainer import Trainer
@@ -219,7 +213,7 @@ def _continue(
         target.write_config(config)
         target.write_environment(environment)
         target.copy_history(source, state.epoch)
-    quarantine(target, refused, here.logger)
+    quarantine(target.path, refused, here.logger)
     for sentence in repair_records(target, checkpoint, lambda: Replayer(config, here, (trainer, environment))):
         here.logger.warning("Repaired %s", sentence)
     trainer.apply_numerics()  # a replay may have set others
@@ -348,7 +342,8 @@ def train_model(
     results = RecordFile(directory.results_file, after, RESULTS)
     try:
         store = RunStore(directory, trainer, provenance(config, environment), results, logger, save_rng_state)
-        recorder = Recorder(ledger, results, store, trainer, session, config.checkpoint_every_steps, check)
+        rows = Results(results, format_row)
+        recorder = Recorder(ledger, rows, store, trainer, session, config.checkpoint_every_steps, check)
         for event in advance(trainer, config.epochs, stop_early=stop_early):
             recorder.record(event)
             is_last = trainer.epoch == config.epochs or (stop_early and trainer.should_stop())

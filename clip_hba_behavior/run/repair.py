@@ -99,7 +99,7 @@ def _replayed_lines(
         again = replayer().replay(begin, settings, state.step_in_epoch if is_open else None)
     except BadInputError:  # such as a device that is not here
         return {}
-    if again.end.digest() != expected:
+    if again.state().digest() != expected:
         return {}
     source = f"a replay of epoch {epoch} from {start.path.name}, which reached the recorded state"
     found = {

@@ -3,13 +3,13 @@
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clip_hba_behavior.reproducibility.record.quarantine import describe, keep_file
 from clip_hba_behavior.reproducibility.record.record_file import RecordFile
-from clip_hba_behavior.reproducibility.state.errors import AnotherFormatError, BadInputError
+from clip_hba_behavior.reproducibility.record.states import Refused, epochs_to_keep, newest_complete
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.checkpoint import (
     Checkpoint,
     checkpoint_path,
@@ -21,7 +21,7 @@ from clip_hba_behavior.run.checkpoint import (
 )
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.log import epoch_line
-from clip_hba_behavior.run.results import format_row, parse_row
+from clip_hba_behavior.run.results import parse_row
 from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.training.trainer import Trainer
 
@@ -55,9 +55,6 @@ def read_epoch(run: RunDirectory, epoch: int) -> Checkpoint:
     return checkpoint
 
 
-Refused = Sequence[tuple[Path, BadInputError]]  # damaged files, and what is wrong with each
-
-
 def newest_state(run: RunDirectory, logger: logging.Logger) -> tuple[Checkpoint, Refused]:
     """Find the newest complete state; nothing is moved yet.
 
@@ -69,17 +66,15 @@ def newest_state(run: RunDirectory, logger: logging.Logger) -> tuple[Checkpoint,
     """
     found = {(epoch, 0): path for epoch, path in list_checkpoints(run.checkpoints).items()}
     found |= list_step_checkpoints(run.step_checkpoints)
-    refused: list[tuple[Path, BadInputError]] = []
-    for _, path in sorted(found.items(), reverse=True):
-        try:
-            checkpoint = read_named(path)
-            checkpoint.whole_state()
-        except AnotherFormatError:
-            raise
-        except BadInputError as error:
-            refused.append((path, error))
-            continue
-        return checkpoint, refused
+
+    def read(path: Path) -> Checkpoint:
+        checkpoint = read_named(path)
+        checkpoint.whole_state()
+        return checkpoint
+
+    newest, refused = newest_complete(found, read)
+    if newest is not None:
+        return newest, refused
     for _, why in refused:
         logger.warning("Not a complete state: %s", why)
     raise BadInputError(
@@ -89,13 +84,6 @@ def newest_state(run: RunDirectory, logger: logging.Logger) -> tuple[Checkpoint,
         if found
         else f"{run.path} has no checkpoint: it never began\n  start it again with `clip-hba train`"
     )
-
-
-def quarantine(run: RunDirectory, refused: Refused, logger: logging.Logger) -> None:
-    """Move damaged checkpoints out of the way, and name them."""
-    for path, why in refused:
-        record = keep_file(run.path, path, {"why": f"not a complete state: {why}"})
-        logger.warning("Quarantined %s", describe(record))
 
 
 class RunStore:
@@ -131,10 +119,6 @@ class RunStore:
     def check_held(self) -> None:
         """Return if this process may still write."""
         self._run.check_held()
-
-    def format_row(self, metrics: Mapping[str, Any]) -> str:
-        """Return an epoch's row of results."""
-        return format_row(metrics)
 
     def save_step(self, state: TrainingState) -> None:
         """Save the state within an epoch; of those, the two newest stay."""
@@ -188,14 +172,6 @@ class RunStore:
         """
         run = self._run
         epochs = list(list_checkpoints(run.checkpoints))
-        word, _, number = self._trainer.config.keep_checkpoints.partition(" ")
-        if word == "all" or len(epochs) < 3:
-            return
-        keep = {epochs[0], epochs[-1], self._best[0], *run.forked_epochs()}
-        if word == "last":
-            keep.update(epochs[-int(number) :])
-        elif word == "every":
-            keep.update(epoch for epoch in epochs if epoch % int(number) == 0)
-        for epoch in epochs:
-            if epoch not in keep:
-                checkpoint_path(run.checkpoints, epoch).unlink()
+        always = {self._best[0], *run.forked_epochs()}
+        for epoch in set(epochs) - epochs_to_keep(epochs, self._trainer.config.keep_checkpoints, always):
+            checkpoint_path(run.checkpoints, epoch).unlink()

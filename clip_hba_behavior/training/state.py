@@ -4,12 +4,13 @@
 object loaded, stepped and compared; none of them keeps state of its own.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
-from clip_hba_behavior.reproducibility.state.digest import digest
+from clip_hba_behavior.reproducibility.state.digest import Leaf, digest, leaves
 from clip_hba_behavior.reproducibility.state.rng import RngState
 
 
@@ -46,6 +47,10 @@ class TrainingState:
         """Return the fields by name, not copied."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
+    def leaves(self) -> Iterator[tuple[str, Leaf]]:
+        """Return every tensor and scalar by name."""
+        return leaves(self.as_dict())
+
     def digest(self) -> str:
         """Return the state digest: SHA-256 over the canonical encoding of every field."""
         return digest(self.as_dict())
@@ -67,6 +72,10 @@ class PartialState:
         """Return what there is by name, not copied."""
         content = {"parameters": self.parameters, "rng_state": self.rng_state}
         return {key: value for key, value in content.items() if value}
+
+    def leaves(self) -> Iterator[tuple[str, Leaf]]:
+        """Return every tensor and scalar by name."""
+        return leaves(self.as_dict())
 
     def digest(self) -> str:
         """Return the digest of what there is; never that of a complete state."""

@@ -28,11 +28,11 @@ from clip_hba_behavior.reproducibility.state.files import publish
 from clip_hba_behavior.reproducibility.state.numerics import numerics_left_as_they_were
 from clip_hba_behavior.reproducibility.state.rng import undisturbed_generators
 from clip_hba_behavior.reproducibility.state.snapshot import snapshot
+from clip_hba_behavior.reproducibility.state.tree import to_bytes
 from clip_hba_behavior.run.assembly import build_trainer, resolve_config
 from clip_hba_behavior.run.checkpoint import (
     parameters_digest,
     read_checkpoint,
-    to_bytes,
     to_content,
 )
 from clip_hba_behavior.run.log import LOGGER_NAME

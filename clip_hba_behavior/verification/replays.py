@@ -79,7 +79,7 @@ class ReplayHistory:
         self._steps[number] = again.steps
         if self._num_steps is not None:
             return Epoch(number, settings, start, None, again.steps)
-        end = again.end
+        end = again.state()
         row = {name: float(value) for name, value in end.as_dict()["metrics"].items() if name in METRICS}
         return Epoch(number, settings, start, end, again.steps, row)
 

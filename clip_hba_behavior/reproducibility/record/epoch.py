@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 
 from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH, Record, Step
 from clip_hba_behavior.reproducibility.record.protocol import State
-from clip_hba_behavior.reproducibility.state.compare import compare
+from clip_hba_behavior.reproducibility.state.compare import compare_leaves
 
 Source = Literal["records", "ledger", "state", "results"]
 
@@ -138,10 +138,11 @@ def compare_states(first: State | None, second: State | None) -> Iterator[Differ
     """Compare two states leaf by leaf; of a state in part, what both have."""
     if first is None or second is None:
         return
-    left, right = first.as_dict(), second.as_dict()
-    both = left.keys() & right.keys()
-    left, right = ({key: value for key, value in each.items() if key in both} for each in (left, right))
-    for each in compare(left, right).differences:
+    both = first.as_dict().keys() & second.as_dict().keys()
+    left, right = (
+        {name: leaf for name, leaf in each.leaves() if name.partition("/")[0] in both} for each in (first, second)
+    )
+    for each in compare_leaves(left, right).differences:
         yield Difference(
             END_OF_EPOCH, "state", each.name, each.first, each.second, each.what, each.largest, each.is_tensor
         )

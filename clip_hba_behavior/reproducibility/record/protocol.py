@@ -55,6 +55,9 @@ class State(Protocol):
     def as_dict(self) -> dict[str, Any]:
         """Return the tree."""
 
+    def leaves(self) -> Iterable[tuple[str, Any]]:
+        """Return the tree's leaves by name."""
+
     def digest(self) -> str:
         """Return the digest of the tree."""
 
@@ -82,35 +85,42 @@ def end_record(event: EpochDone, state: State, live: Live) -> Record:
     return {"metrics": dict(event.metrics), "state_digest": state.digest(), "state": live.leaf_digests()}
 
 
-@dataclass(frozen=True)
 class Replay:
-    """What a loop gave when it was run again.
+    """Consumes a loop's events as it is run again, and keeps what a recorder would write.
 
     Attributes:
         steps: what the ledger would record of each step, and of the epoch's end.
-        end: the state after the last event.
     """
 
-    steps: dict[Step, Record]
-    end: State
+    def __init__(self, live: Live, report: Report, with_state: bool = False) -> None:
+        """Begin an epoch.
+
+        Args:
+            live: what trains.
+            report: told of the progress.
+            with_state: put each tensor's digest into every step's record.
+        """
+        self.steps: dict[Step, Record] = {}
+        self._end: State | None = None
+        self._live, self._report, self._with_state = live, report, with_state
+
+    def record(self, event: Event) -> None:
+        """Keep what an event gives."""
+        if isinstance(event, StepDone):
+            self.steps[event.step] = step_record(event, self._live, self._with_state)
+            self._report(f"replaying epoch {event.epoch}", event.step, event.num_steps)
+        else:
+            self._end = self._live.snapshot()
+            self.steps[END_OF_EPOCH] = end_record(event, self._end, self._live)
+
+    def state(self) -> State:
+        """Return the state after the last event."""
+        return self._end if self._end is not None else self._live.snapshot()
 
 
 def replay(events: Iterable[Event], live: Live, report: Report, with_state: bool = False) -> Replay:
-    """Run a loop to its end, and keep what a recorder would write.
-
-    Args:
-        events: of one epoch, or its first steps.
-        live: what trains.
-        report: told of the progress.
-        with_state: put each tensor's digest into every step's record.
-    """
-    steps: dict[Step, Record] = {}
-    end: State | None = None
+    """Run a loop of one epoch, or of its first steps, to its end."""
+    repeated = Replay(live, report, with_state)
     for event in events:
-        if isinstance(event, StepDone):
-            steps[event.step] = step_record(event, live, with_state)
-            report(f"replaying epoch {event.epoch}", event.step, event.num_steps)
-        else:
-            end = live.snapshot()
-            steps[END_OF_EPOCH] = end_record(event, end, live)
-    return Replay(steps, end if end is not None else live.snapshot())
+        repeated.record(event)
+    return repeated

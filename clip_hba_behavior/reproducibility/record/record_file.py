@@ -16,6 +16,7 @@ from clip_hba_behavior.reproducibility.state.files import replace
 # Lines that are missing, by position: the line made again, and from what it was made.
 Remade = dict[Position, tuple[str, str]]
 Remake = Callable[[Lines, tuple[Fault, ...]], Remade]
+Accept = Callable[[int], str]
 
 
 class RecordFile:
@@ -26,15 +27,17 @@ class RecordFile:
     only by an equal one.
     """
 
-    def __init__(self, path: Path, after: Position, schema: Schema) -> None:
+    def __init__(self, path: Path, after: Position, schema: Schema, accept: Accept | None = None) -> None:
         """Open a file for a run that continues from the state `after`.
 
         Args:
             path: the file; made if it is not there. It holds no faults: see `repair`.
             after: the state that the run is resumed from.
             schema: what its lines are.
+            accept: returns how a person decides for the new lines of an epoch.
         """
         self.path = path
+        self._accept = accept or (lambda epoch: f"clip-hba resume {path.parent} --accept-mismatch {epoch}")
         self._schema = schema
         self._pending_file = _pending_file(path)
         found, self._torn = _recorded(path, schema)
@@ -61,8 +64,7 @@ class RecordFile:
             raise NotReproducibleError(
                 f"{self.path.name}: the run did not repeat what it had recorded\n{_difference(expected, line)}\n"
                 "  data, software, machine or the record itself changed; the recorded lines stay, to be repeated\n"
-                "  find out what changed, or go on with the new lines, on record: "
-                f"clip-hba resume {self.path.parent} --accept-mismatch {epoch}"
+                f"  find out what changed, or go on with the new lines, on record: {self._accept(epoch)}"
             )
         self._file.write(f"{line}\n".encode())
         self._file.flush()

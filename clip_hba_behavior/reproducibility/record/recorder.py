@@ -1,6 +1,7 @@
 """The recorder: writes down what a run does, in an order after which any crash can be repaired."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH, format_record, position_of
@@ -19,19 +20,29 @@ from clip_hba_behavior.reproducibility.state.errors import InterruptedRunError
 
 
 class Store(Protocol):
-    """Where the states of one kind of run go, and how its rows are written."""
+    """Where the states of one kind of run go."""
 
     def check_held(self) -> None:
         """Return if this process may still write."""
-
-    def format_row(self, metrics: Mapping[str, Any]) -> str:
-        """Return an epoch's row of results."""
 
     def save_step(self, state: Any) -> None:
         """Save a state within an epoch."""
 
     def save_epoch(self, state: Any) -> None:
         """Save the state at an epoch's end: the mark that the epoch is done."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """A file of results, a row for each epoch.
+
+    Attributes:
+        file: open for rows.
+        format_row: gives the row of what an epoch reported.
+    """
+
+    file: RecordFile
+    format_row: Callable[[Mapping[str, Any]], str]
 
 
 class Recorder:
@@ -44,7 +55,7 @@ class Recorder:
     def __init__(
         self,
         ledger: RecordFile,
-        results: RecordFile,
+        results: Results | None,
         store: Store,
         live: Live,
         session: Session,
@@ -55,7 +66,7 @@ class Recorder:
 
         Args:
             ledger: open for lines.
-            results: open for rows.
+            results: rows of results too; None where the ledger's closing lines are enough.
             store: where states go.
             live: what trains.
             session: its stop request is answered after a step.
@@ -82,7 +93,8 @@ class Recorder:
     def close(self) -> None:
         """Close the files."""
         self._ledger.close()
-        self._results.close()
+        if self._results is not None:
+            self._results.file.close()
 
     def _record_step(self, event: StepDone) -> None:
         stop = self._session.stop
@@ -107,6 +119,7 @@ class Recorder:
         self._ledger.append(position_of(event.epoch, END_OF_EPOCH), line)
         self._ledger.commit()
         self._store.check_held()
-        self._results.append((event.epoch, 0), self._store.format_row(event.metrics))
-        self._results.commit()
+        if self._results is not None:
+            self._results.file.append((event.epoch, 0), self._results.format_row(event.metrics))
+            self._results.file.commit()
         self._store.save_epoch(state)

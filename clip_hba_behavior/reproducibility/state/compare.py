@@ -1,5 +1,6 @@
 """What differs between two states, leaf by leaf, in raw bytes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,11 @@ class Comparison:
 
 def compare(first: object, second: object) -> Comparison:
     """Compare two nested structures in the raw bytes of every leaf."""
-    left, right = dict(leaves(first)), dict(leaves(second))
+    return compare_leaves(dict(leaves(first)), dict(leaves(second)))
+
+
+def compare_leaves(left: Mapping[str, Any], right: Mapping[str, Any]) -> Comparison:
+    """Compare the leaves of two structures, by name, in their raw bytes."""
     names = sorted(left.keys() | right.keys())
     tensors = {name for name in names if isinstance(left.get(name, right.get(name)), torch.Tensor)}
     differences = []

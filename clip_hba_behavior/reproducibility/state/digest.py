@@ -47,7 +47,8 @@ def leaves(value: object, name: str = "") -> Iterator[tuple[str, Leaf]]:
 
 def tensor_bytes(tensor: torch.Tensor) -> bytes:
     """Return the elements of a tensor in row-major order, each little-endian."""
-    array = tensor.detach().cpu().contiguous().numpy()
+    tensor = tensor.detach().cpu().contiguous()
+    array = (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
@@ -62,7 +63,7 @@ def encode(leaf: Leaf) -> bytes:
     if isinstance(leaf, bytes):
         return b"bytes\n" + leaf
     if isinstance(leaf, str):
-        return b"str\n" + leaf.encode()
+        return b"str\n" + leaf.encode("utf-8", "surrogatepass")
     if isinstance(leaf, float):
         return b"float\n" + struct.pack("<d", leaf)
     return f"{type(leaf).__name__}\n{leaf!r}".encode()

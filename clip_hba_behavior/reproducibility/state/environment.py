@@ -4,13 +4,15 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
 
 # Of the libraries recorded these compute; Python, safetensors and tokenizers do not: what they read is digested.
 _LIBRARIES_THAT_COMPUTE = ("torch", "numpy", "scipy", "pillow", "cuda")
@@ -80,6 +82,49 @@ def package_changes(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> Ch
 def sentences(changes: Changes) -> list[str]:
     """Return a sentence for each change."""
     return [f"{name} was {then}, is {now}" for name, (then, now) in changes.items()]
+
+
+def refuse_changes(
+    run: Path,
+    changes: Changes,
+    allow: Collection[str],
+    known: Iterable[str],
+    digests: Collection[str],
+    flag: Callable[[Iterable[str]], str],
+    files: Iterable[str] = (),
+) -> list[str]:
+    """Refuse to continue a run that was made from something else, but for what is allowed to be another.
+
+    Args:
+        run: its directory.
+        changes: what is not as it was.
+        allow: names that may be another, on record.
+        known: every name that may be allowed, beside what `is_compared`.
+        digests: which names are of digests.
+        flag: how a person allows some names.
+        files: further lines that name what of the data differs.
+
+    Returns:
+        What differs and was allowed: a sentence each, to be recorded as drift.
+
+    Raises:
+        BadInputError: names what changed, the two values under each other, and the one way to go on.
+    """
+    unknown = sorted(key for key in set(allow) - set(known) if not is_compared(key))
+    if unknown:
+        raise BadInputError(f"{flag(unknown)}: nothing of that name is compared\n  known: {', '.join(known)}")
+    refused = {key: values for key, values in changes.items() if key not in allow}
+    if refused:
+        lines = [
+            f"{'the digest of the ' if key in digests else ''}{key}\n    in the run: {then}\n    now:        {now}"
+            for key, (then, now) in refused.items()
+        ]
+        raise BadInputError(
+            f"cannot resume {run}: what it was made from changed\n  "
+            + "\n  ".join([*lines, *files])
+            + f"\n  put it back as it was, or go on all the same, on record, with {flag(refused)}"
+        )
+    return sentences(changes)
 
 
 def _single_values(environment: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,282 @@
+"""A tracked run verified by its own loop: each epoch is trained again from the state before it, and compared."""
+
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clip_hba_behavior.reproducibility.record.epoch import Difference, Epoch, compare_epochs
+from clip_hba_behavior.reproducibility.record.judge import Claim, Level, Tolerance, Verdict, judge, worst
+from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH
+from clip_hba_behavior.reproducibility.record.parts import Part
+from clip_hba_behavior.reproducibility.record.protocol import Event, Replay
+from clip_hba_behavior.reproducibility.record.recording import changes_from, describe_run, device_of, tracking_by
+from clip_hba_behavior.reproducibility.record.session import Report
+from clip_hba_behavior.reproducibility.record.track import Run
+from clip_hba_behavior.reproducibility.record.tracked import TrackedFiles, TrackedState
+from clip_hba_behavior.reproducibility.state.environment import environment_changes, sentences
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.rng import undisturbed_generators
+
+_TOLERANCE = 1e-4  # of losses and metrics, where the environment supports no claim on bits
+
+
+@dataclass(frozen=True)
+class EpochVerification:
+    """What training an epoch again showed.
+
+    Attributes:
+        epoch: counted from 1.
+        verdict: `reproducible`, `consistent`, `not reproducible` or `could not be tested`.
+        differences: in the order of time; none where every bit is equal.
+        why_not: why it could not be tested.
+    """
+
+    epoch: int
+    verdict: Verdict
+    differences: tuple[Difference, ...] = ()
+    why_not: str = ""
+
+    def __str__(self) -> str:
+        """Name the epoch, the verdict and the first difference."""
+        text = f"epoch {self.epoch}: {self.verdict}"
+        if self.differences:
+            text += f", {describe_difference(self.differences[0])}"
+            text += f", and {len(self.differences) - 1} more" if len(self.differences) > 1 else ""
+        return f"{text}: {self.why_not}" if self.why_not else text
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The outcome of `verify`.
+
+    Attributes:
+        run: the directory.
+        level: L0 where equal bits are claimed, L2 where versions or processor are others.
+        reasons: what keeps it from L0.
+        problems: what is wrong with the run's own records.
+        epochs: each that was to be tested.
+    """
+
+    run: str
+    level: Level
+    reasons: tuple[str, ...]
+    problems: tuple[str, ...]
+    epochs: tuple[EpochVerification, ...]
+
+    def verdict(self) -> Verdict:
+        """Return the verdict on all."""
+        if self.problems:
+            return Verdict.DIFFERENT
+        return worst(each.verdict for each in self.epochs)
+
+    def __str__(self) -> str:
+        """Return a line for each epoch, and the verdict."""
+        lines = [str(each) for each in self.epochs]
+        lines += [f"problem: {each}" for each in self.problems]
+        lines += [f"level {self.level}: {each}" for each in self.reasons]
+        return "\n".join([*lines, f"{self.run}: {self.verdict()} ({self.level})"])
+
+
+def verify(
+    path: str | Path,
+    main: Callable[..., Any],
+    epochs: Collection[int] | None = None,
+    report: Report = lambda what, done, total: None,
+) -> Verification:
+    """Train epochs of a run again, by its own loop, and compare every bit with what is on record.
+
+    Args:
+        path: the run's directory; nothing in it is written.
+        main: the function that trains. A parameter called `track` is given what it must call; without one, `track`
+            itself does not record while `main` runs, but repeats.
+        epochs: which; None for all whose state before is there.
+        report: told of the progress.
+
+    Returns:
+        The verdicts. The global random streams are afterwards as they were.
+
+    Raises:
+        BadInputError: there is no run, or `main` gives other settings, data or parts than it was made from.
+    """
+    files = TrackedFiles(Path(path).expanduser().absolute())
+    known = [epoch for epoch in files.epochs() if epoch > min(files.epochs())]
+    wanted = sorted(known if epochs is None else epochs)
+    if unknown := sorted(set(wanted) - set(known)):
+        raise BadInputError(f"{files.directory.path} has no epoch {unknown[0]}\n  found:    {known}")
+    if not wanted:
+        raise BadInputError(f"{files.directory.path} has no completed epoch to verify")
+    replaying = _Replaying(files, wanted, report)
+    with undisturbed_generators():
+        if "track" in inspect.signature(main).parameters:
+            main(track=replaying.track)
+        else:
+            with tracking_by(replaying.track):
+                main()
+    if not replaying.has_run:
+        raise BadInputError("main(track) did not iterate over the epochs of a run that track gave it")
+    found = {each.epoch: each for each in replaying.found}
+    missing = "the loop did not come to this epoch"
+    verified = [found.get(each, EpochVerification(each, Verdict.UNTESTED, (), missing)) for each in wanted]
+    claim = replaying.claim
+    return Verification(
+        str(files.directory.path), claim.level, claim.reasons, tuple(files.problems), tuple(verified)
+    )
+
+
+class _Replaying:
+    """The consumer of a run that is trained again."""
+
+    def __init__(self, files: TrackedFiles, wanted: Sequence[int], report: Report) -> None:
+        self.found: list[EpochVerification] = []
+        self.claim = Claim("L0")
+        self.has_run = False
+        self._files, self._wanted, self._report = files, wanted, report
+        self._replay: Replay | None = None
+
+    def track(
+        self,
+        directory: str | Path,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        data: str | None = None,
+        checkpoint_every_steps: int | None = None,
+        keep_checkpoints: str = "all",
+        allow: Collection[str] = (),
+        accept_mismatch: int | None = None,
+        **parts: Part,
+    ) -> Run:
+        """Stand for the real `track`: where the run is and how it is kept is known."""
+        record, device = self._files.record, device_of(parts)
+        found = describe_run(parts, settings, data, device)
+        environment = environment_changes(record, found)
+        changes_from(record, found, self._files.directory.path, list(environment))
+        reasons = (*sentences(environment), *record["drift"])
+        if reasons:
+            self.claim = Claim("L2", reasons)
+        return Run(self, parts, device)
+
+    def epochs(self, run: Run, last: int) -> Iterator[int]:
+        """Restore the state before each epoch, yield it, and compare."""
+        self.has_run = True
+        for number in self._wanted:
+            if number > last:
+                continue
+            try:
+                start = self._files.state(number - 1)
+            except BadInputError as error:
+                self.found.append(EpochVerification(number, Verdict.UNTESTED, (), str(error)))
+                continue
+            if start is None:
+                why = f"there is no state after epoch {number - 1}"
+                self.found.append(EpochVerification(number, Verdict.UNTESTED, (), why))
+                continue
+            run.restore(start, str(self._files.files[number - 1]))
+            self._replay = Replay(run, self._report)
+            yield number
+            self._compare(number)
+
+    def record(self, event: Event) -> None:
+        """Keep what the ledger would record."""
+        if self._replay is not None:
+            self._replay.record(event)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _compare(self, number: int) -> None:
+        replay, recorded = self._replay, self._files.epoch(number)
+        if replay is None or END_OF_EPOCH not in replay.steps:
+            return
+        end = replay.state()
+        differences = compare_epochs(recorded, Epoch(number, end=end, steps=replay.steps))
+        if recorded.steps.keys() - replay.steps.keys() or replay.steps.keys() - recorded.steps.keys():
+            then, now = (len(each.keys() - {END_OF_EPOCH}) for each in (recorded.steps, replay.steps))
+            if then:
+                differences = (Difference(END_OF_EPOCH, "ledger", "number of steps", then, now), *differences)
+        self.found.append(EpochVerification(number, judge(differences, self._claim_on(end)), differences))
+
+    def _claim_on(self, end: Any) -> Claim:
+        if self.claim.level == "L0":
+            return self.claim
+        metrics = end.metrics if isinstance(end, TrackedState) else {}
+        relative = dict.fromkeys(["loss", "loss_sum", *metrics], _TOLERANCE)
+        tolerance = Tolerance(relative, exact=("batch", "rng_state", "number of steps"))
+        return Claim("L2", self.claim.reasons, tolerance)
+
+
+@dataclass(frozen=True)
+class RunDifference:
+    """The outcome of `diff`.
+
+    Attributes:
+        runs: the two directories.
+        epochs: how many epochs both have.
+        epoch: the first in which they differ; None if in none.
+        differences: all in that epoch, in the order of time.
+        settings: what they were made from and is not the same, a text each.
+    """
+
+    runs: tuple[str, str]
+    epochs: int
+    epoch: int | None
+    differences: tuple[Difference, ...]
+    settings: tuple[str, ...]
+
+    def equal(self) -> bool:
+        """Whether all that both recorded is the same."""
+        return self.epoch is None
+
+    def __str__(self) -> str:
+        """Name the first difference and what may have made it."""
+        lines = [f"A: {self.runs[0]}", f"B: {self.runs[1]}"]
+        if self.epoch is None:
+            lines.append(f"equal in all of {self.epochs} epochs that both have")
+        else:
+            lines.append(f"first difference: epoch {self.epoch}, {describe_difference(self.differences[0])}")
+            lines += [f"  {describe_difference(each)}" for each in self.differences[1:6]]
+        return "\n".join([*lines, *self.settings])
+
+
+def diff(first: str | Path, second: str | Path) -> RunDifference:
+    """Find where two runs first differ, from what they recorded.
+
+    Args:
+        first: the directory of a tracked run; called A.
+        second: another; called B.
+
+    Raises:
+        BadInputError: there is no run, or they have no epoch in common.
+    """
+    pair = [TrackedFiles(Path(each).expanduser().absolute()) for each in (first, second)]
+    runs = (str(pair[0].directory.path), str(pair[1].directory.path))
+    common = sorted(set(pair[0].epochs()) & set(pair[1].epochs()))
+    if not common:
+        raise BadInputError(
+            "the two runs have no epoch in common\n"
+            + "\n".join(f"  {each.directory.path}: {list(each.epochs())}" for each in pair)
+        )
+    settings = []
+    for kind in ("settings", "digests", "numerics", "versions"):
+        a, b = (each.record.get(kind) or {} for each in pair)
+        settings += [
+            f"{name}\n    in A: {a.get(name)}\n    in B: {b.get(name)}"
+            for name in {**a, **b}
+            if a.get(name) != b.get(name)
+        ]
+    for number in common:
+        epochs = [each.epoch(number) for each in pair]
+        found = tuple(each for each in compare_epochs(*epochs) if each.source != "records")
+        if found:
+            return RunDifference(runs, len(common), number, found, tuple(settings))
+    return RunDifference(runs, len(common), None, (), tuple(settings))
+
+
+def describe_difference(difference: Difference) -> str:
+    """Name step, leaf and values of a difference."""
+    where = "at its end" if difference.step == END_OF_EPOCH else f"step {difference.step}"
+    if difference.source == "records":
+        return difference.name
+    what = difference.text or f"{difference.first!r} != {difference.second!r}"
+    return f"{where}: {difference.name}: {what}"

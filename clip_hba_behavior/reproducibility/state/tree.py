@@ -1,0 +1,111 @@
+"""Trees of tensors and scalars, such as `state_dict`s: copied, named leaf by leaf, digested.
+
+Names are paths that tell a dict's key from a list's index and a text key from a number, so that no two trees
+share a digest. (CLIP-HBA's own states keep the encoding of `digest.py`, which recorded runs were digested by.)
+"""
+
+import hashlib
+import io
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+import torch
+
+from clip_hba_behavior.reproducibility.state.digest import encode
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+
+ENCODING = 2  # of the digests that `tree_digest` gives; 1 is `digest.digest`
+DTYPES = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint32, torch.bool),
+    *(torch.complex64, torch.complex128),
+)
+Tree: TypeAlias = Any  # nested dicts, lists and tuples of tensors, numbers, texts, bytes and None
+_SCALARS = (bool, int, float, str, bytes)
+_ESCAPES = str.maketrans({"~": "~~", "/": "~s", "[": "~l", "(": "~t", "{": "~k"})
+
+
+def copy_tree(value: object, name: str = "state") -> Tree:
+    """Copy a tree: every tensor detached, on the CPU and in memory of its own, every container a plain one.
+
+    Args:
+        value: the tree. Subclasses of dict, list, tuple and of the scalars become these.
+        name: of the tree, for the message.
+
+    Raises:
+        BadInputError: it holds something of another kind; names where.
+    """
+    if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided or value.dtype not in DTYPES:
+            raise BadInputError(f"{name} is a tensor that cannot be saved: {value.layout}, {value.dtype}")
+        return value.detach().to("cpu", copy=True).contiguous()
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str | int) or isinstance(key, bool):
+                raise BadInputError(f"{name} has a key that is neither text nor integer: {key!r}")
+        return {_plain(key): copy_tree(item, f"{name}/{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        copied = [copy_tree(item, f"{name}/{index}") for index, item in enumerate(value)]
+        return tuple(copied) if isinstance(value, tuple) else copied
+    if value is None or isinstance(value, _SCALARS):
+        return _plain(value)
+    raise BadInputError(
+        f"{name} is a {type(value).__module__}.{type(value).__qualname__}, which cannot be saved bit for bit\n"
+        "  found in a state_dict; expected tensors, numbers, texts, bytes, None, and dicts and lists of them"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Return a scalar as one of Python's own: `numpy.float64` is a float that a safe loader refuses."""
+    for kind in _SCALARS:
+        if isinstance(value, kind):
+            return kind(value)  # type: ignore[arg-type]
+    return value
+
+
+def tree_leaves(value: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each leaf with its path: `/key` or `{key}` for a dict's text or number, `[i]` and `(i)` in a sequence.
+
+    An empty container is a leaf too. So is a list or tuple of integers: a generator's state has 625.
+    """
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            name = f"{{{key}}}" if isinstance(key, int) else f"/{key.translate(_ESCAPES)}"
+            yield from tree_leaves(item, f"{path}{name}")
+    elif isinstance(value, list | tuple) and value and not all(type(item) is int for item in value):
+        for index, item in enumerate(value):
+            yield from tree_leaves(item, f"{path}{f'[{index}]' if isinstance(value, list) else f'({index})'}")
+    else:
+        yield path, value
+
+
+def tree_digest(value: Tree) -> str:
+    """Return the SHA-256 over all leaves with their paths, in the order of the paths, as 64 hexadecimal digits."""
+    total = hashlib.sha256(f"tree {ENCODING}\n".encode())
+    for path, leaf in sorted(tree_leaves(value), key=lambda item: item[0]):
+        name, encoded = path.encode("utf-8", "surrogatepass"), encode(leaf)
+        total.update(f"{len(name)} {len(encoded)}\n".encode() + name + encoded)
+    return total.hexdigest()
+
+
+def to_bytes(content: Mapping[str, Any]) -> bytes:
+    """Serialise a content. The same content gives the same bytes, whatever the file is called."""
+    buffer = io.BytesIO()  # given a path, torch.save would write the file's name into the archive
+    torch.save(_with_one_object_a_text(dict(content)), buffer)
+    return buffer.getvalue()
+
+
+def _with_one_object_a_text(value: Any) -> Any:
+    """Rebuild containers so that equal texts are one object.
+
+    Pickle writes a text that is the same object as an earlier one as a reference, so without this the
+    bytes would tell whether a text was read from a file or came from the program.
+    """
+    if isinstance(value, str):
+        return sys.intern(str(value))
+    if isinstance(value, dict):
+        return {_with_one_object_a_text(key): _with_one_object_a_text(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_with_one_object_a_text(item) for item in value)
+    return value
