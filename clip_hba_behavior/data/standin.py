@@ -13,7 +13,6 @@ from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 from numpy.typing import NDArray
 
 from clip_hba_behavior.data.drawing import NUM_DIMENSIONS, colour_and_shape, draw_image
@@ -133,6 +132,8 @@ def _csv_text(names: Sequence[str], latents: NDArray[np.float64]) -> str:
 
 
 def _mat_bytes(rdm: NDArray[np.float64]) -> bytes:
+    import scipy.io  # takes long, and is needed only where the data set is drawn
+
     buffer = io.BytesIO()
     scipy.io.savemat(buffer, {"RDM48_triplet": rdm})  # type: ignore[arg-type]  # the stubs know paths only
     # SciPy writes the time into the text header; MATLAB and SciPy ignore that text.

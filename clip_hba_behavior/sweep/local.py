@@ -72,7 +72,8 @@ def _pass(
 ) -> list[tuple[Run, ...]]:
     """Execute chains with one pool; return those that are left."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["clip_hba_behavior.run.life"])
+    # with what a run imports only where it needs it: each worker would
+    context.set_forkserver_preload(["clip_hba_behavior.run.life", "scipy.io", "scipy.special"])
     left = dict(enumerate(chains))
     with ProcessPoolExecutor(num_processes(plan), mp_context=context, initializer=_begin_worker) as pool:
         futures: dict[Future[list[tuple[Run, Status]]], int] = {
