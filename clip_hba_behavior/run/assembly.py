@@ -1,5 +1,6 @@
 """A run put together: its configuration made complete, its data and backbone read, its trainer built."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from clip_hba_behavior.model.clip_hba import CLIPHBA
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.numerics import apply_numerics, check_sdpa_backend, resolve_device
 from clip_hba_behavior.run.environment import describe_environment
-from clip_hba_behavior.run.log import session
+from clip_hba_behavior.run.log import LOGGER_NAME, session
 from clip_hba_behavior.training import seed_protocol
 from clip_hba_behavior.training.inputs import load_inputs
 from clip_hba_behavior.training.trainer import Trainer
@@ -43,7 +44,11 @@ def with_standin(config: Config) -> Config:
     values: dict[str, Any] = {}
     if config.csv_file is None:
         directory = Path(str(config.cache_dir)) / "standin"
-        write_standin_dataset(directory)
+        if put_back := write_standin_dataset(directory):
+            some = ", ".join(put_back[:5]) + (f" and {len(put_back) - 5} more" if len(put_back) > 5 else "")
+            logging.getLogger(LOGGER_NAME).warning(
+                "The synthetic data set in %s had been changed; as drawn again: %s", directory, some
+            )
         names = ("annotations.csv", "images", "inference48.csv", "RDM48_triplet.mat", "prompts.txt")
         values |= {key: str(directory / name) for key, name in zip(DATA_KEYS, names, strict=True)}
     if config.backbone == STANDIN:
