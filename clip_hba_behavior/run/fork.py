@@ -11,13 +11,8 @@ from clip_hba_behavior.reproducibility.record.ledger import read_ledger
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, NotReproducibleError
 from clip_hba_behavior.reproducibility.state.files import publish
 from clip_hba_behavior.reproducibility.state.rng import load_and_restore_rng_state, seed_generators
-from clip_hba_behavior.run.checkpoint import (
-    Checkpoint,
-    checkpoint_path,
-    list_checkpoints,
-    read_checkpoint,
-    read_named,
-)
+from clip_hba_behavior.run.checkpoint import Checkpoint, read_checkpoint, read_named
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.training.trainer import Trainer
 

@@ -43,7 +43,6 @@ from clip_hba_behavior.run.results import RESULTS
 from clip_hba_behavior.run.states import (
     Refused,
     RunStore,
-    newest_epoch,
     newest_state,
     quarantine,
     read_epoch,
@@ -176,7 +175,7 @@ def resume(
             _continue(source, source, checkpoint, config, allow, accept_mismatch, here, refused)
         return source.path
 
-    checkpoint = read_epoch(source, newest_epoch(source) if from_epoch is None else from_epoch)
+    checkpoint = read_epoch(source, source.newest_epoch() if from_epoch is None else from_epoch)
     target = RunDirectory(Path(new_dir).expanduser().absolute())
     config = make_config(config.model_dump() | {"run_dir": str(target.path)})
     with stopping_on_signals(), target.created(), session(target.log_file) as here:

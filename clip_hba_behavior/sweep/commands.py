@@ -10,7 +10,7 @@ from clip_hba_behavior.reproducibility.record.lease import hold
 from clip_hba_behavior.reproducibility.record.signals import stopping_on_signals
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.files import replace
-from clip_hba_behavior.run.checkpoint import list_checkpoints
+from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.log import session
 from clip_hba_behavior.sweep import slurm

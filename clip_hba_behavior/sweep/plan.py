@@ -10,9 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from clip_hba_behavior.config import Config, make_config, read_config_file
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.untrusted import quote
-from clip_hba_behavior.run.checkpoint import list_checkpoints
+from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
-from clip_hba_behavior.run.states import newest_epoch
 
 Kind = Literal["random_target", "label_shuffle", "image_noise", "uniform_images"]
 Positive = Annotated[int, Field(ge=1)]
@@ -266,7 +265,7 @@ def make_plan(file: SweepFile) -> Plan:
     if not baseline.config_file.is_file():
         raise BadInputError(f"there is no run in {baseline.path}: the sweep's baseline has no config.yaml")
     states = list_checkpoints(baseline.checkpoints)
-    last = newest_epoch(baseline)
+    last = baseline.newest_epoch()
     wanted = range(1, last + 1) if file.epochs == "all" else sorted(set(file.epochs))
     missing = [epoch for epoch in wanted if epoch - 1 not in states or epoch > last]
     if missing:

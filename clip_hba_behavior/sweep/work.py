@@ -9,7 +9,8 @@ from typing import Literal
 from clip_hba_behavior.config import PERTURB_KEYS, Config, read_config_file
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
 from clip_hba_behavior.reproducibility.state.files import replace
-from clip_hba_behavior.run.checkpoint import list_checkpoints, read_checkpoint
+from clip_hba_behavior.run.checkpoint import read_checkpoint
+from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.life import resume, start_fork
 from clip_hba_behavior.run.states import read_epoch

@@ -15,12 +15,8 @@ from clip_hba_behavior.reproducibility.record.quarantine import describe, read_r
 from clip_hba_behavior.reproducibility.record.record_file import has_pending, recorded_epochs_beyond
 from clip_hba_behavior.reproducibility.state.digest import leaf_digest, leaves
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
-from clip_hba_behavior.run.checkpoint import (
-    AlteredCheckpointError,
-    Checkpoint,
-    list_checkpoints,
-    read_named,
-)
+from clip_hba_behavior.run.checkpoint import AlteredCheckpointError, Checkpoint, read_named
+from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.results import METRICS, RESULTS, parse_row
 from clip_hba_behavior.training.state import TrainingState
