@@ -1,5 +1,6 @@
 """Which runs a sweep consists of, and which of them share a beginning."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,6 +215,11 @@ class Plan:
         """Return the fork's own keys as a configuration; the others have their defaults, not its parent's."""
         origin = {"training_run": self.first_own_epoch(run), "baseline_dora_directory": str(self.source(run))}
         return make_config({**self.own_keys(run), **origin, "epochs": self.last_epoch})
+
+    def num_processes(self) -> int:
+        """Return how many runs fit at once here: the cores by the baseline's thread count, which forks inherit."""
+        threads = RunDirectory(self.baseline).read_config().num_threads or 1
+        return self.file.processes or max(1, len(os.sched_getaffinity(0)) // threads)
 
     def epochs_to_train(self) -> int:
         """Return how many epochs the sweep trains, with shared beginnings."""
