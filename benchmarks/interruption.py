@@ -19,7 +19,8 @@ from pathlib import Path
 import yaml
 
 from clip_hba_behavior.data.standin import write_standin_dataset
-from clip_hba_behavior.run.checkpoint import list_step_checkpoints, save_step_checkpoint
+from clip_hba_behavior.run.checkpoint import save_step_checkpoint
+from clip_hba_behavior.run.checkpoint_files import list_step_checkpoints
 from clip_hba_behavior.run.environment import describe_environment, provenance
 from clip_hba_behavior.training.trainer import Trainer
 from step_time import SIZES, build, one_step, write_backbone

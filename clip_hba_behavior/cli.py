@@ -2,6 +2,8 @@
 
 Exit codes: 0 yes; 1 no; 2 bad use or bad input, nothing done; 3 consistent, but not the complete state;
 70 internal error; 74 input/output error; 75 interrupted, resume to go on.
+
+Each command checks what it is given first, and imports what needs torch then: a wrong path or key is told at once.
 """
 
 import sys
@@ -54,8 +56,8 @@ def train(
 ) -> None:
     """Train from a configuration."""
     from clip_hba_behavior.config import make_config, parse_settings, read_config_file
-    from clip_hba_behavior.run.assembly import resolve_config
-    from clip_hba_behavior.run.life import start
+    from clip_hba_behavior.run.request import refuse_bad_start
+    from clip_hba_behavior.run.resolution import resolve_config
 
     keys = read_config_file(config) | parse_settings(settings or [])
     if run_dir is not None:
@@ -63,8 +65,11 @@ def train(
     checked = make_config(keys)
     if dry_run:
         print(resolve_config(checked).to_yaml(), end="")
-    else:
-        print(f"The run is in {start(checked)}")
+        return
+    refuse_bad_start(checked)
+    from clip_hba_behavior.run.life import start
+
+    print(f"The run is in {start(checked)}")
 
 
 @app.command()
@@ -92,10 +97,14 @@ def resume(
 ) -> None:
     """Continue a run, bit for bit."""
     from clip_hba_behavior.config import parse_settings
-    from clip_hba_behavior.run.life import resume
+    from clip_hba_behavior.run.request import resumption
 
     allowed = [key.strip() for each in allow or [] for key in each.split(",")]
-    path = resume(run, parse_settings(settings or []), from_epoch, run_dir, allowed, accept_mismatch)
+    changes = parse_settings(settings or [])
+    resumption(run, changes, from_epoch, run_dir, allowed)
+    from clip_hba_behavior.run.life import resume
+
+    path = resume(run, changes, from_epoch, run_dir, allowed, accept_mismatch)
     print(f"The run is in {path}")
 
 
@@ -137,7 +146,7 @@ def fork(
 ) -> None:
     """Start from another run's state, perturb some epochs, and train on."""
     from clip_hba_behavior.config import parse_settings, read_config_file
-    from clip_hba_behavior.run.life import start_fork
+    from clip_hba_behavior.run.request import fork_config, refuse_bad_start
 
     options = {
         "perturb_type": perturb,
@@ -150,12 +159,19 @@ def fork(
     }
     keys = (read_config_file(config) if config is not None else {}) | parse_settings(settings or [])
     keys |= {key: value for key, value in options.items() if value is not None}
+    refuse_bad_start(fork_config(baseline, at_epoch, {**keys, "run_dir": str(run_dir)}))
+    from clip_hba_behavior.run.life import start_fork
+
     print(f"The run is in {start_fork(baseline, at_epoch, keys, run_dir)}")
 
 
 @app.command()
 def inspect(checkpoint: Annotated[Path, typer.Argument(help="An epochN_dora_params.pth of any age.")]) -> None:
     """Show what a checkpoint holds; nothing in it is run."""
+    from clip_hba_behavior.reproducibility.state.archive import open_archive
+
+    with open_archive(checkpoint, "checkpoint"):
+        pass
     from clip_hba_behavior.run.checkpoint import describe, read_checkpoint
 
     print(describe(read_checkpoint(checkpoint)))
@@ -177,9 +193,11 @@ def data_check(
 ) -> None:
     """Count, open and compare everything that a run would read."""
     from clip_hba_behavior.config import make_config, parse_settings, read_config_file
+
+    checked = make_config(read_config_file(config) | parse_settings(settings or []))
     from clip_hba_behavior.run.assembly import check_data_of
 
-    report = check_data_of(make_config(read_config_file(config) | parse_settings(settings or [])))
+    report = check_data_of(checked)
     print(report)
     raise typer.Exit(YES if report.ok else NO)
 

@@ -10,7 +10,9 @@ from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # The server imports these once, before it starts any threads; each test process is a fork of it.
-_CONTEXT.set_forkserver_preload(["clip_hba_behavior.run.life", "clip_hba_behavior.cli"])
+_CONTEXT.set_forkserver_preload(
+    ["clip_hba_behavior.run.life", "clip_hba_behavior.cli", "scipy.io", "scipy.special"]
+)
 
 
 def start_server() -> None:

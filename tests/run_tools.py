@@ -8,12 +8,8 @@ import yaml
 
 from clip_hba_behavior.config import DATA_KEYS
 from clip_hba_behavior.reproducibility.state.compare import compare
-from clip_hba_behavior.run.checkpoint import (
-    list_checkpoints,
-    read_checkpoint,
-    to_bytes,
-    to_content,
-)
+from clip_hba_behavior.run.checkpoint import read_checkpoint, to_bytes, to_content
+from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.training.state import TrainingState
 from fresh_process import Outcome
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 import fresh_process
-from clip_hba_behavior.run.checkpoint import list_checkpoints
+from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 
 
 def write_sweep(tmp_path: Path, baseline: Path, name: str = "sweep", **keys: Any) -> Path:

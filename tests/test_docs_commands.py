@@ -25,7 +25,7 @@ import typer
 import fresh_process
 from clip_hba_behavior.cli import app
 from clip_hba_behavior.config import DATA_KEYS
-from clip_hba_behavior.run.checkpoint import list_checkpoints
+from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 
 REPOSITORY = Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"

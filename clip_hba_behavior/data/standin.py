@@ -9,14 +9,15 @@ the other. Every number is made by integer or correctly rounded floating-point a
 import io
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 from numpy.typing import NDArray
 
 from clip_hba_behavior.data.drawing import NUM_DIMENSIONS, colour_and_shape, draw_image
+from clip_hba_behavior.data.standin_record import digest_of, digest_on_disk, recorded_digest, write_record
 from clip_hba_behavior.reproducibility.state.files import replace
 from clip_hba_behavior.reproducibility.state.philox import stream, uniform
 
@@ -36,6 +37,9 @@ RDM_NOISE = 1.8
 """Width of the human-like RDM's uniform noise in standard deviations of the distances: leaves rho at 0.86."""
 
 MAT_HEADER = b"MATLAB 5.0 MAT-file, the stand-in for RDM48_triplet.mat".ljust(116)
+
+
+_TABLES = ("annotations.csv", "inference48.csv", "prompts.txt", "RDM48_triplet.mat")
 
 
 class _Purpose(IntEnum):
@@ -133,17 +137,33 @@ def _csv_text(names: Sequence[str], latents: NDArray[np.float64]) -> str:
 
 
 def _mat_bytes(rdm: NDArray[np.float64]) -> bytes:
+    import scipy.io  # takes long, and is needed only where the data set is drawn
+
     buffer = io.BytesIO()
     scipy.io.savemat(buffer, {"RDM48_triplet": rdm})  # type: ignore[arg-type]  # the stubs know paths only
     # SciPy writes the time into the text header; MATLAB and SciPy ignore that text.
     return MAT_HEADER + buffer.getvalue()[len(MAT_HEADER) :]
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file, unless it holds this already: another run may be reading it."""
+def _write(path: Path, content: bytes) -> bool:
+    """Writes a file, unless it holds this already: another run may be reading it. Says whether it did."""
     if path.is_file() and path.read_bytes() == content:
-        return
+        return False
     replace(path, content, is_lasting=False)
+    return True
+
+
+def _encode_image(name: str, latent: NDArray[np.float64], image_size: int) -> bytes:
+    """Draws a picture in the format of a name's suffix."""
+    suffix = Path(name).suffix.lower()
+    buffer = io.BytesIO()
+    if suffix == ".png":
+        draw_image(latent, image_size).save(buffer, format="PNG")
+    elif suffix in (".jpg", ".jpeg"):
+        draw_image(latent, image_size).save(buffer, format="JPEG", quality=95, subsampling=0)
+    else:
+        raise ValueError(f"cannot draw {name}: found suffix {suffix!r}, expected .png, .jpg or .jpeg")
+    return buffer.getvalue()
 
 
 def write_images(
@@ -166,24 +186,17 @@ def write_images(
         )
     directory.mkdir(parents=True, exist_ok=True)
     for name, latent in zip(names, latents, strict=True):
-        suffix = Path(name).suffix.lower()
-        buffer = io.BytesIO()
-        if suffix == ".png":
-            draw_image(latent, image_size).save(buffer, format="PNG")
-        elif suffix in (".jpg", ".jpeg"):
-            draw_image(latent, image_size).save(buffer, format="JPEG", quality=95, subsampling=0)
-        else:
-            raise ValueError(f"cannot draw {name}: found suffix {suffix!r}, expected .png, .jpg or .jpeg")
-        _write(directory / name, buffer.getvalue())
+        _write(directory / name, _encode_image(name, latent, image_size))
 
 
 def write_standin_dataset(
     directory: Path, num_images: int = 480, num_inference: int = 48, seed: int = 0, image_size: int = 64
-) -> None:
-    """Writes a drawn data set in THINGS format, the same bytes each time.
+) -> tuple[str, ...]:
+    """Writes a drawn data set in THINGS format, the same bytes each time; one that is there is not drawn again.
 
     `annotations.csv` and `inference48.csv` (the held-out images) with an unnamed index, `image_name` and 66 target
-    columns; `images/`; `RDM48_triplet.mat` with the held-out images' dissimilarities; `prompts.txt`.
+    columns; `images/`; `RDM48_triplet.mat` with the held-out images' dissimilarities; `prompts.txt`. And
+    `dataset.json`, the last to be written, by which the files are known again.
 
     Args:
         directory: Where to write; made if missing. Other files are replaced, equal ones left.
@@ -192,6 +205,9 @@ def write_standin_dataset(
         seed: 0 to 2**64 - 1. Image i does not depend on the numbers of images.
         image_size: Width and height in pixels, a multiple of 8 and at least 32.
 
+    Returns:
+        The files that had been drawn before and were changed or removed since: they are as drawn again.
+
     Raises:
         ValueError: If an argument is out of range.
     """
@@ -199,20 +215,29 @@ def write_standin_dataset(
         raise ValueError(
             f"cannot make an RDM of {num_inference} held-out images: expected at least 3 (such as 48)"
         )
-    latents = draw_latents(num_images, seed)
-    held_out = _draw_rows(num_inference, seed, _Purpose.HELD_OUT)
     names = [f"drawn_{index:04d}.png" for index in range(num_images)]
     held_out_names = [f"heldout_{index:04d}.png" for index in range(num_inference)]
-
-    write_images(directory / "images", names, latents, image_size)
-    write_images(directory / "images", held_out_names, held_out, image_size)
-    for file_name, text in (
-        ("annotations.csv", _csv_text(names, latents)),
-        ("inference48.csv", _csv_text(held_out_names, held_out)),
-        ("prompts.txt", "\n".join([*PROMPTS, ""])),
-    ):
-        _write(directory / file_name, text.encode())
-    _write(directory / "RDM48_triplet.mat", _mat_bytes(_human_like_rdm(held_out, seed)))
+    files = [*_TABLES, *(f"images/{name}" for name in (*names, *held_out_names))]
+    numbers = {"num_images": num_images, "num_inference": num_inference, "seed": seed, "image_size": image_size}
+    recorded = recorded_digest(directory, numbers)
+    if recorded is not None and digest_on_disk(directory, files) == recorded:
+        return ()
+    latents = draw_latents(num_images, seed)
+    held_out = _draw_rows(num_inference, seed, _Purpose.HELD_OUT)
+    contents = [
+        _csv_text(names, latents).encode(),
+        _csv_text(held_out_names, held_out).encode(),
+        "\n".join([*PROMPTS, ""]).encode(),
+        _mat_bytes(_human_like_rdm(held_out, seed)),
+        *(_encode_image(name, latent, image_size) for name, latent in zip(names, latents, strict=True)),
+        *(_encode_image(name, latent, image_size) for name, latent in zip(held_out_names, held_out, strict=True)),
+    ]
+    (directory / "images").mkdir(parents=True, exist_ok=True)
+    drawn = list(zip(files, contents, strict=True))
+    written = [name for name, content in drawn if _write(directory / name, content)]
+    with suppress(OSError):  # all files may be in a directory that cannot be written to
+        write_record(directory, numbers, digest_of(drawn))
+    return tuple(written) if recorded is not None else ()
 
 
 def standin_backbone_directory() -> Path:

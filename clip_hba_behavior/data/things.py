@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 from numpy.typing import NDArray
 
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
@@ -217,6 +216,8 @@ def read_human_rdm(path: Path) -> NDArray[np.float64]:
         DataError: The file is missing or no .mat file, or the variable is missing or no finite,
             symmetric 48 x 48 matrix.
     """
+    import scipy.io  # takes long, and nothing else here needs it
+
     advice = "give the path of RDM48_triplet.mat"
     try:
         content: Any = _read_mat(path)  # scipy-stubs know of file names only

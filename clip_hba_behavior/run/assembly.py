@@ -1,6 +1,6 @@
-"""A run put together: its configuration made complete, its data and backbone read, its trainer built."""
+"""A run put together: its data and backbone read, its trainer built."""
 
-import os
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +11,11 @@ from clip_hba_behavior.model.clip_hba import CLIPHBA
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.numerics import apply_numerics, check_sdpa_backend, resolve_device
 from clip_hba_behavior.run.environment import describe_environment
-from clip_hba_behavior.run.log import session
+from clip_hba_behavior.run.log import LOGGER_NAME, session
+from clip_hba_behavior.run.resolution import resolve_config as resolve_config
 from clip_hba_behavior.training import seed_protocol
 from clip_hba_behavior.training.inputs import load_inputs
 from clip_hba_behavior.training.trainer import Trainer
-
-
-def resolve_config(config: Config) -> Config:
-    """Fill in what the machine or other keys decide, and make every path absolute."""
-    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    cache_dir = Path(config.cache_dir or cache_home / "clip_hba_behavior")
-    values: dict[str, Any] = {
-        "device": str(resolve_device(config.device)),
-        "num_threads": config.num_threads or len(os.sched_getaffinity(0)),
-        "lr_schedule_epochs": config.lr_schedule_epochs or max(1, config.epochs),
-        "cache_dir": str(cache_dir.expanduser().absolute()),
-        "run_dir": str(Path(config.run_dir or f"runs/seed{config.random_seed}").expanduser().absolute()),
-    }
-    for key in (*DATA_KEYS, "baseline_dora_directory"):
-        if getattr(config, key) is not None:
-            values[key] = str(Path(getattr(config, key)).expanduser().absolute())
-    for key in ("backbone", "tokenizer"):
-        name = getattr(config, key)
-        if name is not None and Path(name).expanduser().exists():
-            values[key] = str(Path(name).expanduser().absolute())
-    return make_config(config.model_dump() | values)
 
 
 def with_standin(config: Config) -> Config:
@@ -43,7 +23,11 @@ def with_standin(config: Config) -> Config:
     values: dict[str, Any] = {}
     if config.csv_file is None:
         directory = Path(str(config.cache_dir)) / "standin"
-        write_standin_dataset(directory)
+        if put_back := write_standin_dataset(directory):
+            some = ", ".join(put_back[:5]) + (f" and {len(put_back) - 5} more" if len(put_back) > 5 else "")
+            logging.getLogger(LOGGER_NAME).warning(
+                "The synthetic data set in %s had been changed; as drawn again: %s", directory, some
+            )
         names = ("annotations.csv", "images", "inference48.csv", "RDM48_triplet.mat", "prompts.txt")
         values |= {key: str(directory / name) for key, name in zip(DATA_KEYS, names, strict=True)}
     if config.backbone == STANDIN:

@@ -6,7 +6,6 @@ The file is what `torch.save` makes of one dict of builtins and CPU tensors, so 
 
 import logging
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,11 +20,10 @@ from clip_hba_behavior.reproducibility.state.files import publish
 from clip_hba_behavior.reproducibility.state.rng import MISSING, SAVED, RngState, capture_rng_state
 from clip_hba_behavior.reproducibility.state.snapshot import snapshot
 from clip_hba_behavior.reproducibility.state.tree import to_bytes
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path, position_in_name, step_checkpoint_path
 from clip_hba_behavior.training.state import PartialState, TrainingState
 
 FORMAT_VERSION = 1
-_FILE_NAME = re.compile(r"epoch(\d+)_dora_params\.pth")
-_STEP_FILE_NAME = re.compile(r"epoch(\d+)_step(\d+)\.pth")
 _STATE_KEYS = [each.name for each in fields(TrainingState) if each.name != "parameters"]
 
 
@@ -82,36 +80,6 @@ class AlteredCheckpointError(BadInputError):
         """Keep the content, so that what was altered can be named."""
         super().__init__(message)
         self.altered = altered
-
-
-def checkpoint_path(directory: Path, epoch: int) -> Path:
-    """Return the path of the checkpoint after `epoch` completed epochs."""
-    return directory / f"epoch{epoch}_dora_params.pth"
-
-
-def list_checkpoints(directory: Path) -> dict[int, Path]:
-    """Return the epoch checkpoints in a directory by their number of completed epochs, ascending."""
-    found = {}
-    for path in directory.iterdir() if directory.is_dir() else []:
-        match = _FILE_NAME.fullmatch(path.name)
-        if match:
-            found[int(match[1])] = path
-    return dict(sorted(found.items()))
-
-
-def step_checkpoint_path(directory: Path, epoch: int, step: int) -> Path:
-    """Return the path of the checkpoint within `epoch` (counted from 1) after `step` of its steps."""
-    return directory / f"epoch{epoch}_step{step}.pth"
-
-
-def list_step_checkpoints(directory: Path) -> dict[tuple[int, int], Path]:
-    """Return the checkpoints within an epoch by (completed epochs, steps done of the next), ascending."""
-    found = {}
-    for path in directory.iterdir() if directory.is_dir() else []:
-        match = _STEP_FILE_NAME.fullmatch(path.name)
-        if match:
-            found[int(match[1]) - 1, int(match[2])] = path
-    return dict(sorted(found.items()))
 
 
 def to_content(state: TrainingState, provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,7 +221,7 @@ def read_named(path: Path) -> Checkpoint:
     """
     checkpoint = read_checkpoint(path)
     state = checkpoint.state
-    expected = _position_in_name(path.name)
+    expected = position_in_name(path.name)
     if state is not None and (state.epoch, state.step_in_epoch) != expected:
         raise AlteredCheckpointError(
             f"{path} holds another state than its name says: {_name_state(state.epoch, state.step_in_epoch)}; "
@@ -262,14 +230,6 @@ def read_named(path: Path) -> Checkpoint:
             checkpoint,
         )
     return checkpoint
-
-
-def _position_in_name(name: str) -> tuple[int, int]:
-    if match := _FILE_NAME.fullmatch(name):
-        return int(match[1]), 0
-    if match := _STEP_FILE_NAME.fullmatch(name):
-        return int(match[1]) - 1, int(match[2])
-    raise ValueError(f"{name} is not a checkpoint's name")
 
 
 def _name_state(epoch: int, step: int) -> str:

@@ -14,7 +14,7 @@ from clip_hba_behavior.reproducibility.record.ledger import LEDGER_NAME
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.files import publish, replace, sync_directory
 from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_text, quote
-from clip_hba_behavior.run.checkpoint import checkpoint_path, list_checkpoints
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
 from clip_hba_behavior.run.results import RESULTS_NAME
 
 # Of another run's history, with lines that it has still to repeat; its checkpoints follow.
@@ -58,10 +58,10 @@ class RunDirectory:
             BadInputError: it holds a run already, or something else.
         """
         made = [each for each in (self.path, *self.path.parents) if not each.exists()]
-        self._refuse_if_used()
+        self.refuse_if_used()
         self.path.mkdir(parents=True, exist_ok=True)
         with self._hold():
-            self._refuse_if_used()  # another process may have come first
+            self.refuse_if_used()  # another process may have come first
             self._remove_unpublished()
             try:
                 yield
@@ -109,7 +109,12 @@ class RunDirectory:
         if self.lease is not None:
             self.lease.check()
 
-    def _refuse_if_used(self) -> None:
+    def refuse_if_used(self) -> None:
+        """Return if a run can begin here.
+
+        Raises:
+            BadInputError: it holds a run already, or something else.
+        """
         if self.path.exists() and not self._never_began():
             holds = "a run" if self.config_file.exists() else "other files"
             raise BadInputError(
@@ -154,6 +159,34 @@ class RunDirectory:
         for directory in (self.checkpoints, *made):
             if directory.is_dir() and not any(directory.iterdir()):
                 directory.rmdir()
+
+    # --- checkpoints --------------------------------------------------------------------------------
+
+    def newest_epoch(self) -> int:
+        """Return the newest epoch's number, whatever state its file is in.
+
+        Raises:
+            BadInputError: there is none.
+        """
+        found = list_checkpoints(self.checkpoints)
+        if not found:
+            raise BadInputError(f"{self.path} has no checkpoint: it never began")
+        return max(found)
+
+    def checkpoint_of(self, epoch: int) -> Path:
+        """Return the file of the state after an epoch, whatever state it is in.
+
+        Raises:
+            BadInputError: there is none.
+        """
+        found = list_checkpoints(self.checkpoints)
+        if epoch not in found:
+            which = f"epochs {min(found)} to {max(found)}" if found else "none"
+            raise BadInputError(
+                f"{self.path} has no checkpoint of epoch {epoch}\n  found:    {which}\n"
+                "  give --from-epoch one of those"
+            )
+        return found[epoch]
 
     # --- files of one piece -------------------------------------------------------------------------
 

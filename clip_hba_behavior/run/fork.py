@@ -6,23 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clip_hba_behavior.config import FREE_KEYS, PERTURB_KEYS, Config, make_config
+from clip_hba_behavior.config import PERTURB_KEYS, Config, make_config
 from clip_hba_behavior.reproducibility.record.ledger import read_ledger
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, NotReproducibleError
 from clip_hba_behavior.reproducibility.state.files import publish
 from clip_hba_behavior.reproducibility.state.rng import load_and_restore_rng_state, seed_generators
-from clip_hba_behavior.run.checkpoint import (
-    Checkpoint,
-    checkpoint_path,
-    list_checkpoints,
-    read_checkpoint,
-    read_named,
-)
+from clip_hba_behavior.run.checkpoint import Checkpoint, read_checkpoint, read_named
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.request import FORK_KEYS, first_state_file, fork_config
 from clip_hba_behavior.training.trainer import Trainer
 
 SPLIT_KEYS = {"random_seed", "train_portion"}
-FORK_KEYS = ("fork_early_stopping", "fork_reseed")
 
 
 def fork_of(baseline: Path, at_epoch: int, given: Mapping[str, Any]) -> tuple[Config, Checkpoint]:
@@ -38,32 +33,11 @@ def fork_of(baseline: Path, at_epoch: int, given: Mapping[str, Any]) -> tuple[Co
         BadInputError: there is no run or no such state, the state is not complete or not the one recorded, or a
             key is wrong.
     """
-    given = dict(given)
-    if given.get("perturb_type", "none") != "none":
-        given.setdefault("perturb_epoch", at_epoch)
-    config = _at(baseline, at_epoch, given)
+    config = fork_config(baseline, at_epoch, given)
     parent = read_parent(config)
     assert parent is not None  # it has a baseline_dora_directory
     parent.whole_state()
     return inherit(config, parent, own_end="epochs" in given), parent
-
-
-def _at(baseline: Path, at_epoch: int, given: Mapping[str, Any]) -> Config:
-    """Return the fork's own keys, and where data and backbone are as the baseline says."""
-    path = baseline.expanduser().absolute()
-    run = RunDirectory(path.parent if path.name == "dora_params" else path)
-    if not run.config_file.is_file():
-        raise BadInputError(
-            f"there is no run in {path}: it has no config.yaml\n"
-            "  for loose checkpoints use `clip-hba train` with training_run and baseline_dora_directory"
-        )
-    taken = sorted({"training_run", "baseline_dora_directory"} & given.keys())
-    if taken:
-        raise BadInputError(f"{', '.join(taken)}: a fork gets these from BASELINE and --at-epoch; leave them out")
-    place = {"training_run": at_epoch, "baseline_dora_directory": str(run.checkpoints)}
-    own = make_config({**given, **place})
-    theirs = run.read_config().model_dump(include=FREE_KEYS)
-    return make_config(theirs | own.model_dump(include=own.model_fields_set))
 
 
 def read_parent(config: Config) -> Checkpoint | None:
@@ -76,27 +50,11 @@ def read_parent(config: Config) -> Checkpoint | None:
         BadInputError: there is no such state, it is not the one that the baseline recorded, or it is of
             another seed.
     """
-    if config.baseline_dora_directory is None:
-        meant = [key for key in FORK_KEYS if getattr(config, key) != Config.model_fields[key].default]
-        if meant:
-            raise BadInputError(
-                f"{', '.join(meant)}: only for a fork\n  set training_run and baseline_dora_directory too"
-            )
+    file = first_state_file(config)
+    if file is None:
         return None
-    directory = Path(config.baseline_dora_directory).expanduser().absolute()
-    epoch = config.training_run - 1
-    found = list_checkpoints(directory)
-    if epoch not in found:
-        which = f"epochs {min(found)} to {max(found)}" if found else "none"
-        # an earlier configuration may name a directory with training_run 1, and mean no fork
-        hint = ", or leave it out for a run that is no fork" if epoch == 0 else ""
-        raise BadInputError(
-            f"training_run {config.training_run} needs {checkpoint_path(directory, epoch)}\n"
-            f"  found:    {which} in that directory\n  expected: epoch {epoch}\n"
-            f"  set baseline_dora_directory to the baseline's dora_params{hint}"
-        )
-    parent = read_named(found[epoch])
-    _refuse_changed(parent, epoch)
+    parent = read_named(file)
+    _refuse_changed(parent, config.training_run - 1)
     recorded = parent.provenance.get("config", {})
     for key in SPLIT_KEYS & config.model_fields_set & recorded.keys():
         if getattr(config, key) != recorded[key]:
@@ -176,35 +134,6 @@ def inherit(config: Config, parent: Checkpoint, own_end: bool = False) -> Config
     if last >= config.training_run and not own_end:  # else the baseline is not beyond the fork's start
         given["epochs"] = min(config.epochs, last)
     return make_config(inherited | given)
-
-
-def refuse_meaningless(config: Config) -> None:
-    """Refuse keys that have no effect in the epochs that a run trains.
-
-    Raises:
-        BadInputError: names the keys and why.
-    """
-    if config.baseline_dora_directory is not None and config.epochs < config.training_run:
-        raise BadInputError(
-            f"epochs is {config.epochs}, but the fork's first epoch, training_run, is {config.training_run}"
-        )
-    if config.fork_reseed is not None and config.batch_order != "earlier":
-        raise BadInputError(
-            f"fork_reseed is {config.fork_reseed}, but batch_order is {config.batch_order}\n"
-            "  its batches are a function of random_seed and epoch, and do not depend on the random streams that "
-            "fork_reseed replaces\n  it needs batch_order earlier"
-        )
-    if config.perturb_type == "none":
-        return
-    first = int(config.perturb_epoch or 1)
-    last = first + config.perturb_length - 1
-    if last < config.training_run or first > config.epochs:
-        raise BadInputError(
-            f"perturb_epoch {first} and perturb_length {config.perturb_length} perturb nothing\n"
-            f"  found:    epochs {first} to {last} to perturb\n"
-            f"  expected: some of epochs {config.training_run} to {config.epochs}, which this run trains "
-            "(training_run to epochs)"
-        )
 
 
 def note_fork(parent: Checkpoint, fork: Path, logger: logging.Logger) -> None:

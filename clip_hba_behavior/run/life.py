@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from clip_hba_behavior.config import FREE_KEYS, STANDIN, Config, make_config
+from clip_hba_behavior.config import STANDIN, Config, make_config
 from clip_hba_behavior.reproducibility.record.ledger import LEDGER
 from clip_hba_behavior.reproducibility.record.protocol import EpochDone
 from clip_hba_behavior.reproducibility.record.quarantine import describe
@@ -18,7 +18,7 @@ from clip_hba_behavior.reproducibility.record.states import Refused, quarantine
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
 from clip_hba_behavior.reproducibility.state.numerics import numerics_left_as_they_were
 from clip_hba_behavior.reproducibility.state.rng import load_and_restore_rng_state
-from clip_hba_behavior.run.assembly import build_trainer, resolve_config
+from clip_hba_behavior.run.assembly import build_trainer
 from clip_hba_behavior.run.checkpoint import Checkpoint, save_dora_parameters
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.environment import (
@@ -35,13 +35,14 @@ from clip_hba_behavior.run.fork import (
     note_fork,
     publish_first_state,
     read_parent,
-    refuse_meaningless,
 )
 from clip_hba_behavior.run.log import session, warn_of_changes
 from clip_hba_behavior.run.repair import repair_records
 from clip_hba_behavior.run.replayer import Replayer
+from clip_hba_behavior.run.request import refuse_meaningless, resumption
+from clip_hba_behavior.run.resolution import resolve_config
 from clip_hba_behavior.run.results import RESULTS, format_row
-from clip_hba_behavior.run.states import RunStore, newest_epoch, newest_state, read_epoch
+from clip_hba_behavior.run.states import RunStore, newest_state, read_epoch
 from clip_hba_behavior.training.advance import advance
 from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.training.trainer import Trainer
@@ -159,20 +160,16 @@ def resume(
     Raises:
         BadInputError: something given cannot be used; nothing is done then.
     """
-    source = RunDirectory(Path(run_dir).expanduser().absolute())
-    if from_epoch is not None and new_dir is None:
-        raise BadInputError("--from-epoch needs a new --run-dir: epochs that exist are never replaced")
-    source.refuse_if_no_run()
-    config = _changed(source.read_config(), settings or {}, allow)
-    if new_dir is None:
+    asked = resumption(run_dir, settings or {}, from_epoch, new_dir, allow)
+    source, config = asked.source, asked.config
+    if asked.elsewhere is None:
         with stopping_on_signals(), source.held(), session(source.log_file) as here:
             checkpoint, refused = newest_state(source, here.logger)
             _continue(source, source, checkpoint, config, allow, accept_mismatch, here, refused)
         return source.path
 
-    checkpoint = read_epoch(source, newest_epoch(source) if from_epoch is None else from_epoch)
-    target = RunDirectory(Path(new_dir).expanduser().absolute())
-    config = make_config(config.model_dump() | {"run_dir": str(target.path)})
+    target, epoch = asked.elsewhere
+    checkpoint = read_epoch(source, epoch)
     with stopping_on_signals(), target.created(), session(target.log_file) as here:
         _continue(source, target, checkpoint, config, allow, accept_mismatch, here)
     return target.path
@@ -281,34 +278,6 @@ def _bytes_to_come(trainer: Trainer) -> int:
     kept = {"all": epochs, "best": 4, "last": int(number or 0) + 4, "every": epochs // int(number or 1) + 4}[word]
     ledger = epochs * (trainer.num_steps() * 200 + 2**13)
     return min(kept, epochs) * checkpoint + 4 * checkpoint + ledger
-
-
-def _changed(config: Config, settings: Mapping[str, Any], allow: Collection[str]) -> Config:
-    """Apply settings to a run that exists."""
-    if "run_dir" in settings:
-        raise BadInputError("a run stays where it is\n  for a new directory give --run-dir, not --set run_dir")
-    before = config.model_dump()
-    if "cuda" in settings:
-        del before["device"]  # the old key stands for it
-    changed = resolve_config(make_config(before | dict(settings)))
-    fixed = [
-        key
-        for key in Config.model_fields
-        if key not in FREE_KEYS | changed.without_effect() | set(allow)
-        and getattr(changed, key) != before.get(key)
-    ]
-    if fixed:
-        lines = [
-            f"{key}\n    in the run: {getattr(config, key)!r}\n    given:      {getattr(changed, key)!r}"
-            for key in fixed
-        ]
-        raise BadInputError(
-            "a run cannot go on under another configuration\n  "
-            + "\n  ".join(lines)
-            + "\n  start a new run, or a fork with `clip-hba fork`;\n"
-            f"  or go on all the same, on record, with --allow {','.join(fixed)}"
-        )
-    return changed
 
 
 def train_model(

@@ -7,9 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from clip_hba_behavior.reproducibility.record.session import Report, Session
 from clip_hba_behavior.reproducibility.record.signals import stopping_on_signals
 
@@ -76,6 +73,9 @@ def reporting(logger: logging.Logger) -> Iterator[Report]:
     On a terminal it draws a bar with the time left for each `what`; elsewhere it logs a line at most
     every 30 seconds, so that a job's log shows that it is alive.
     """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console()
     if console.is_terminal:
         with Progress(

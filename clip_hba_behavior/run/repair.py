@@ -13,12 +13,8 @@ from clip_hba_behavior.reproducibility.record.lines import Fault, Lines, Positio
 from clip_hba_behavior.reproducibility.record.quarantine import describe
 from clip_hba_behavior.reproducibility.record.record_file import Remade, repair
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
-from clip_hba_behavior.run.checkpoint import (
-    Checkpoint,
-    checkpoint_path,
-    list_checkpoints,
-    read_named,
-)
+from clip_hba_behavior.run.checkpoint import Checkpoint, read_named
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.replayer import Replayer
 from clip_hba_behavior.run.results import RESULTS, format_row

@@ -5,37 +5,20 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clip_hba_behavior.reproducibility.record.record_file import RecordFile
 from clip_hba_behavior.reproducibility.record.states import Refused, epochs_to_keep, newest_complete
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
-from clip_hba_behavior.run.checkpoint import (
-    Checkpoint,
-    checkpoint_path,
-    list_checkpoints,
-    list_step_checkpoints,
-    read_named,
-    save_dora_parameters,
-    save_step_checkpoint,
-)
+from clip_hba_behavior.run.checkpoint import Checkpoint, read_named, save_dora_parameters, save_step_checkpoint
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints, list_step_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.log import epoch_line
 from clip_hba_behavior.run.results import parse_row
 from clip_hba_behavior.training.state import TrainingState
-from clip_hba_behavior.training.trainer import Trainer
 
-
-def newest_epoch(run: RunDirectory) -> int:
-    """Return the newest epoch's number, whatever state its file is in.
-
-    Raises:
-        BadInputError: there is none.
-    """
-    found = list_checkpoints(run.checkpoints)
-    if not found:
-        raise BadInputError(f"{run.path} has no checkpoint: it never began")
-    return max(found)
+if TYPE_CHECKING:  # who only reads states does without the model and its libraries
+    from clip_hba_behavior.training.trainer import Trainer
 
 
 def read_epoch(run: RunDirectory, epoch: int) -> Checkpoint:
@@ -44,13 +27,7 @@ def read_epoch(run: RunDirectory, epoch: int) -> Checkpoint:
     Raises:
         BadInputError: there is none, or it is damaged, or it is another epoch's.
     """
-    found = list_checkpoints(run.checkpoints)
-    if epoch not in found:
-        which = f"epochs {min(found)} to {max(found)}" if found else "none"
-        raise BadInputError(
-            f"{run.path} has no checkpoint of epoch {epoch}\n  found:    {which}\n  give --from-epoch one of those"
-        )
-    checkpoint = read_named(found[epoch])
+    checkpoint = read_named(run.checkpoint_of(epoch))
     checkpoint.whole_state()
     return checkpoint
 
@@ -92,7 +69,7 @@ class RunStore:
     def __init__(
         self,
         run: RunDirectory,
-        trainer: Trainer,
+        trainer: "Trainer",
         provenance: Mapping[str, Any],
         results: RecordFile,
         logger: logging.Logger,

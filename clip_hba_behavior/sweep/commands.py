@@ -1,4 +1,7 @@
-"""The `clip-hba sweep` commands: read the sweep's file, do what is asked, print."""
+"""The `clip-hba sweep` commands: read the sweep's file, do what is asked, print.
+
+What needs torch is imported once the file is read: a wrong path or key is told at once.
+"""
 
 import random
 import re
@@ -10,16 +13,13 @@ from clip_hba_behavior.reproducibility.record.lease import hold
 from clip_hba_behavior.reproducibility.record.signals import stopping_on_signals
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.files import replace
-from clip_hba_behavior.run.checkpoint import list_checkpoints
+from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.log import session
 from clip_hba_behavior.sweep import slurm
-from clip_hba_behavior.sweep.local import cancel_local, num_processes, run_locally
+from clip_hba_behavior.sweep.local import cancel_local, run_locally
 from clip_hba_behavior.sweep.plan import Plan, Run, make_plan, read_sweep_file
-from clip_hba_behavior.sweep.table import aggregate, write_table
-from clip_hba_behavior.sweep.work import Status, status_of
-from clip_hba_behavior.verification.text import closing_line, epoch_block
-from clip_hba_behavior.verification.verify import verify_checkpoints
+from clip_hba_behavior.sweep.status import Status, status_of
 
 _EPOCH_SECONDS = re.compile(r"Epoch \d+/\d+: .* ([0-9.]+) s$")
 
@@ -43,7 +43,7 @@ def plan(sweep: Path) -> int:
     if seconds is None:
         print("the baseline's log tells no times")
     else:
-        at_once = num_processes(planned)
+        at_once = planned.num_processes()
         print(
             f"{seconds:.2f} s per epoch on the baseline: {_hours(trained * seconds)} of one process, "
             f"{_hours(trained * seconds / at_once)} with {at_once} at once here; start-up apart"
@@ -91,6 +91,8 @@ def run(sweep: Path, engine: str) -> int:
 
 def collect(planned: Plan) -> int:
     """Aggregate the finished runs into the table; return 0 if that is all of them and every control holds."""
+    from clip_hba_behavior.sweep.table import aggregate, write_table
+
     states = {each.name: status_of(planned, each) for each in planned.runs()}
     finished = {name: int(found.epoch or 0) for name, found in states.items() if found.state == "done"}
     rows, problems = aggregate(planned, finished)
@@ -150,6 +152,9 @@ def verify(sweep: Path, sample: int, seed: int) -> int:
     ]
     if not finished:
         raise BadInputError(f"no run of {planned.directory} is done yet\n  see `clip-hba sweep status`")
+    from clip_hba_behavior.verification.text import closing_line, epoch_block
+    from clip_hba_behavior.verification.verify import verify_checkpoints
+
     chance = random.Random(seed)
     codes = []
     sampled = chance.sample(finished, min(sample, len(finished)))

@@ -13,19 +13,12 @@ from concurrent.futures.process import BrokenProcessPool
 from clip_hba_behavior.reproducibility.record.lease import process_start
 from clip_hba_behavior.reproducibility.record.signals import INTERRUPTED, StopRequest, stopping_on_signals
 from clip_hba_behavior.reproducibility.state.errors import InterruptedRunError
-from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.log import silent
 from clip_hba_behavior.sweep.plan import Plan, Run
-from clip_hba_behavior.sweep.work import Status, execute
+from clip_hba_behavior.sweep.status import Status
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _MAX_BREAKS = 3  # a worker that dies thrice without any run coming to its end is no accident
-
-
-def num_processes(plan: Plan) -> int:
-    """Return how many runs fit at once: the cores by the baseline's thread count, which forks inherit."""
-    threads = RunDirectory(plan.baseline).read_config().num_threads or 1
-    return plan.file.processes or max(1, len(os.sched_getaffinity(0)) // threads)
 
 
 def run_locally(plan: Plan, stop: StopRequest, report: Callable[[Run, Status], None]) -> None:
@@ -72,9 +65,10 @@ def _pass(
 ) -> list[tuple[Run, ...]]:
     """Execute chains with one pool; return those that are left."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["clip_hba_behavior.run.life"])
+    # with what a run imports only where it needs it: each worker would
+    context.set_forkserver_preload(["clip_hba_behavior.sweep.work", "scipy.io", "scipy.special"])
     left = dict(enumerate(chains))
-    with ProcessPoolExecutor(num_processes(plan), mp_context=context, initializer=_begin_worker) as pool:
+    with ProcessPoolExecutor(plan.num_processes(), mp_context=context, initializer=_begin_worker) as pool:
         futures: dict[Future[list[tuple[Run, Status]]], int] = {
             pool.submit(_execute_chain, plan, chain): number for number, chain in left.items()
         }
@@ -122,6 +116,8 @@ def _end_with_the_sweep() -> None:
 
 
 def _execute_chain(plan: Plan, chain: tuple[Run, ...]) -> list[tuple[Run, Status]]:
+    from clip_hba_behavior.sweep.work import execute  # the process that waits for the workers trains nothing
+
     outcomes = []
     with stopping_on_signals(second_leaves=False) as stop:  # Ctrl-C comes from the terminal and from the parent
         try:

@@ -1,5 +1,6 @@
 """Which runs a sweep consists of, and which of them share a beginning."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from clip_hba_behavior.config import Config, make_config, read_config_file
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.untrusted import quote
-from clip_hba_behavior.run.checkpoint import list_checkpoints
+from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
-from clip_hba_behavior.run.states import newest_epoch
 
 Kind = Literal["random_target", "label_shuffle", "image_noise", "uniform_images"]
 Positive = Annotated[int, Field(ge=1)]
@@ -216,6 +216,11 @@ class Plan:
         origin = {"training_run": self.first_own_epoch(run), "baseline_dora_directory": str(self.source(run))}
         return make_config({**self.own_keys(run), **origin, "epochs": self.last_epoch})
 
+    def num_processes(self) -> int:
+        """Return how many runs fit at once here: the cores by the baseline's thread count, which forks inherit."""
+        threads = RunDirectory(self.baseline).read_config().num_threads or 1
+        return self.file.processes or max(1, len(os.sched_getaffinity(0)) // threads)
+
     def epochs_to_train(self) -> int:
         """Return how many epochs the sweep trains, with shared beginnings."""
         return sum(self.last_epoch - self.first_own_epoch(run) + 1 for run in self.runs())
@@ -266,7 +271,7 @@ def make_plan(file: SweepFile) -> Plan:
     if not baseline.config_file.is_file():
         raise BadInputError(f"there is no run in {baseline.path}: the sweep's baseline has no config.yaml")
     states = list_checkpoints(baseline.checkpoints)
-    last = newest_epoch(baseline)
+    last = baseline.newest_epoch()
     wanted = range(1, last + 1) if file.epochs == "all" else sorted(set(file.epochs))
     missing = [epoch for epoch in wanted if epoch - 1 not in states or epoch > last]
     if missing:

@@ -18,7 +18,7 @@ from clip_hba_behavior.reproducibility.record.signals import stopping_on_signals
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
 from clip_hba_behavior.reproducibility.state.files import publish
 from clip_hba_behavior.sweep.plan import Plan, Run, SlurmSettings, make_sweep_file
-from clip_hba_behavior.sweep.work import execute, status_of
+from clip_hba_behavior.sweep.status import status_of
 
 _MAX_ARRAY = 1000  # MaxArraySize's default
 _SECONDS_FOR_A_COMMAND = 120
@@ -62,6 +62,8 @@ def work(folder: Path, index: int) -> int:
     On TERM it does not: that is `scancel`, and the job would run again.
     """
     plan = _read_task(folder, index)
+    from clip_hba_behavior.sweep.work import execute  # what trains; the commands that only ask SLURM do without
+
     with stopping_on_signals() as stop:
         try:
             for run in plan.runs():

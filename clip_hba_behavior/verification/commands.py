@@ -1,31 +1,31 @@
-"""The commands that verify: read what they are given, verify, print, and say the exit code."""
+"""The commands that verify: check what they are given, verify, print, and say the exit code.
+
+What needs torch is imported once the checks are done: a wrong path, key or epoch is told at once.
+"""
 
 import dataclasses
 from pathlib import Path
 from typing import get_args
 
 from clip_hba_behavior.config import BatchOrder, make_config, parse_settings, read_config_file
-from clip_hba_behavior.reproducibility.record.judge import Verdict
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.log import session
-from clip_hba_behavior.verification import certificate, quick
-from clip_hba_behavior.verification.diff import describe, diff_runs
-from clip_hba_behavior.verification.reconstruct import as_dict
-from clip_hba_behavior.verification.reconstruct import describe as describe_reconstruction
-from clip_hba_behavior.verification.reconstruct import reconstruct as re_create
+from clip_hba_behavior.verification.certificate_file import check_free, headed, write_certificate
+from clip_hba_behavior.verification.found import common_epochs, find_checkpoints, refuse_absent
 from clip_hba_behavior.verification.results_table import read_results_table
-from clip_hba_behavior.verification.text import epoch_block, summary
-from clip_hba_behavior.verification.verify import verify_checkpoints
 
 
 def verify_quick(json: Path | None) -> int:
     """Run the quick check; return the exit code."""
-    certificate.check_free(json)
+    check_free(json)
+    from clip_hba_behavior.reproducibility.record.judge import Verdict
+    from clip_hba_behavior.verification import quick
+
     result = quick.verify_quick()
     verdict = Verdict.REPRODUCIBLE if result.reproducible else Verdict.DIFFERENT
     if json is not None:
         content = {"verdict": verdict.value, "exit_code": verdict.exit_code()} | result.as_dict()
-        certificate.write_certificate(json, certificate.headed("quick verification", content))
+        write_certificate(json, headed("quick verification", content))
     return verdict.exit_code()
 
 
@@ -46,19 +46,27 @@ def verify_run(
     Raises:
         BadInputError: something given cannot be used; nothing was verified.
     """
-    certificate.check_free(json)
+    check_free(json)
     chosen = parse_epochs(epochs)
     given = (read_config_file(config) if config is not None else {}) | parse_settings(settings)
     results = None if csv is None else read_results_table(csv)
     if results is not None:
         print(f"{results.path}: {results.form}")
+    found = find_checkpoints(run)
+    if chosen is not None:
+        refuse_absent(found, chosen)
+    make_config(given)
+    from clip_hba_behavior.verification.certificate import certificate
+    from clip_hba_behavior.verification.text import epoch_block, summary
+    from clip_hba_behavior.verification.verify import verify_checkpoints
+
     with session() as here:
         verification = verify_checkpoints(
             run, given, chosen, steps, here, lambda each: here.logger.info(epoch_block(each)), results
         )
     print(summary(verification))
     if json is not None:
-        certificate.write_certificate(json, certificate.certificate(verification))
+        write_certificate(json, certificate(verification))
     return verification.word().exit_code()
 
 
@@ -68,16 +76,17 @@ def diff(first: Path, second: Path, with_replay: bool, json: Path | None) -> int
     Raises:
         BadInputError: there is nothing to compare.
     """
-    certificate.check_free(json)
+    check_free(json)
+    common_epochs(find_checkpoints(first), find_checkpoints(second))
+    from clip_hba_behavior.verification.diff import describe, diff_runs
+
     with session() as here:
         difference = diff_runs(first, second, with_replay, here)
     print(describe(difference))
     code = 0 if difference.equal() else 1
     if json is not None:
         content = {"verdict": "equal" if code == 0 else "different", "exit_code": code}
-        certificate.write_certificate(
-            json, certificate.headed("difference", content | dataclasses.asdict(difference))
-        )
+        write_certificate(json, headed("difference", content | dataclasses.asdict(difference)))
     return code
 
 
@@ -100,7 +109,7 @@ def reconstruct(
     Raises:
         BadInputError: something given cannot be used; nothing was written.
     """
-    certificate.check_free(json)
+    check_free(json)
     chosen = parse_epochs(epochs, first=0)
     if order not in ("auto", *get_args(BatchOrder)):
         raise BadInputError(f"--order {order}: expected auto, {', '.join(get_args(BatchOrder))}")
@@ -108,15 +117,20 @@ def reconstruct(
     given = read_config_file(config) | parse_settings(settings)
     if seed is not None:
         given["random_seed"] = seed
+    find_checkpoints(directory)
+    make_config(given)
+    from clip_hba_behavior.verification.reconstruct import as_dict, describe
+    from clip_hba_behavior.verification.reconstruct import reconstruct as re_create
+
     with session() as here:
         result = re_create(directory, given, run_dir, train, rule, chosen, here)
-    print(describe_reconstruction(result))
+    print(describe(result))
     verdict, code = ("fits", 0) if result.confirmed() else ("not confirmed", 3)
     if result.misfit() is not None:
         verdict, code = "does not fit", 1
     if json is not None:
         content = {"verdict": verdict, "exit_code": code} | as_dict(result)
-        certificate.write_certificate(json, certificate.headed("reconstruction", content))
+        write_certificate(json, headed("reconstruction", content))
     return code
 
 

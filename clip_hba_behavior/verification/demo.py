@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from clip_hba_behavior.reproducibility.state.compare import compare
-from clip_hba_behavior.run.checkpoint import checkpoint_path, parameters_digest, read_checkpoint
+from clip_hba_behavior.run.checkpoint import parameters_digest, read_checkpoint
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path
 
 EPOCHS = 12
 MIDDLE = 6

@@ -27,6 +27,7 @@ from clip_hba_behavior.verification.causes import (
     suspect_images,
 )
 from clip_hba_behavior.verification.files import RunFiles
+from clip_hba_behavior.verification.found import common_epochs
 from clip_hba_behavior.verification.replays import ReplayHistory, recorded_config
 from clip_hba_behavior.verification.seed import epoch_batches
 from clip_hba_behavior.verification.settings import ORDER_KEYS, Setting, differing_settings
@@ -99,12 +100,7 @@ def diff_runs(first: Path, second: Path, with_replay: bool, session: Session) ->
         BadInputError: there is nothing to compare.
     """
     files = {"A": RunFiles(first), "B": RunFiles(second)}
-    epochs = sorted(files["A"].files.keys() & files["B"].files.keys())
-    if not epochs:
-        raise BadInputError(
-            "the two runs have no epoch in common\n"
-            + "\n".join(f"  {name}: {each.path}, epochs {sorted(each.files)}" for name, each in files.items())
-        )
+    epochs = common_epochs(files["A"].found, files["B"].found)
     a, b = (_open(name, each) for name, each in files.items())
     epoch, differences = _first_epoch(a, b, epochs)
     about: dict[str, Any] = {

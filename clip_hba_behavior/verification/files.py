@@ -15,15 +15,11 @@ from clip_hba_behavior.reproducibility.record.quarantine import describe, read_r
 from clip_hba_behavior.reproducibility.record.record_file import has_pending, recorded_epochs_beyond
 from clip_hba_behavior.reproducibility.state.digest import leaf_digest, leaves
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
-from clip_hba_behavior.run.checkpoint import (
-    AlteredCheckpointError,
-    Checkpoint,
-    list_checkpoints,
-    read_named,
-)
+from clip_hba_behavior.run.checkpoint import AlteredCheckpointError, Checkpoint, read_named
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.results import METRICS, RESULTS, parse_row
 from clip_hba_behavior.training.state import TrainingState
+from clip_hba_behavior.verification.found import find_checkpoints
 from clip_hba_behavior.verification.results_table import ResultsTable
 
 T = TypeVar("T")
@@ -58,6 +54,7 @@ class RunFiles:
     """What a run, or a bare directory of checkpoints, records.
 
     Attributes:
+        found: where they are.
         path: the run's directory, or the checkpoints'.
         files: checkpoint files by epoch.
         config: of `config.yaml`; None where there is none.
@@ -75,12 +72,9 @@ class RunFiles:
         Raises:
             BadInputError: there are no checkpoints.
         """
-        path = path.expanduser().absolute()
-        beside = [path.parent / name for name in ("config.yaml", "steps.jsonl", "environment.json")]
-        if path.name == "dora_params" and any(each.is_file() for each in beside):
-            path = path.parent
-        run = RunDirectory(path)
-        self.path, self.table = path, table
+        self.found = find_checkpoints(path)
+        run, self.files = self.found.run, self.found.files
+        self.path, self.table = run.path, table
         self.config: Config | None = None
         self.environment: dict[str, Any] = {}
         self.ledger = Ledger(Lines(run.ledger_file, {}))
@@ -88,14 +82,7 @@ class RunFiles:
         self.problems: list[str] = []
         self.notes: list[str] = []
         self.file = lru_cache(maxsize=2)(self._read_file)  # the end of one epoch is the start of the next
-        recorded = (run.config_file, run.ledger_file, run.environment_file)
-        is_run = run.checkpoints.is_dir() and any(each.is_file() for each in recorded)
-        self.files = list_checkpoints(run.checkpoints) or ({} if is_run else list_checkpoints(path))
-        if not self.files:
-            raise BadInputError(
-                f"{path} holds no checkpoints\n  expected: a run's directory, or one with epochN_dora_params.pth"
-            )
-        if is_run:
+        if self.found.is_run:
             self._read_run(run)
         self.rows = {epoch: {name: float(cells[name]) for name in METRICS} for epoch, cells in self._cells.items()}
         if table is not None:

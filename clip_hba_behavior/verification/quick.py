@@ -29,13 +29,14 @@ from clip_hba_behavior.reproducibility.state.numerics import numerics_left_as_th
 from clip_hba_behavior.reproducibility.state.rng import undisturbed_generators
 from clip_hba_behavior.reproducibility.state.snapshot import snapshot
 from clip_hba_behavior.reproducibility.state.tree import to_bytes
-from clip_hba_behavior.run.assembly import build_trainer, resolve_config
+from clip_hba_behavior.run.assembly import build_trainer
 from clip_hba_behavior.run.checkpoint import (
     parameters_digest,
     read_checkpoint,
     to_content,
 )
 from clip_hba_behavior.run.log import LOGGER_NAME
+from clip_hba_behavior.run.resolution import resolve_config
 from clip_hba_behavior.training.advance import advance
 from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.training.trainer import Trainer

@@ -11,8 +11,8 @@ from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.numerics import SDPA_BACKENDS, check_sdpa_backend, resolve_device
 from clip_hba_behavior.reproducibility.state.rng import RngState
 from clip_hba_behavior.reproducibility.state.snapshot import snapshot
-from clip_hba_behavior.run.assembly import resolve_config
 from clip_hba_behavior.run.replayer import Replayer
+from clip_hba_behavior.run.resolution import resolve_config
 from clip_hba_behavior.run.results import METRICS
 from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.verification.files import RunFiles, settings_of

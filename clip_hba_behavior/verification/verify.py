@@ -36,6 +36,7 @@ from clip_hba_behavior.verification.causes import (
 )
 from clip_hba_behavior.verification.claims import claim
 from clip_hba_behavior.verification.files import RunFiles, settings_of
+from clip_hba_behavior.verification.found import refuse_absent
 from clip_hba_behavior.verification.outcome import COMPLETE, EpochOutcome, Metric, Verification
 from clip_hba_behavior.verification.replays import NoStartError, ReplayHistory, recorded_config
 from clip_hba_behavior.verification.results_table import ResultsTable
@@ -71,11 +72,7 @@ def verify_checkpoints(
     """
     files = RunFiles(path, table)
     chosen = list(epochs) if epochs is not None else _all_epochs(files)
-    if not set(chosen) & files.files.keys():
-        raise BadInputError(
-            f"{files.path} has no checkpoint of epoch {', '.join(map(str, chosen))}\n"
-            f"  found:    epochs {', '.join(map(str, files.files))}\n  give --epochs some of those"
-        )
+    refuse_absent(files.found, chosen)
     replays = ReplayHistory(files, Replayer(recorded_config(files, given), session), steps)
     environment = replays.replayer.environment()
     verifier = EpochVerifier(files, replays)

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoConfig, AutoTokenizer, CLIPTokenizer
 
+import fresh_process
+from clip_hba_behavior.data import standin, standin_record
 from clip_hba_behavior.data.drawing import glyph_counts
 from clip_hba_behavior.data.standin import (
     PROMPTS,
@@ -116,9 +118,112 @@ def test_a_dataset_has_the_same_bytes_each_time(dataset: Path, tmp_path: Path) -
     write_standin_dataset(tmp_path)
     files = sorted(path.relative_to(dataset) for path in dataset.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
-    assert len(files) == 480 + 48 + 4
+    assert len(files) == 480 + 48 + 5
     for file in files:
         assert (dataset / file).read_bytes() == (tmp_path / file).read_bytes(), file
+
+
+SMALL = {"num_images": 6, "num_inference": 4}
+SMALL_FILES = 6 + 4 + 4
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of each picture that is drawn from now on, its size."""
+    sizes: list[int] = []
+
+    def draw(latent: NDArray[np.float64], size: int) -> Image.Image:
+        sizes.append(size)
+        return draw_image(latent, size)
+
+    monkeypatch.setattr(standin, "draw_image", draw)
+    return sizes
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_a_dataset_is_drawn_once(drawn: list[int], tmp_path: Path) -> None:
+    assert write_standin_dataset(tmp_path, **SMALL) == ()
+    assert len(drawn) == 10
+    before = contents(tmp_path)
+    assert len(before) == SMALL_FILES + 1
+    drawn.clear()
+    assert write_standin_dataset(tmp_path, **SMALL) == ()
+    assert not drawn
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["images/drawn_0003.png", "images/heldout_0001.png", "annotations.csv"])
+@pytest.mark.parametrize("is_removed", [True, False])
+def test_a_changed_file_is_put_back_and_named(name: str, is_removed: bool, tmp_path: Path) -> None:
+    write_standin_dataset(tmp_path, **SMALL)
+    before = contents(tmp_path)
+    (tmp_path / name).unlink() if is_removed else (tmp_path / name).write_bytes(before[name] + b"x")
+    assert write_standin_dataset(tmp_path, **SMALL) == (name,)
+    assert contents(tmp_path) == before
+    assert write_standin_dataset(tmp_path, **SMALL) == ()
+
+
+@pytest.mark.parametrize("record", [None, b"", b"no JSON", b"[]", b"{}", b"[" * 10_000])
+def test_without_its_record_a_dataset_is_drawn_again_and_nothing_else(
+    record: bytes | None, drawn: list[int], tmp_path: Path
+) -> None:
+    write_standin_dataset(tmp_path, **SMALL)
+    before = contents(tmp_path)
+    drawn.clear()
+    path = tmp_path / "dataset.json"
+    path.unlink() if record is None else path.write_bytes(record)
+    assert write_standin_dataset(tmp_path, **SMALL) == ()
+    assert len(drawn) == 10
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"image_size": 32}, {"num_images": 5}, {"num_inference": 5}])
+def test_other_numbers_give_another_dataset(change: dict[str, int], tmp_path: Path) -> None:
+    write_standin_dataset(tmp_path / "a", **SMALL)
+    write_standin_dataset(tmp_path / "a", **(SMALL | change))
+    write_standin_dataset(tmp_path / "b", **(SMALL | change))
+    left = contents(tmp_path / "a")
+    assert left | contents(tmp_path / "b") == left
+
+
+@pytest.mark.parametrize("name", ["_SOURCES", "_LIBRARIES"])
+def test_another_drawing_or_library_draws_again(
+    name: str, drawn: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_standin_dataset(tmp_path, **SMALL)
+    drawn.clear()
+    monkeypatch.setattr(standin_record, name, getattr(standin_record, name)[:-1])
+    assert write_standin_dataset(tmp_path, **SMALL) == ()
+    assert len(drawn) == 10
+
+
+def test_a_complete_dataset_in_a_directory_that_cannot_be_written_to_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_standin_dataset(tmp_path, **SMALL)
+    (tmp_path / "dataset.json").unlink()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(standin_record, "replace", refuse)
+    monkeypatch.setattr(standin, "replace", refuse)
+    assert write_standin_dataset(tmp_path, **SMALL) == ()
+
+
+def test_processes_that_draw_at_once_leave_one_complete_dataset(tmp_path: Path) -> None:
+    together = [
+        fresh_process.start(write_standin_dataset, tmp_path / "data", output=tmp_path / f"{number}.txt")
+        for number in range(3)
+    ]
+    for process in together:
+        process.join(60)
+        assert process.exitcode == 0
+    write_standin_dataset(tmp_path / "alone")
+    assert contents(tmp_path / "data") == contents(tmp_path / "alone")
 
 
 def test_a_smaller_dataset_holds_the_same_first_images(dataset: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers import BertConfig
 
 import fresh_process
-from clip_hba_behavior.run.checkpoint import list_checkpoints
+from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from fresh_process import Outcome
 from run_tools import write_config
 

@@ -35,6 +35,23 @@ def test_inspect_shows_a_checkpoint(clip_hba: ClipHba, small_config: dict[str, A
         assert words in outcome.output
 
 
+def test_a_changed_picture_of_the_synthetic_data_set_is_drawn_again_and_named(
+    clip_hba: ClipHba, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "config.yaml", {"cache_dir": str(tmp_path / "cache")})
+    first = clip_hba("data", "check", config)
+    assert first.code == 0, first.output
+    assert "changed" not in first.output
+    picture = tmp_path / "cache/standin/images/drawn_0007.png"
+    before = picture.read_bytes()
+    picture.write_bytes(b"edited")
+    second = clip_hba("data", "check", config)
+    assert second.code == 0, second.output
+    assert "standin had been changed; as drawn again: images/drawn_0007.png" in second.output
+    assert picture.read_bytes() == before
+    assert clip_hba("data", "check", config).output == first.output
+
+
 def test_progress_lines_stay_out_of_a_log_without_a_terminal(
     clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:

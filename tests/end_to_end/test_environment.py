@@ -16,7 +16,8 @@ import torch
 import clip_hba_behavior
 from clip_hba_behavior import resume, run_behavioral_training
 from clip_hba_behavior.reproducibility.record.session import Session
-from clip_hba_behavior.run.checkpoint import checkpoint_path, read_checkpoint, to_bytes, to_content
+from clip_hba_behavior.run.checkpoint import read_checkpoint, to_bytes, to_content
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path
 from clip_hba_behavior.verification.diff import diff_runs
 from clip_hba_behavior.verification.reconstruct import reconstruct
 from clip_hba_behavior.verification.verify import verify_checkpoints

@@ -8,12 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from clip_hba_behavior.run.checkpoint import (
-    checkpoint_path,
-    list_checkpoints,
-    parameters_digest,
-    read_checkpoint,
-)
+from clip_hba_behavior.run.checkpoint import parameters_digest, read_checkpoint
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
 from fresh_process import Outcome
 from run_tools import write_config
 

@@ -19,13 +19,10 @@ from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH
 from clip_hba_behavior.reproducibility.record.protocol import StepDone, end_record, step_record
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.rng import capture_rng_state
-from clip_hba_behavior.run.assembly import build_trainer, resolve_config
-from clip_hba_behavior.run.checkpoint import (
-    checkpoint_path,
-    list_checkpoints,
-    list_step_checkpoints,
-    read_checkpoint,
-)
+from clip_hba_behavior.run.assembly import build_trainer
+from clip_hba_behavior.run.checkpoint import read_checkpoint
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints, list_step_checkpoints
+from clip_hba_behavior.run.resolution import resolve_config
 from clip_hba_behavior.training.advance import advance
 from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.training.trainer import Trainer

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import fresh_process
-from clip_hba_behavior.run.checkpoint import checkpoint_path, read_checkpoint
+from clip_hba_behavior.run.checkpoint import read_checkpoint
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path
 from fresh_process import Outcome
 from run_tools import data_keys, differences, recorded_run_keys, rewrite_state, trained, write_config
 

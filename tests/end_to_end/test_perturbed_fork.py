@@ -20,12 +20,8 @@ from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.errors import NotReproducibleError
 from clip_hba_behavior.run.assembly import build_trainer
-from clip_hba_behavior.run.checkpoint import (
-    checkpoint_path,
-    list_checkpoints,
-    read_checkpoint,
-    to_bytes,
-)
+from clip_hba_behavior.run.checkpoint import read_checkpoint, to_bytes
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.fork import publish_first_state
 from clip_hba_behavior.run.life import start_fork

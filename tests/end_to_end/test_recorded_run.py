@@ -13,7 +13,8 @@ import torch
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.run.assembly import build_trainer
-from clip_hba_behavior.run.checkpoint import checkpoint_path, read_checkpoint
+from clip_hba_behavior.run.checkpoint import read_checkpoint
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path
 from clip_hba_behavior.run.directory import RunDirectory
 from fresh_process import Outcome
 from run_tools import recorded_run_keys, write_config

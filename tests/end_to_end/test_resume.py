@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from clip_hba_behavior.reproducibility.state.rng import capture_rng_state, restore_rng_state
-from clip_hba_behavior.run.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
+from clip_hba_behavior.run.checkpoint import read_checkpoint
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
 from clip_hba_behavior.training.state import TrainingState
 from fresh_process import Outcome
 from run_tools import differences, rewrite_state, write_config

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
+import scipy.stats
 
 from clip_hba_behavior.rsa.rank_correlation import correlation_distances, rank_correlation
 
@@ -72,6 +73,63 @@ def test_rank_correlation_reads_the_upper_triangle_alone() -> None:
     assert p_value < 1e-12
     assert type(rho) is float
     assert type(p_value) is float
+
+
+def rdm_of(pairs: np.ndarray, num_images: int) -> np.ndarray:
+    rdm = np.full((num_images, num_images), np.nan)
+    rdm[np.triu_indices(num_images, k=1)] = pairs
+    return rdm
+
+
+def pair_of_samples(generator: np.random.Generator, n: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    first, noise = generator.normal(size=n), generator.normal(size=n)
+    scale = 10.0 ** generator.integers(-6, 2)
+    match kind:
+        case "independent":
+            return first, noise
+        case "nearly the same":
+            return first, first**3 + scale * noise
+        case "nearly reversed":
+            return first, -first + scale * noise
+        case "many ties":
+            return np.round(2 * first), np.round(2 * noise)
+        case "ties on one side":
+            return first, np.round(first + noise, 1)
+        case _:  # zeros of both signs, infinities, and numbers too small to be normal
+            odd = generator.choice([0.0, -0.0, np.inf, -np.inf, 5e-324, -5e-324], size=n)
+            return np.where(generator.random(n) < 0.5, odd, first), noise
+
+
+@pytest.mark.parametrize(
+    "kind", ["independent", "nearly the same", "nearly reversed", "many ties", "ties on one side", "odd numbers"]
+)
+def test_rho_and_p_have_the_bits_of_scipy_stats(kind: str) -> None:
+    generator = np.random.Generator(np.random.Philox(11))
+    num_undefined = 0
+    for num_images in (3, 4, 5, 6, 7, 8, 9, 10, 12, 16, 17, 32, 48):
+        n = num_images * (num_images - 1) // 2
+        for _ in range(60):
+            model, human = pair_of_samples(generator, n, kind)
+            if (model == model[0]).all() or (human == human[0]).all():
+                num_undefined += 1
+                continue
+            expected = scipy.stats.spearmanr(human, model)
+            found = rank_correlation(rdm_of(model, num_images), rdm_of(human, num_images))
+            assert np.float64(found).tobytes() == np.float64([expected.statistic, expected.pvalue]).tobytes(), (
+                found,
+                expected,
+                n,
+            )
+    assert num_undefined < 60
+
+
+def test_a_perfect_correlation_has_the_bits_of_scipy_stats_too() -> None:
+    for num_images in (3, 4, 5, 11, 48):
+        pairs = np.arange(num_images * (num_images - 1) // 2, dtype=np.float64)
+        for other in (pairs, -pairs):
+            expected = scipy.stats.spearmanr(other, pairs)
+            found = rank_correlation(rdm_of(pairs, num_images), rdm_of(other, num_images))
+            assert np.float64(found).tobytes() == np.float64([expected.statistic, expected.pvalue]).tobytes()
 
 
 def test_rank_correlation_is_nan_where_it_is_undefined() -> None:

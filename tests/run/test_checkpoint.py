@@ -14,12 +14,8 @@ from torch import nn
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, NotReproducibleError
 from clip_hba_behavior.reproducibility.state.rng import capture_rng_state
 from clip_hba_behavior.reproducibility.state.snapshot import snapshot
-from clip_hba_behavior.run.checkpoint import (
-    describe,
-    list_checkpoints,
-    read_checkpoint,
-    save_dora_parameters,
-)
+from clip_hba_behavior.run.checkpoint import describe, read_checkpoint, save_dora_parameters
+from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.training.state import TrainingState
 
 

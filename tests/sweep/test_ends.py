@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from clip_hba_behavior.run.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
+from clip_hba_behavior.run.checkpoint import read_checkpoint
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
 from fresh_process import Outcome
 from sweep_tools import epochs_on_disk, table, write_sweep
 

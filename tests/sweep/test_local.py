@@ -10,7 +10,8 @@ import pyarrow.parquet
 import yaml
 
 import fresh_process
-from clip_hba_behavior.run.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
+from clip_hba_behavior.run.checkpoint import read_checkpoint
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
 from clip_hba_behavior.sweep.plan import make_plan, make_sweep_file
 from fresh_process import Outcome
 from sweep_tools import table, write_sweep

@@ -21,13 +21,8 @@ from clip_hba_behavior.data.standin import write_standin_dataset
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.rng import capture_rng_state
 from clip_hba_behavior.reproducibility.state.snapshot import snapshot
-from clip_hba_behavior.run.checkpoint import (
-    checkpoint_path,
-    list_checkpoints,
-    read_checkpoint,
-    to_bytes,
-    to_content,
-)
+from clip_hba_behavior.run.checkpoint import read_checkpoint, to_bytes, to_content
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.states import newest_state, quarantine
 from clip_hba_behavior.training.state import TrainingState

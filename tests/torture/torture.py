@@ -34,7 +34,7 @@ import clip_hba_behavior.cli
 import clip_hba_behavior.run.life  # noqa: F401  each fork begins with both
 from clip_hba_behavior.data.standin import write_standin_dataset
 from clip_hba_behavior.reproducibility.record.record_file import RecordFile
-from clip_hba_behavior.run.checkpoint import list_checkpoints
+from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.training.trainer import Trainer
 from run_tools import data_keys
 from torture.faults import Fault, Trace, read_trace, watched_clip_hba

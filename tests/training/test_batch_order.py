@@ -12,7 +12,8 @@ from clip_hba_behavior.config import BatchOrder, make_config
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.rng import restore_rng_state
 from clip_hba_behavior.run.assembly import build_trainer
-from clip_hba_behavior.run.checkpoint import checkpoint_path, read_checkpoint
+from clip_hba_behavior.run.checkpoint import read_checkpoint
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.training.batch_order import draw_evaluation_seeds, draw_loader_seed, epoch_order
 from clip_hba_behavior.training.trainer import Trainer

@@ -15,14 +15,8 @@ from PIL import Image
 from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.rng import capture_rng_state, restore_rng_state
-from clip_hba_behavior.run.checkpoint import (
-    Checkpoint,
-    checkpoint_path,
-    list_checkpoints,
-    read_checkpoint,
-    to_bytes,
-    to_content,
-)
+from clip_hba_behavior.run.checkpoint import Checkpoint, read_checkpoint, to_bytes, to_content
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
 from clip_hba_behavior.run.results import format_row
 from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.verification.files import ledger_leaves

@@ -14,7 +14,8 @@ import yaml
 import fresh_process
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.rng import MISSING, RESTORED
-from clip_hba_behavior.run.checkpoint import checkpoint_path, read_checkpoint, to_bytes
+from clip_hba_behavior.run.checkpoint import read_checkpoint, to_bytes
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path
 from fresh_process import Outcome
 from run_tools import data_keys, recorded_run_keys, rewrite_state, trained, write_config
 

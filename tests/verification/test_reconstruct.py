@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from clip_hba_behavior.reproducibility.state.digest import digest
-from clip_hba_behavior.run.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
+from clip_hba_behavior.run.checkpoint import read_checkpoint
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
 from fresh_process import Outcome
 from run_tools import recorded_run_keys, trained, write_config
 

@@ -1,8 +1,8 @@
 """Open a file made by `torch.save` that a stranger may have written.
 
 `torch.load` in its safe mode runs no code, but it does take a file at its word: a few bytes can claim
-a tensor of 2^40 elements, and its allow-list holds constructors that reserve memory. So the archive
-is read here. Its records must add up to the file and their checksums must hold; its pickle may use
+a tensor of 2^40 elements, and its allow-list holds constructors that reserve memory. So what `archive`
+opened is read here. Its records must add up to the file and their checksums must hold; its pickle may use
 only the opcodes and names that a checkpoint needs, and each name stands for a function of this module.
 Tensors are views of a memory map, made once their sizes and strides are known to lie within their
 record, and copied at the end.
@@ -16,18 +16,17 @@ import pickletools
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from clip_hba_behavior.reproducibility.state.archive import LOADING_ERRORS, reason
+from clip_hba_behavior.reproducibility.state.archive import open_archive as open_archive
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
-from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_regular
+from clip_hba_behavior.reproducibility.state.untrusted import MIB
 
-_MAX_FILE_BYTES = 8 * 1024 * MIB  # ViT-L/14@336px has 1.7 GB in float32
-_MAX_DIRECTORY_BYTES = 4 * MIB
 _MAX_PICKLE_BYTES = 16 * MIB
 _MAX_OPCODES = 300_000
 _MAX_ITEMS = 1_000_000
@@ -71,23 +70,6 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "loss_sum": (int, float),
 }
 
-# What a damaged or forged archive makes zipfile, the unpickler and torch raise.
-_LOADING_ERRORS = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    struct.error,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-
 
 def load(path: Path, what: str = "checkpoint") -> dict[str, Any]:
     """Load a flat dict of builtins and tensors, each tensor in memory of its own.
@@ -111,59 +93,10 @@ def load(path: Path, what: str = "checkpoint") -> dict[str, Any]:
             copied: dict[str, Any] = _Budget(path, what, num_bytes=len(mapped)).copy(content)
         except BadInputError:
             raise
-        except _LOADING_ERRORS as error:
-            raise BadInputError(f"{path} is no {what}: {_reason(error)}") from error
+        except LOADING_ERRORS as error:
+            raise BadInputError(f"{path} is no {what}: {reason(error)}") from error
     _check_kinds(path, what, copied)
     return copied
-
-
-@contextmanager
-def open_archive(path: Path, what: str) -> Iterator[tuple[io.BufferedReader, zipfile.ZipFile]]:
-    """Open a zip archive, once its directory is known to be small and to lie where any reader looks for it.
-
-    Raises:
-        BadInputError: no such file, or no archive of `torch.save` or TorchScript.
-    """
-    try:
-        file = open_regular(path, _MAX_FILE_BYTES)
-    except FileNotFoundError:
-        raise BadInputError(f"there is no {what} {path}") from None
-    except OSError as error:
-        raise BadInputError(f"{path} is no {what}: {error}") from None
-    with file:
-        size = file.seek(0, io.SEEK_END)
-        try:
-            _check_directory(file, size)
-            archive = zipfile.ZipFile(file)
-        except _LOADING_ERRORS as error:
-            raise BadInputError(f"{path} is no {what}, or a torn one ({size} bytes): {_reason(error)}") from error
-        with archive:
-            yield file, archive
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-
-
-def _check_directory(file: io.BufferedReader, size: int) -> None:
-    """Refuse an archive that does not end with its one directory and that directory's end record.
-
-    zipfile holds the whole directory in memory, and torch's reader could find another one than zipfile.
-    """
-    file.seek(max(0, size - 98))
-    tail = file.read(98)
-    end = tail[-22:]
-    if len(end) < 22 or not end.startswith(b"PK\5\6") or not end.endswith(b"\0\0"):
-        raise zipfile.BadZipFile("File is not a zip file")
-    stop = size - 22
-    num_bytes, start = struct.unpack("<LL", end[12:20])
-    if tail[-42:].startswith(b"PK\6\7"):  # the 64-bit form, as torch writes it
-        stop = size - 98
-        num_bytes, start = struct.unpack("<QQ", tail[-58:-42])
-        if len(tail) < 98 or not tail.startswith(b"PK\6\6") or struct.unpack("<Q", tail[-34:-26]) != (stop,):
-            raise zipfile.BadZipFile("its directory's end record is not at its end")
-    if start + num_bytes != stop or num_bytes > _MAX_DIRECTORY_BYTES:
-        raise zipfile.BadZipFile(f"its directory claims {num_bytes} bytes from {start} on")
 
 
 def _check_records(path: Path, what: str, file: io.BufferedReader, archive: zipfile.ZipFile) -> bytes:
@@ -188,8 +121,8 @@ def _check_records(path: Path, what: str, file: io.BufferedReader, archive: zipf
         return pickled
     except BadInputError:
         raise
-    except _LOADING_ERRORS as error:
-        raise BadInputError(f"{path} is no {what}, or a torn one ({size} bytes): {_reason(error)}") from error
+    except LOADING_ERRORS as error:
+        raise BadInputError(f"{path} is no {what}, or a torn one ({size} bytes): {reason(error)}") from error
 
 
 def _check_pickle(path: Path, what: str, pickled: bytes) -> None:

@@ -1,0 +1,82 @@
+"""Open a zip archive made by `torch.save` or TorchScript, or refuse what is none; its records are not read yet."""
+
+import io
+import pickle
+import struct
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_regular
+
+_MAX_FILE_BYTES = 8 * 1024 * MIB  # ViT-L/14@336px has 1.7 GB in float32
+_MAX_DIRECTORY_BYTES = 4 * MIB
+
+# What a damaged or forged archive makes zipfile, the unpickler and torch raise.
+LOADING_ERRORS = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    struct.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+@contextmanager
+def open_archive(path: Path, what: str) -> Iterator[tuple[io.BufferedReader, zipfile.ZipFile]]:
+    """Open a zip archive, once its directory is known to be small and to lie where any reader looks for it.
+
+    Raises:
+        BadInputError: no such file, or no archive of `torch.save` or TorchScript.
+    """
+    try:
+        file = open_regular(path, _MAX_FILE_BYTES)
+    except FileNotFoundError:
+        raise BadInputError(f"there is no {what} {path}") from None
+    except OSError as error:
+        raise BadInputError(f"{path} is no {what}: {error}") from None
+    with file:
+        size = file.seek(0, io.SEEK_END)
+        try:
+            _check_directory(file, size)
+            archive = zipfile.ZipFile(file)
+        except LOADING_ERRORS as error:
+            raise BadInputError(f"{path} is no {what}, or a torn one ({size} bytes): {reason(error)}") from error
+        with archive:
+            yield file, archive
+
+
+def reason(error: Exception) -> str:
+    """Return what an error says, in one line."""
+    return str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+
+
+def _check_directory(file: io.BufferedReader, size: int) -> None:
+    """Refuse an archive that does not end with its one directory and that directory's end record.
+
+    zipfile holds the whole directory in memory, and torch's reader could find another one than zipfile.
+    """
+    file.seek(max(0, size - 98))
+    tail = file.read(98)
+    end = tail[-22:]
+    if len(end) < 22 or not end.startswith(b"PK\5\6") or not end.endswith(b"\0\0"):
+        raise zipfile.BadZipFile("File is not a zip file")
+    stop = size - 22
+    num_bytes, start = struct.unpack("<LL", end[12:20])
+    if tail[-42:].startswith(b"PK\6\7"):  # the 64-bit form, as torch writes it
+        stop = size - 98
+        num_bytes, start = struct.unpack("<QQ", tail[-58:-42])
+        if len(tail) < 98 or not tail.startswith(b"PK\6\6") or struct.unpack("<Q", tail[-34:-26]) != (stop,):
+            raise zipfile.BadZipFile("its directory's end record is not at its end")
+    if start + num_bytes != stop or num_bytes > _MAX_DIRECTORY_BYTES:
+        raise zipfile.BadZipFile(f"its directory claims {num_bytes} bytes from {start} on")

@@ -1,0 +1,190 @@
+"""What is asked of a run, checked as far as it can be without torch: a wrong path or key is told at once.
+
+Starting, forking and resuming ask these functions themselves. Who has not imported what trains asks them before.
+"""
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clip_hba_behavior.config import FREE_KEYS, Config, make_config
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
+from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.resolution import resolve_config, run_directory_of
+
+FORK_KEYS = ("fork_early_stopping", "fork_reseed")
+
+
+def refuse_bad_start(config: Config) -> None:
+    """Return if a run can be started, or a fork of another, as far as it can be told without reading a state.
+
+    Raises:
+        BadInputError: the run directory is used, there is no such state to fork from, or keys have no effect.
+    """
+    if first_state_file(config) is None:  # a fork has keys of its parent's too
+        refuse_meaningless(config)
+    RunDirectory(run_directory_of(config)).refuse_if_used()
+
+
+def fork_config(baseline: Path, at_epoch: int, given: Mapping[str, Any]) -> Config:
+    """Return the fork's own keys, and where data and backbone are as the baseline says.
+
+    Args:
+        baseline: a run's directory.
+        at_epoch: the fork's first own epoch.
+        given: the fork's own keys. A perturbation without `perturb_epoch` begins with the fork.
+
+    Raises:
+        BadInputError: there is no run, or a key is wrong.
+    """
+    given = dict(given)
+    if given.get("perturb_type", "none") != "none":
+        given.setdefault("perturb_epoch", at_epoch)
+    path = baseline.expanduser().absolute()
+    run = RunDirectory(path.parent if path.name == "dora_params" else path)
+    if not run.config_file.is_file():
+        raise BadInputError(
+            f"there is no run in {path}: it has no config.yaml\n"
+            "  for loose checkpoints use `clip-hba train` with training_run and baseline_dora_directory"
+        )
+    taken = sorted({"training_run", "baseline_dora_directory"} & given.keys())
+    if taken:
+        raise BadInputError(f"{', '.join(taken)}: a fork gets these from BASELINE and --at-epoch; leave them out")
+    place = {"training_run": at_epoch, "baseline_dora_directory": str(run.checkpoints)}
+    own = make_config({**given, **place})
+    theirs = run.read_config().model_dump(include=FREE_KEYS)
+    return make_config(theirs | own.model_dump(include=own.model_fields_set))
+
+
+def first_state_file(config: Config) -> Path | None:
+    """Find the state that a fork starts from: the baseline's after epoch `training_run - 1`.
+
+    Returns:
+        None for a run that is no fork.
+
+    Raises:
+        BadInputError: there is no such file, or the run is no fork and has a fork's keys.
+    """
+    if config.baseline_dora_directory is None:
+        meant = [key for key in FORK_KEYS if getattr(config, key) != Config.model_fields[key].default]
+        if meant:
+            raise BadInputError(
+                f"{', '.join(meant)}: only for a fork\n  set training_run and baseline_dora_directory too"
+            )
+        return None
+    directory = Path(config.baseline_dora_directory).expanduser().absolute()
+    epoch = config.training_run - 1
+    found = list_checkpoints(directory)
+    if epoch not in found:
+        which = f"epochs {min(found)} to {max(found)}" if found else "none"
+        # an earlier configuration may name a directory with training_run 1, and mean no fork
+        hint = ", or leave it out for a run that is no fork" if epoch == 0 else ""
+        raise BadInputError(
+            f"training_run {config.training_run} needs {checkpoint_path(directory, epoch)}\n"
+            f"  found:    {which} in that directory\n  expected: epoch {epoch}\n"
+            f"  set baseline_dora_directory to the baseline's dora_params{hint}"
+        )
+    return found[epoch]
+
+
+def refuse_meaningless(config: Config) -> None:
+    """Refuse keys that have no effect in the epochs that a run trains.
+
+    Raises:
+        BadInputError: names the keys and why.
+    """
+    if config.baseline_dora_directory is not None and config.epochs < config.training_run:
+        raise BadInputError(
+            f"epochs is {config.epochs}, but the fork's first epoch, training_run, is {config.training_run}"
+        )
+    if config.fork_reseed is not None and config.batch_order != "earlier":
+        raise BadInputError(
+            f"fork_reseed is {config.fork_reseed}, but batch_order is {config.batch_order}\n"
+            "  its batches are a function of random_seed and epoch, and do not depend on the random streams that "
+            "fork_reseed replaces\n  it needs batch_order earlier"
+        )
+    if config.perturb_type == "none":
+        return
+    first = int(config.perturb_epoch or 1)
+    last = first + config.perturb_length - 1
+    if last < config.training_run or first > config.epochs:
+        raise BadInputError(
+            f"perturb_epoch {first} and perturb_length {config.perturb_length} perturb nothing\n"
+            f"  found:    epochs {first} to {last} to perturb\n"
+            f"  expected: some of epochs {config.training_run} to {config.epochs}, which this run trains "
+            "(training_run to epochs)"
+        )
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """What is asked of a run that exists.
+
+    Attributes:
+        source: the run.
+        config: the run's, with the settings changed.
+        elsewhere: the new directory that the continued run goes to, and the epoch after which it begins; None if
+            it stays where it is.
+    """
+
+    source: RunDirectory
+    config: Config
+    elsewhere: tuple[RunDirectory, int] | None
+
+
+def resumption(
+    run_dir: str | os.PathLike[str],
+    settings: Mapping[str, Any],
+    from_epoch: int | None,
+    new_dir: str | os.PathLike[str] | None,
+    allow: Collection[str],
+) -> Resumption:
+    """Find the run to resume, and apply settings to its configuration; the arguments are those of `life.resume`.
+
+    Raises:
+        BadInputError: there is no run or no such epoch, the new directory is used, or a setting cannot be changed.
+    """
+    source = RunDirectory(Path(run_dir).expanduser().absolute())
+    if from_epoch is not None and new_dir is None:
+        raise BadInputError("--from-epoch needs a new --run-dir: epochs that exist are never replaced")
+    source.refuse_if_no_run()
+    config = _changed(source.read_config(), settings, allow)
+    if new_dir is None:
+        return Resumption(source, config, None)
+    epoch = source.newest_epoch() if from_epoch is None else from_epoch
+    source.checkpoint_of(epoch)  # there may be none
+    target = RunDirectory(Path(new_dir).expanduser().absolute())
+    target.refuse_if_used()
+    config = make_config(config.model_dump() | {"run_dir": str(target.path)})
+    return Resumption(source, config, (target, epoch))
+
+
+def _changed(config: Config, settings: Mapping[str, Any], allow: Collection[str]) -> Config:
+    """Apply settings to a run that exists."""
+    if "run_dir" in settings:
+        raise BadInputError("a run stays where it is\n  for a new directory give --run-dir, not --set run_dir")
+    before = config.model_dump()
+    if "cuda" in settings:
+        del before["device"]  # the old key stands for it
+    changed = resolve_config(make_config(before | dict(settings)))
+    fixed = [
+        key
+        for key in Config.model_fields
+        if key not in FREE_KEYS | changed.without_effect() | set(allow)
+        and getattr(changed, key) != before.get(key)
+    ]
+    if fixed:
+        lines = [
+            f"{key}\n    in the run: {getattr(config, key)!r}\n    given:      {getattr(changed, key)!r}"
+            for key in fixed
+        ]
+        raise BadInputError(
+            "a run cannot go on under another configuration\n  "
+            + "\n  ".join(lines)
+            + "\n  start a new run, or a fork with `clip-hba fork`;\n"
+            f"  or go on all the same, on record, with --allow {','.join(fixed)}"
+        )
+    return changed
