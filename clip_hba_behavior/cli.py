@@ -173,8 +173,9 @@ def inspect(checkpoint: Annotated[Path, typer.Argument(help="An epochN_dora_para
     with open_archive(checkpoint, "checkpoint"):
         pass
     from clip_hba_behavior.run.checkpoint import describe, read_checkpoint
+    from clip_hba_behavior.verification.tracked import describe_state
 
-    print(describe(read_checkpoint(checkpoint)))
+    print(describe_state(checkpoint) or describe(read_checkpoint(checkpoint)))
 
 
 @app.command()
@@ -259,11 +260,15 @@ def verify_checkpoints(
     steps: Steps = None,
     settings: Settings = None,
     json: Certificate = None,
+    loop: Annotated[
+        str | None,
+        typer.Option("--loop", metavar="MODULE:FUNCTION", help="The training loop of a run made by `track`."),
+    ] = None,
 ) -> None:
     """Train each epoch again from the checkpoint before it, and compare the bits."""
     from clip_hba_behavior.verification.commands import verify_run
 
-    raise typer.Exit(verify_run(run, None, config, settings or [], epochs, steps, json))
+    raise typer.Exit(verify_run(run, None, config, settings or [], epochs, steps, json, loop))
 
 
 @verify_app.command("results")

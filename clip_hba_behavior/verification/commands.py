@@ -13,6 +13,7 @@ from clip_hba_behavior.run.log import session
 from clip_hba_behavior.verification.certificate_file import check_free, headed, write_certificate
 from clip_hba_behavior.verification.found import common_epochs, find_checkpoints, refuse_absent
 from clip_hba_behavior.verification.results_table import read_results_table
+from clip_hba_behavior.verification.tracked import diff_tracked, is_tracked, verify_tracked
 
 
 def verify_quick(json: Path | None) -> int:
@@ -37,6 +38,7 @@ def verify_run(
     epochs: str,
     steps: int | None,
     json: Path | None,
+    loop: str | None = None,
 ) -> int:
     """Verify a run against its checkpoints, and against a results CSV if one is given.
 
@@ -48,6 +50,12 @@ def verify_run(
     """
     check_free(json)
     chosen = parse_epochs(epochs)
+    if is_tracked(run):
+        if csv is not None or config is not None or settings or steps is not None:
+            raise BadInputError(f"{run} is the run of a training loop of your own: give --loop and --epochs alone")
+        return verify_tracked(run, loop, chosen, json)
+    if loop is not None:
+        raise BadInputError(f"--loop {loop}: {run} is not the run of a training loop of your own\n  leave it out")
     given = (read_config_file(config) if config is not None else {}) | parse_settings(settings)
     results = None if csv is None else read_results_table(csv)
     if results is not None:
@@ -76,6 +84,8 @@ def diff(first: Path, second: Path, with_replay: bool, json: Path | None) -> int
     Raises:
         BadInputError: there is nothing to compare.
     """
+    if is_tracked(first) or is_tracked(second):
+        return diff_tracked(first, second, json)
     check_free(json)
     common_epochs(find_checkpoints(first), find_checkpoints(second))
     from clip_hba_behavior.verification.diff import describe, diff_runs

@@ -196,8 +196,8 @@ class Run:
     # --- what a consumer calls ------------------------------------------------------------------------
 
     def begin_new(self) -> None:
-        """Become a run of its own at its beginning: its key follows from the streams as they are."""
-        self._key = tree_digest(capture_rng_state(self.device))[:32]
+        """Become a run of its own at its beginning: its key follows from torch's stream as it is."""
+        self._key = tree_digest(torch.get_rng_state())[:32]
 
     def restore(self, state: TrackedState, source: str) -> None:
         """Become the run that a state was taken of. Raises as `restore_parts` does."""

@@ -180,6 +180,11 @@ def state_bytes(state: TrackedState, provenance: Mapping[str, Any]) -> bytes:
     )
 
 
+def is_state(path: Path) -> bool:
+    """Whether a file says that it is the state of a tracked run. Raises as `safe_load.load` does."""
+    return safe_load.load(path).get("format") == _FORMAT
+
+
 def read_state(path: Path) -> tuple[TrackedState, dict[str, Any]]:
     """Read a state and its provenance.
 
