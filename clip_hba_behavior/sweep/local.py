@@ -119,7 +119,9 @@ def _execute_chain(plan: Plan, chain: tuple[Run, ...]) -> list[tuple[Run, Status
     from clip_hba_behavior.sweep.work import execute  # the process that waits for the workers trains nothing
 
     outcomes = []
-    with stopping_on_signals(second_leaves=False) as stop:  # Ctrl-C comes from the terminal and from the parent
+    with stopping_on_signals(
+        second="changes nothing"
+    ) as stop:  # Ctrl-C comes from the terminal and from the parent
         try:
             for run in chain:
                 stop.check()

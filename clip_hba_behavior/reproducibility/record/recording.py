@@ -137,7 +137,8 @@ class Recording:
             raise BadInputError(f"keep_checkpoints is {self._keep!r}; expected 'all', 'last N' or 'every N'")
         path = self.directory.path
         if self.directory.holds_run():
-            self._drift()
+            if self.directory.states():  # else it was killed before its first state, and begins again
+                self._drift()
         elif path.exists() and (not path.is_dir() or {each.name for each in path.iterdir()} - _OWN_FILES):
             raise BadInputError(f"{path} is not empty, and holds no tracked run\n  give another directory")
 
@@ -195,7 +196,7 @@ class Recording:
             earlier.close()  # such as one whose loop ended in an exception that a notebook still holds
         directory.path.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            stop = stack.enter_context(stopping_on_signals())
+            stop = stack.enter_context(stopping_on_signals(second="is not ours"))
             lease = stack.enter_context(hold(directory.path))
             for left in [*directory.path.glob(".*.tmp"), *directory.checkpoints.glob(".*.tmp")]:
                 left.unlink(missing_ok=True)

@@ -102,7 +102,7 @@ def verify(
     """
     files = TrackedFiles(Path(path).expanduser().absolute())
     known = [epoch for epoch in files.epochs() if epoch > min(files.epochs())]
-    wanted = sorted(known if epochs is None else epochs)
+    wanted = sorted([epoch for epoch in known if epoch - 1 in files.files] if epochs is None else epochs)
     if unknown := sorted(set(wanted) - set(known)):
         raise BadInputError(f"{files.directory.path} has no epoch {unknown[0]}\n  found:    {known}")
     if not wanted:

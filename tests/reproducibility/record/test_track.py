@@ -1,6 +1,9 @@
 """Any loop, resumed: from every step, with another number of workers, and with one piece of state left out."""
 
+import os
 import random
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from torch import nn
 
 from clip_hba_behavior.reproducibility import BadInputError, StoppedError, diff, fork, track, verify
 from clip_hba_behavior.reproducibility.record.judge import Verdict
+from clip_hba_behavior.reproducibility.record.signals import stopping_on_signals
 from clip_hba_behavior.reproducibility.record.tracked import TrackedFiles
 from tracked_loop import NUM_STEPS, main
 
@@ -407,3 +411,61 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> torch.Tensor:
 
 def recorded_data(run: Path) -> str:
     return str(TrackedFiles(run).record["digests"]["data"])
+
+
+def test_a_run_that_is_opened_again_in_one_process_lets_go_of_the_earlier_one(tmp_path: Path) -> None:
+    """As in a notebook, which keeps the exception and with it the loop that it ended."""
+    with pytest.raises(LeftError) as kept:
+        main(directory=tmp_path / "run", after_step=leave)
+    main(directory=tmp_path / "run")
+    assert kept.tb is not None  # until here the exception kept the loop that it ended
+    assert sorted(TrackedFiles(tmp_path / "run").files) == [0, 1, 2, 3]
+
+
+def leave(run: Any) -> None:
+    raise LeftError
+
+
+@pytest.mark.parametrize("order", ["inner first", "outer first"])
+def test_handlers_are_put_back_when_the_last_run_ends(order: str) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    outer, inner = stopping_on_signals(), stopping_on_signals()
+    request = outer.__enter__()
+    assert inner.__enter__() is request
+    first, second = (inner, outer) if order == "inner first" else (outer, inner)
+    first.__exit__(None, None, None)
+    assert signal.getsignal(signal.SIGTERM) is not before
+    second.__exit__(None, None, None)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_signal_of_an_abandoned_run_is_given_to_who_took_it_before(tmp_path: Path) -> None:
+    with stopping_on_signals(second="is not ours") as request:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.name == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_that_was_killed_before_its_first_state_begins_again(tmp_path: Path) -> None:
+    run = run_to_the_end(tmp_path / "run", epochs=1)
+    for path in (run / "checkpoints").iterdir():
+        path.unlink()
+    (run / "steps.jsonl").unlink()
+    run_to_the_end(run, epochs=1, settings={"lr": 0.5})
+    assert TrackedFiles(run).record["settings"] == {"lr": 0.5}
+
+
+def test_nothing_is_set_outside_the_main_thread(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    found: list[Any] = []
+    thread = threading.Thread(
+        target=lambda: main(directory=tmp_path / "run", epochs=1, after_step=lambda run: found.append(handler()))
+    )
+
+    def handler() -> Any:
+        return signal.getsignal(signal.SIGTERM)
+
+    thread.start()
+    thread.join()
+    assert set(found) == {before}
