@@ -18,13 +18,14 @@ import torch
 
 import fresh_process
 from clip_hba_behavior.data.standin import write_standin_dataset
+from clip_hba_behavior.reproducibility.record.states import quarantine
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.rng import capture_rng_state
 from clip_hba_behavior.reproducibility.state.snapshot import snapshot
 from clip_hba_behavior.run.checkpoint import read_checkpoint, to_bytes, to_content
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
-from clip_hba_behavior.run.states import newest_state, quarantine
+from clip_hba_behavior.run.states import newest_state
 from clip_hba_behavior.training.state import TrainingState
 from fresh_process import Outcome
 from run_tools import data_keys, differences, write_config
@@ -292,7 +293,7 @@ def test_a_newest_checkpoint_cut_at_any_length_is_quarantined_and_never_half_tak
         newest.write_bytes(content[: len(content) * hundredth // 100])
         taken, refused = newest_state(RunDirectory(run), LOGGER)
         assert taken.whole_state().epoch == 2, f"cut at {hundredth} %"
-        quarantine(RunDirectory(run), refused, LOGGER)
+        quarantine(run, refused, LOGGER)
         (run / "quarantine" / f"{newest.name}.1").rename(newest)
         (run / "quarantine" / f"{newest.name}.1.json").unlink()
 

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -5,7 +6,7 @@ import torch
 
 from clip_hba_behavior.reproducibility.record.epoch import Contradiction, Epoch, compare_epochs
 from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH
-from clip_hba_behavior.reproducibility.state.digest import digest
+from clip_hba_behavior.reproducibility.state.digest import digest, leaves
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,9 @@ class Tree:
 
     def as_dict(self) -> dict[str, Any]:
         return self.content
+
+    def leaves(self) -> Iterator[tuple[str, Any]]:
+        return leaves(self.content)
 
     def digest(self) -> str:
         return digest(self.content)
