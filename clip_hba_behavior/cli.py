@@ -10,9 +10,12 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from clip_hba_behavior.run.caches import Cache
 
 YES, NO, BAD_INPUT, INTERNAL_ERROR, IO_ERROR, INTERRUPTED = 0, 1, 2, 70, 74, 75
 
@@ -21,7 +24,6 @@ app = typer.Typer(
     help="Fine-tune CLIP on human behaviour, and continue every run bit for bit.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 data_app = typer.Typer(help="Look at a data set.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -31,6 +33,35 @@ app.add_typer(verify_app, name="verify")
 
 sweep_app = typer.Typer(help="Many forks of one baseline.", no_args_is_help=True)
 app.add_typer(sweep_app, name="sweep")
+
+cache_app = typer.Typer(help="The caches of frozen features.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from clip_hba_behavior.version import __version__
+
+        print(f"clip-hba {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and stop."),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Let runs write to their log files alone, and draw no bars.")
+    ] = False,
+) -> None:
+    """Fine-tune CLIP on human behaviour, and continue every run bit for bit."""
+    if quiet:
+        from clip_hba_behavior.run.log import silent
+
+        silent()
+
 
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the configuration.")
@@ -284,6 +315,98 @@ def verify_results(
     from clip_hba_behavior.verification.commands import verify_run
 
     raise typer.Exit(verify_run(checkpoints, csv, config, settings or [], epochs, None, json))
+
+
+@app.command()
+def runs(
+    directory: Annotated[Path, typer.Argument(help="Look below this directory.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List every run and sweep: how far, how good, from where, how large."""
+    from clip_hba_behavior.run.listing import as_json as to_json
+    from clip_hba_behavior.run.listing import as_table, list_runs
+
+    listed = list(list_runs(directory))
+    print(to_json(listed) if as_json else as_table(listed) if listed else f"no runs in {directory}")
+
+
+@app.command()
+def slurm(
+    config: Annotated[Path, typer.Argument(help="YAML file of the run.")],
+    settings: Settings = None,
+    run_dir: RunDir = None,
+    time: Annotated[
+        str, typer.Option(help="Time limit of one job; a run that needs more comes back.")
+    ] = "08:00:00",
+    partition: Annotated[str | None, typer.Option(help="Partition.")] = None,
+    account: Annotated[str | None, typer.Option(help="Account.")] = None,
+    gres: Annotated[str | None, typer.Option(help="GPU, such as gpu:h100:1.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory, such as 16G.")] = None,
+    cpus: Annotated[int, typer.Option(min=1, help="Processor cores.")] = 1,
+    setup: Annotated[list[str] | None, typer.Option(help="Shell line that loads the environment.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="Further option of sbatch.")] = None,
+    submit: Annotated[bool, typer.Option("--submit", help="Submit it, too.")] = False,
+) -> None:
+    """Print the SLURM script of one run, which saves before a preemption or the time limit, and comes back."""
+    from clip_hba_behavior.sweep.job import job_script, resources_of, submit_job
+
+    named = {"partition": partition, "account": account, "gres": gres, "memory": memory}
+    resources = resources_of({**named, "time": time, "cpus": cpus, "setup": setup or [], "options": option or []})
+    script, run = job_script(config, settings or [], run_dir, resources)
+    print(f"job {submit_job(script, run)}: {run}; its log is {run}.slurm.log" if submit else script, end="")
+    if submit:
+        print()
+
+
+@app.command("slurm-task", hidden=True)
+def slurm_task(
+    config: Path, run_dir: Annotated[Path, typer.Option("--run-dir")], settings: Settings = None
+) -> None:
+    """Start a run, or go on with it, within a job."""
+    from clip_hba_behavior.sweep.job import work
+
+    print(f"The run is in {work(config, settings or [], run_dir)}")
+
+
+CacheDir = Annotated[Path | None, typer.Option("--cache-dir", help="Where caches are; as in a configuration.")]
+RunsDir = Annotated[Path, typer.Option("--runs", help="Look for runs that use them below this directory.")]
+
+
+@cache_app.command("list")
+def cache_list(cache_dir: CacheDir = None, runs_dir: RunsDir = Path("runs")) -> None:
+    """Show what the frozen features take, and which runs use them."""
+    from clip_hba_behavior.run.caches import as_table
+
+    print(as_table(_caches(cache_dir, runs_dir)))
+
+
+@cache_app.command("clean")
+def cache_clean(
+    cache_dir: CacheDir = None,
+    runs_dir: RunsDir = Path("runs"),
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also those that runs use; filled again at need.")
+    ] = False,
+) -> None:
+    """Remove caches that none of the runs uses; they can be filled again."""
+    from clip_hba_behavior.run.caches import as_table, remove
+
+    removed, busy = remove(each for each in _caches(cache_dir, runs_dir) if everything or not each.runs)
+    print(f"removed\n{as_table(removed)}" if removed else "nothing to remove")
+    for each in busy:
+        print(f"{each.path} is being filled, and stays")
+
+
+def _caches(cache_dir: Path | None, runs_dir: Path) -> "list[Cache]":
+    from clip_hba_behavior.config import make_config
+    from clip_hba_behavior.run.caches import list_caches
+    from clip_hba_behavior.run.listing import list_runs
+    from clip_hba_behavior.run.resolution import resolve_config
+
+    given = {"device": "cpu"} | ({} if cache_dir is None else {"cache_dir": str(cache_dir)})
+    found = list_runs(runs_dir) if runs_dir.is_dir() else ()
+    used = [runs_dir / each.path for each in found if each.kind == "run"]
+    return list_caches(Path(str(resolve_config(make_config(given)).cache_dir)), used)
 
 
 Sweep = Annotated[Path, typer.Argument(help="YAML file of the sweep; its keys are in docs/SWEEPS.md.")]

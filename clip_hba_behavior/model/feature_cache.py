@@ -51,7 +51,7 @@ class FeatureCache:
             row_shape: shape of one row.
             chunk_size: rows computed together; it changes bits, so it must stand in the key.
             compute: maps `(start, stop)` to the rows `[stop - start, *row_shape] float32`.
-            progress: called with the chunks done and in all while the cache is filled.
+            progress: called with the rows done and in all while the cache is filled.
         """
         self.num_rows = num_rows
         self.row_shape = row_shape
@@ -137,7 +137,7 @@ class FeatureCache:
         replace(self._journal, b"".join(_journal_line(chunk, recorded) for chunk, recorded in done.items()))
         with self._journal.open("ab") as file:
             for chunk in range(self._num_chunks()):
-                progress(chunk, self._num_chunks())
+                progress(self._bounds(chunk)[0], self.num_rows)
                 if chunk not in done:
                     start, stop = self._bounds(chunk)
                     rows[start:stop] = self._compute(start, stop).cpu().numpy()
@@ -146,7 +146,7 @@ class FeatureCache:
                     file.write(_journal_line(chunk, done[chunk]))
                     file.flush()
                     os.fsync(file.fileno())
-        progress(self._num_chunks(), self._num_chunks())
+        progress(self.num_rows, self.num_rows)
         digests = [done[chunk] for chunk in range(self._num_chunks())]
         index = {"chunk_digests": digests, "digest": digest(digests)}
         replace(self.folder / "index.json", json.dumps(index).encode())

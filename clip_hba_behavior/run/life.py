@@ -36,7 +36,8 @@ from clip_hba_behavior.run.fork import (
     publish_first_state,
     read_parent,
 )
-from clip_hba_behavior.run.log import session, warn_of_changes
+from clip_hba_behavior.run.head import head_lines
+from clip_hba_behavior.run.log import EPOCHS, session, warn_of_changes
 from clip_hba_behavior.run.repair import repair_records
 from clip_hba_behavior.run.replayer import Replayer
 from clip_hba_behavior.run.request import refuse_meaningless, resumption
@@ -119,6 +120,8 @@ def _begin(config: Config, parent: Checkpoint | None, check: Check) -> Path:
             warn_of_changes([*environment["drift"], *environment["package_changes"]], here.logger)
             environment["parent"] = adopt(trainer, parent, here.logger)
             note_fork(parent, directory.path, here.logger)
+        for line in head_lines(trainer, directory.path):
+            here.logger.info("%s", line)
         directory.write_config(config)
         directory.write_environment(environment)
         if parent is not None and parent.state is not None and config.fork_reseed is None:
@@ -235,6 +238,8 @@ def _continue(
     within = f", step {state.step_in_epoch} of the next" if state.step_in_epoch else ""
     here.logger.info("Resuming from the state after epoch %d%s (%s)", state.epoch, within, checkpoint.path)
     trainer.restore(state)
+    for line in head_lines(trainer, target.path):
+        here.logger.info("%s", line)
     load_and_restore_rng_state({"rng_state": state.rng_state}, here.logger)
     train_model(trainer, target, environment, here)
 
@@ -313,8 +318,11 @@ def train_model(
         store = RunStore(directory, trainer, provenance(config, environment), results, logger, save_rng_state)
         rows = Results(results, format_row)
         recorder = Recorder(ledger, rows, store, trainer, session, config.checkpoint_every_steps, check)
+        session.report(EPOCHS, trainer.epoch, config.epochs)
         for event in advance(trainer, config.epochs, stop_early=stop_early):
             recorder.record(event)
+            if isinstance(event, EpochDone):
+                session.report(EPOCHS, event.epoch, config.epochs)
             is_last = trainer.epoch == config.epochs or (stop_early and trainer.should_stop())
             if isinstance(event, EpochDone) and stop.name is not None and not is_last:
                 raise InterruptedRunError(f"stopped by {stop.name} after epoch {event.epoch}; the state is saved")

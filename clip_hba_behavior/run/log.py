@@ -1,6 +1,8 @@
 """What a run says while it works: log lines always, progress bars where there is a terminal."""
 
 import logging
+import os
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +13,8 @@ from clip_hba_behavior.reproducibility.record.session import Report, Session
 from clip_hba_behavior.reproducibility.record.signals import stopping_on_signals
 
 LOGGER_NAME = "clip_hba_behavior"
-SECONDS_BETWEEN_LINES = 30.0
+SECONDS_BETWEEN_LINES = 10.0
+EPOCHS = "epochs"  # what the progress of the whole run is reported as
 _FILE_ONLY = "file_only"  # marks what is printed elsewhere
 
 
@@ -70,56 +73,75 @@ def logging_to(path: Path | None) -> Iterator[logging.Logger]:
 def reporting(logger: logging.Logger) -> Iterator[Report]:
     """Give a function that is told `(what, done, total)` and shows it.
 
-    On a terminal it draws a bar with the time left for each `what`; elsewhere it logs a line at most
-    every 30 seconds, so that a job's log shows that it is alive.
+    On a terminal it draws a bar with the time left for each `what`, the run's epochs above the steps of the one
+    under way; elsewhere it logs a line at most every ten seconds, so that a job's log shows that it is alive.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    is_plain = os.environ.get("TERM") in ("dumb", "unknown") or _ToStandardOutput.muted
+    can_draw = sys.stdout.isatty() and not is_plain
+    with _drawing() if can_draw else _logging(logger) as report:
+        yield report
 
-    console = Console()
-    if console.is_terminal:
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        ) as progress:
-            tasks = {}
 
-            def draw(what: str, done: int, total: int) -> None:
-                if what not in tasks:
-                    tasks[what] = progress.add_task(what, total=total)
-                progress.update(tasks[what], completed=done, total=total)
-                if done >= total:
-                    progress.remove_task(tasks.pop(what))
+@contextmanager
+def _drawing() -> Iterator[Report]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
-            yield draw
-    else:
-        started: dict[str, float] = {}
-        last: dict[str, float] = {}
+    columns = (
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+    )
+    with Progress(*columns, transient=True) as progress:
+        tasks: dict[str, TaskID] = {}
 
-        def log(what: str, done: int, total: int) -> None:
-            now = time.monotonic()
-            begin = started.setdefault(what, now)
-            if now - last.setdefault(what, now) >= SECONDS_BETWEEN_LINES and done:
-                last[what] = now
-                left = (now - begin) / done * (total - done)
-                logger.info("%s: %d of %d, %.0f s left", what, done, total, left)
+        def draw(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total, completed=done)
+            progress.update(tasks[what], completed=done, total=total)
             if done >= total:
-                started.pop(what, None)
-                last.pop(what, None)
+                progress.remove_task(tasks.pop(what))
 
-        yield log
+        yield draw
+
+
+@contextmanager
+def _logging(logger: logging.Logger) -> Iterator[Report]:
+    started: dict[str, tuple[float, int]] = {}
+    last: dict[str, float] = {}
+
+    def log(what: str, done: int, total: int) -> None:
+        if what == EPOCHS:  # each has a line of its own
+            return
+        now = time.monotonic()
+        began, before = started.setdefault(what, (now, done))
+        if now - last.setdefault(what, now) >= SECONDS_BETWEEN_LINES and done > before:
+            last[what] = now
+            left = (now - began) / (done - before) * (total - done)
+            logger.info("%s: %d of %d (%.0f %%), %s left", what, done, total, 100 * done / total, _duration(left))
+        if done >= total:
+            started.pop(what, None)
+            last.pop(what, None)
+
+    yield log
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as a person tells it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def epoch_line(metrics: Mapping[str, Any], last_epoch: int, seconds: float) -> str:
     """Return the log's line of an epoch; `clip-hba sweep plan` reads the seconds from it."""
+    kind = metrics.get("perturb_type", "none")
     return (
         f"Epoch {metrics['epoch']}/{last_epoch}: train loss {metrics['train_loss']:.4f}, "
         f"test loss {metrics['test_loss']:.4f}, behavioral RSA rho {metrics['behavioral_rsa_rho']:.4f} "
-        f"(p {metrics['behavioral_rsa_p_value']:.3g}), {seconds:.1f} s"
+        f"(p {metrics['behavioral_rsa_p_value']:.3g})"
+        f"{f', perturbed by {kind}' if kind != 'none' else ''}, {seconds:.1f} s"
     )
 
 

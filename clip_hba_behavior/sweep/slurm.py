@@ -10,11 +10,12 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clip_hba_behavior.reproducibility.record.signals import stopping_on_signals
+from clip_hba_behavior.reproducibility.record.signals import StopRequest, stopping_on_signals
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
 from clip_hba_behavior.reproducibility.state.files import publish
 from clip_hba_behavior.sweep.plan import Plan, Run, SlurmSettings, make_sweep_file
@@ -49,34 +50,34 @@ def submit(plan: Plan) -> str:
         publish(folder / "chains.json", _to_json(plan, part))
         script = folder / "job.sh"
         publish(script, _script(plan.file.slurm, folder, len(part)).encode())
-        job = _command(["sbatch", "--parsable", str(script)]).strip().partition(";")[0]
+        job = submit_script(script)
         publish(folder / "job_id", f"{job}\n".encode())
         lines.append(f"job {job}: {len(part)} tasks, {sum(map(len, part))} runs; logs in {folder}")
     return "\n".join(lines)
 
 
-def work(folder: Path, index: int) -> int:
-    """Execute one task's chain, as the job script asks; return the exit code.
+def submit_script(script: Path) -> str:
+    """Submit a job script; return the job's number.
 
-    Before a preemption or the time limit SLURM sends USR2: the run is saved and the task requeues itself.
-    On TERM it does not: that is `scancel`, and the job would run again.
+    Raises:
+        BadInputError: SLURM is not here, or refuses.
     """
+    return _command(["sbatch", "--parsable", str(script)]).strip().partition(";")[0]
+
+
+def work(folder: Path, index: int) -> int:
+    """Execute one task's chain, as the job script asks; return the exit code."""
     plan = _read_task(folder, index)
     from clip_hba_behavior.sweep.work import execute  # what trains; the commands that only ask SLURM do without
 
-    with stopping_on_signals() as stop:
-        try:
-            for run in plan.runs():
-                stop.check()
-                status = execute(plan, run)
-                print(f"{run.name}: {status.state}", flush=True)
-                if status.state != "done":
-                    print(status.detail, file=sys.stderr)
-                    return 1
-        except InterruptedRunError:
-            if stop.name == _COMES_BACK:
-                _requeue()
-            raise
+    with coming_back() as stop:
+        for run in plan.runs():
+            stop.check()
+            status = execute(plan, run)
+            print(f"{run.name}: {status.state}", flush=True)
+            if status.state != "done":
+                print(status.detail, file=sys.stderr)
+                return 1
     return 0
 
 
@@ -123,32 +124,62 @@ def cancel(plan: Plan) -> str:
 
 
 def _script(settings: SlurmSettings, folder: Path, num_tasks: int) -> str:
-    """Write the job script."""
+    """Write the job script of an array."""
     throttle = f"%{settings.throttle}" if settings.throttle is not None else ""
     options = [
         "--job-name=clip-hba-sweep",
         f"--array=0-{num_tasks - 1}{throttle}",
+        f"--output={folder}/task_%a.log",
+    ]
+    command = shlex.join([sys.executable, "-m", "clip_hba_behavior", "sweep", "task", str(folder)])
+    return batch_script(settings, options, f'{command} --index "$SLURM_ARRAY_TASK_ID"')
+
+
+def batch_script(settings: SlurmSettings, options: Sequence[str], command: str) -> str:
+    """Return a job script whose Python is told before a preemption or the time limit, and can come back.
+
+    Args:
+        settings: time, memory and where.
+        options: further options of sbatch.
+        command: what to run, as bash reads it.
+    """
+    all_options = [
+        *options,
         f"--time={settings.time}",
         f"--cpus-per-task={settings.cpus}",
-        f"--output={folder}/task_%a.log",
         "--open-mode=append",
         "--requeue",
         f"--signal=B:USR2@{settings.signal_seconds}",
     ]
     named = {"partition": settings.partition, "account": settings.account, "constraint": settings.constraint}
     named |= {"gres": settings.gres, "mem": settings.memory}
-    options += [f"--{name}={value}" for name, value in named.items() if value is not None]
-    lines = ["#!/bin/bash", *(f"#SBATCH {each}" for each in [*options, *settings.options]), ""]
+    all_options += [f"--{name}={value}" for name, value in named.items() if value is not None]
+    lines = ["#!/bin/bash", *(f"#SBATCH {each}" for each in [*all_options, *settings.options]), ""]
     # A USR2 that comes while Python still imports would end it; ignored here, it stays so until Python takes it.
     lines += ['trap "" USR2', *settings.setup]
-    command = [sys.executable, "-m", "clip_hba_behavior", "sweep", "task", str(folder)]
     # with exec the signal reaches Python; bash would die of it, and Python go on as an orphan
-    lines.append(f'exec {shlex.join(command)} --index "$SLURM_ARRAY_TASK_ID"')
+    lines.append(f"exec {command}")
     return "\n".join(lines) + "\n"
 
 
+@contextmanager
+def coming_back() -> Iterator[StopRequest]:
+    """Requeue this job if SLURM asks the run to leave and it was saved.
+
+    Before a preemption or the time limit SLURM sends USR2: the job comes back. On TERM it does not: that is
+    `scancel`, and the job would run again.
+    """
+    with stopping_on_signals() as stop:
+        try:
+            yield stop
+        except InterruptedRunError:
+            if stop.name == _COMES_BACK:
+                _requeue()
+            raise
+
+
 def _requeue() -> None:
-    """Put this task back into the queue; where SLURM was first, that is as good."""
+    """Put this job back into the queue; where SLURM was first, that is as good."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     job = f"{array}_{task}" if array is not None else os.environ.get("SLURM_JOB_ID")
     if job is None:
@@ -195,7 +226,7 @@ def _command(command: Sequence[str]) -> str:
             command, capture_output=True, text=True, timeout=_SECONDS_FOR_A_COMMAND, check=True, env=environment
         ).stdout
     except FileNotFoundError:
-        raise BadInputError(f"{command[0]} is not here: --engine slurm needs a machine of the cluster") from None
+        raise BadInputError(f"{command[0]} is not here: this needs a machine of the cluster") from None
     except subprocess.CalledProcessError as error:
         if command[0] == "squeue" and "Invalid job id" in error.stderr:
             return ""

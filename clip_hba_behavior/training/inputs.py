@@ -216,7 +216,7 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         row_shape=(2, num_tokens, vision.hidden_size),
         chunk_size=config.chunk_size,
         compute=image_rows,
-        progress=lambda done, total: progress("computing frozen features", done, total),
+        progress=lambda done, total: progress("computing features of images", done, total),
     )
     num_tokens = token_ids.shape[1] if config.transformer_layers > 1 else 1
     prompt_cache = FeatureCache(

@@ -321,7 +321,7 @@ def _try(old: _OldRun, config: Config, rule: BatchOrder, session: Session) -> tu
     report = session.interruptible().report
     for event in advance(trainer, last):
         if not isinstance(event, EpochDone):
-            report(f"epoch {event.epoch}", event.step, event.num_steps)
+            report(f"epoch {event.epoch}: steps", event.step, event.num_steps)
         elif event.epoch in old.files:
             fits.append(_fit(old, derived, event.epoch, trainer.snapshot().parameters))
             if not fits[-1].fits():

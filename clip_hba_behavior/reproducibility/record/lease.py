@@ -145,12 +145,10 @@ class Lease:
     def _refuse_if_alive(self, content: bytes, heartbeat: float, is_free: bool = True) -> None:
         holder = _parse(content)
         age = server_clock(self.path.parent) - heartbeat
-        if all(holder.get(key) == self.record[key] for key in ("boot_id", "pid_namespace")):
-            is_alive = process_start(holder["process"]) == holder["started"]
+        is_alive = _is_alive(holder, self.record, len(content) > 0 and age < DEAD_AFTER_SECONDS)
+        advice = f"; if it is gone, try again {DEAD_AFTER_SECONDS:.0f} s after its last heartbeat"
+        if _is_of_this_machine(holder, self.record):
             advice = ""
-        else:
-            is_alive = len(content) > 0 and age < DEAD_AFTER_SECONDS
-            advice = f"; if it is gone, try again {DEAD_AFTER_SECONDS:.0f} s after its last heartbeat"
         # Locked without a record: it is just beginning or ending, or an earlier version of this package.
         if is_alive or ("token" not in holder and not is_free):
             raise BadInputError(
@@ -187,6 +185,28 @@ def hold(directory: Path) -> Iterator[Lease]:
         yield lease
     finally:
         lease.release()
+
+
+def holder_of(directory: Path) -> str | None:
+    """Return in words which process holds a directory; None if none does. Nothing is locked for it."""
+    try:
+        content, heartbeat = (directory / LOCK_NAME).read_bytes(), (directory / LOCK_NAME).stat().st_mtime
+    except FileNotFoundError:
+        return None
+    holder = _parse(content)
+    beats = len(content) > 0 and time.time() - heartbeat < DEAD_AFTER_SECONDS
+    return _in_words(holder) if holder and _is_alive(holder, describe_this_process(), beats) else None
+
+
+def _is_of_this_machine(holder: dict[str, Any], this: dict[str, Any]) -> bool:
+    return all(holder.get(key) == this[key] for key in ("boot_id", "pid_namespace"))
+
+
+def _is_alive(holder: dict[str, Any], this: dict[str, Any], beats: bool) -> bool:
+    """Whether a holder lives: of this machine by its process, of another by its heartbeat."""
+    if _is_of_this_machine(holder, this):
+        return bool(process_start(holder["process"]) == holder["started"])
+    return beats
 
 
 def describe_this_process() -> dict[str, Any]:

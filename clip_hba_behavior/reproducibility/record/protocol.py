@@ -108,7 +108,7 @@ class Replay:
         """Keep what an event gives."""
         if isinstance(event, StepDone):
             self.steps[event.step] = step_record(event, self._live, self._with_state)
-            self._report(f"replaying epoch {event.epoch}", event.step, event.num_steps)
+            self._report(f"replaying epoch {event.epoch}: steps", event.step, event.num_steps)
         else:
             self._end = self._live.snapshot()
             self.steps[END_OF_EPOCH] = end_record(event, self._end, self._live)

@@ -110,7 +110,7 @@ class Recorder:
             raise InterruptedRunError(
                 f"stopped by {stop.name} after epoch {event.epoch}, step {event.step}; the state is saved"
             )
-        self._session.report(f"epoch {event.epoch}", event.step, event.num_steps)
+        self._session.report(f"epoch {event.epoch}: steps", event.step, event.num_steps)
 
     def _record_epoch(self, event: EpochDone) -> None:
         state: State = self._live.snapshot()

@@ -1,0 +1,131 @@
+"""The caches of frozen features on this machine: what each takes, and which runs it belongs to."""
+
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.run.directory import RunDirectory
+
+# Of a cache's key and of a run's settings: what both name.
+_SETTINGS = ("num_threads", "deterministic", "tf32", "sdpa_backend", "chunk_size")
+
+
+@dataclass(frozen=True)
+class Cache:
+    """One cache.
+
+    Attributes:
+        path: its folder.
+        kind: `images` or `prompts`.
+        num_bytes: of its files.
+        age_seconds: since it was filled.
+        is_complete: whether it is filled to its end.
+        runs: of those that were looked at, the ones that use it.
+    """
+
+    path: Path
+    kind: str
+    num_bytes: int
+    age_seconds: float
+    is_complete: bool
+    runs: tuple[str, ...]
+
+
+def list_caches(cache_dir: Path, runs: Iterable[Path]) -> list[Cache]:
+    """Return the caches in a directory, the largest first.
+
+    Args:
+        cache_dir: where caches are.
+        runs: directories of runs that may use them.
+
+    Raises:
+        BadInputError: there is no such directory.
+    """
+    if not cache_dir.is_dir():
+        raise BadInputError(f"there is no directory of caches {cache_dir}\n  give --cache-dir")
+    users = [(str(each), environment) for each in runs if (environment := _environment(each)) is not None]
+    found = []
+    for folder in cache_dir.iterdir():
+        try:
+            key = json.loads((folder / "key.json").read_bytes())
+        except (OSError, ValueError):
+            continue  # no cache: such as the synthetic data set
+        files = [each.stat() for each in folder.iterdir()]
+        found.append(
+            Cache(
+                path=folder,
+                kind="images" if "images" in key else "prompts",
+                num_bytes=sum(each.st_size for each in files),
+                age_seconds=max(0.0, time.time() - max(each.st_mtime for each in files)),
+                is_complete=(folder / "index.json").is_file(),
+                runs=tuple(name for name, environment in users if _is_of(key, environment)),
+            )
+        )
+    return sorted(found, key=lambda each: -each.num_bytes)
+
+
+def remove(caches: Iterable[Cache]) -> tuple[list[Cache], list[Cache]]:
+    """Remove caches; they are filled again when a run needs them.
+
+    Returns:
+        Those that were removed, and those that a process is filling, which stay.
+    """
+    removed, busy = [], []
+    for each in caches:
+        with (each.path / "fill.lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                busy.append(each)
+                continue
+            shutil.rmtree(each.path)
+            removed.append(each)
+    return removed, busy
+
+
+def _environment(run: Path) -> dict[str, Any] | None:
+    try:
+        return RunDirectory(run).read_environment()
+    except BadInputError:
+        return None
+
+
+def _is_of(key: Mapping[str, Any], environment: Mapping[str, Any]) -> bool:
+    """Whether a run reads a cache: data, weights, settings, processor and versions are those of its key."""
+    from clip_hba_behavior.reproducibility.state.digest import digest
+
+    trajectory, digests = environment["trajectory"], environment["digests"]
+    if key.get("weights") != digests.get("weights"):
+        return False
+    if any(key.get(name) != trajectory.get(name) for name in _SETTINGS):
+        return False
+    if key.get("device_model") != environment["machine"].get("device_model"):
+        return False
+    versions = {name: environment["versions"].get(name) for name in ("torch", "numpy")}
+    if any(key.get("versions", {}).get(name) != value for name, value in versions.items()):
+        return False
+    if "images" in key:
+        same_layers = key.get("vision_layers") == trajectory.get("vision_layers")
+        return bool(same_layers and digest(list(key["images"])) == digests.get("images"))
+    same_layers = key.get("transformer_layers") == trajectory.get("transformer_layers")
+    return bool(same_layers and key.get("prompts") == digests.get("prompts"))
+
+
+def as_table(caches: list[Cache]) -> str:
+    """Return a line for each cache, and the sum."""
+    lines = []
+    for each in caches:
+        state = "" if each.is_complete else ", not complete"
+        users = ", ".join(each.runs) if each.runs else "no run that was looked at"
+        lines.append(
+            f"{each.path.name}  {each.kind}, {each.num_bytes / 1e6:.1f} MB{state}, "
+            f"{each.age_seconds / 86400:.0f} d old; used by {users}"
+        )
+    total = sum(each.num_bytes for each in caches)
+    return "\n".join([*lines, f"{len(caches)} caches, {total / 1e6:.1f} MB"])

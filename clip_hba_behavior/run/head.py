@@ -1,0 +1,38 @@
+"""What a run tells of itself before it trains."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from clip_hba_behavior.reproducibility.state.environment import device_model
+from clip_hba_behavior.training.trainer import Trainer
+
+
+def head_lines(trainer: Trainer, directory: Path) -> Iterator[str]:
+    """Yield lines for the log: where it computes, what it trains on, how much, where it is written.
+
+    Args:
+        trainer: begun or restored.
+        directory: the run's.
+    """
+    config, inputs, split = trainer.config, trainer.inputs, trainer.split
+    yield f"Writing to {directory}"
+    yield (
+        f"Computing on {inputs.device}, {device_model(inputs.device)}, {config.num_threads} threads, "
+        "in native arithmetic"
+    )
+    yield (
+        f"{len(split.train)} training images, {len(split.test)} test images, "
+        f"{len(inputs.inference_rows())} held-out images; {trainer.num_steps()} steps per epoch"
+    )
+    num_parameters = sum(each.numel() for each in trainer.parameters.values())
+    yield f"{num_parameters:,} trainable parameters in {len(trainer.model.dora_layers())} DoRA layers"
+    perturbed = [epoch for epoch in range(1, config.epochs + 1) if trainer.perturbation.kind_in(epoch) != "none"]
+    if perturbed:
+        which = f"epochs {perturbed[0]} to {perturbed[-1]}" if len(perturbed) > 1 else f"epoch {perturbed[0]}"
+        yield f"Perturbed by {config.perturb_type}: {which}"
+    metrics = trainer.metrics
+    yield (
+        f"{f'After epoch {trainer.epoch}' if trainer.epoch else 'Before training'}: "
+        f"test loss {metrics['test_loss']:.4f}, behavioral RSA rho {metrics['behavioral_rsa_rho']:.4f} "
+        f"(p {metrics['behavioral_rsa_p_value']:.3g})"
+    )
