@@ -58,11 +58,10 @@ def test_the_head_of_a_run_tells_where_on_what_and_from_where_it_begins(
     content = json.loads(clip_hba("runs", tmp_path, "--json").output)
     assert [(each["path"], each["state"], each["epoch"]) for each in content] == [("run", "finished", 2)]
 
-    caches = clip_hba("cache", "list", "--cache-dir", tmp_path / "cache", "--runs", tmp_path)
-    assert "used by run" in caches.output
-    cleaned = clip_hba("cache", "clean", "--cache-dir", tmp_path / "cache", "--runs", tmp_path)
-    assert cleaned.code == 0
-    assert "used by run" in clip_hba("cache", "list", "--cache-dir", tmp_path / "cache", "--runs", tmp_path).output
+    where = ("--cache-dir", tmp_path / "cache", "--runs", tmp_path)
+    assert clip_hba("cache", "clean", *where).output == "nothing to remove\n"
+    used = re.findall(r"used by (\S+)$", clip_hba("cache", "list", *where).output, re.MULTILINE)
+    assert used == [str(tmp_path / "run")] * 2
 
     quiet = clip_hba("--quiet", "resume", tmp_path / "run", "--set", "epochs=3")
     assert quiet.code == 0
