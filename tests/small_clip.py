@@ -33,7 +33,7 @@ def small_config(vocab_size: int = 120, hidden_act: str = "quick_gelu") -> CLIPC
 def clip_of(model: CLIPModel) -> Clip:
     """The same CLIP as this project computes it."""
     config = ClipConfig.model_validate(model.config.to_dict())
-    return make_clip(config, dict(model.named_parameters()), "transformers' model")
+    return make_clip(config, model.named_parameters(), "transformers' model")
 
 
 def small_clip(seed: int = 0, hidden_act: str = "quick_gelu") -> CLIPModel:

@@ -1,6 +1,6 @@
 """A pretrained CLIP: its architecture, its plain weight tensors, and what goes into and out of its blocks."""
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -81,32 +81,35 @@ class Clip:
         return make_norm(self.weights, f"{tower}_model.{name}", self.tower(tower))
 
 
-def make_clip(config: ClipConfig, weights: MutableMapping[str, torch.Tensor], source: str) -> Clip:
+def make_clip(config: ClipConfig, weights: Iterable[tuple[str, torch.Tensor]], source: str) -> Clip:
     """Make a CLIP of weights of any precision, each converted to float32 in memory of its own.
 
     A file's weights may lie unaligned in a map of it, and a kernel's bits may depend on the alignment.
 
     Args:
         config: the architecture.
-        weights: by their names in the Hugging Face format; other names are no part of a CLIP. Each is taken out
-            once it is converted, so that only one is in memory twice.
+        weights: names in the Hugging Face format, and tensors; other names are no part of a CLIP. They are taken
+            one by one, so that only one need be in memory twice.
         source: where they come from: what the messages begin with.
 
     Raises:
         BadInputError: a weight is missing, or has another shape than the architecture says.
     """
     expected = weight_shapes(config)
-    absent = sorted(expected.keys() - weights.keys())
+    own: dict[str, torch.Tensor] = {}
+    for name, weight in weights:
+        if name not in expected:
+            continue
+        if tuple(weight.shape) != expected[name]:
+            raise BadInputError(
+                f"{source} has a weight of another shape than its architecture says: {name}\n"
+                f"  found:    {tuple(weight.shape)}\n  expected: {expected[name]}"
+            )
+        own[name] = weight.detach().contiguous().to(torch.float32, copy=True)
+    absent = sorted(expected.keys() - own.keys())
     if absent:
         raise BadInputError(
             f"{source} lacks {len(absent)} weights of a CLIP, the first: {absent[0]}\n"
             "  get the model again; its file is incomplete"
         )
-    for name, shape in expected.items():
-        if tuple(weights[name].shape) != shape:
-            raise BadInputError(
-                f"{source} has a weight of another shape than its architecture says: {name}\n"
-                f"  found:    {tuple(weights[name].shape)}\n  expected: {shape}"
-            )
-    own = {name: weights.pop(name).detach().contiguous().to(torch.float32, copy=True) for name in expected}
-    return Clip(config, own)
+    return Clip(config, {name: own[name] for name in expected})

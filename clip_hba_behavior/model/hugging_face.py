@@ -1,7 +1,7 @@
 """CLIP in the Hugging Face format: a directory, or a repository on the hub, of `config.json` and weight files."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,10 @@ _MAX_JSON_BYTES = 16 * MIB
 _MAX_WEIGHT_BYTES = 32 * 1024 * MIB  # ViT-bigG has 10 GB in float32
 
 
+class _NotReadError(Exception):
+    """A weight file cannot be read."""
+
+
 def load_hugging_face(name: str) -> Clip:
     """Load a CLIP from a directory, or by its name on the hub or in the hub's cache.
 
@@ -31,10 +35,10 @@ def load_hugging_face(name: str) -> Clip:
     files = PretrainedFiles(name)
     config = _read_config(files)
     try:
-        weights = _read_weights(files, weight_shapes(config).keys())
-    except (OSError, ValueError) as error:
+        paths = _weight_files(files, weight_shapes(config).keys())
+        return make_clip(config, _read(paths, weight_shapes(config).keys()), f"backbone {name}")
+    except (OSError, _NotReadError) as error:
         raise _not_loaded(name, error) from error
-    return make_clip(config, weights, f"backbone {name}")
 
 
 def _read_config(files: PretrainedFiles) -> ClipConfig:
@@ -68,50 +72,69 @@ def _read_config(files: PretrainedFiles) -> ClipConfig:
         ) from error
 
 
-def _read_weights(files: PretrainedFiles, wanted: Collection[str]) -> dict[str, torch.Tensor]:
-    """Read the weights that are wanted from the first file, or index of files, that the model has."""
-    for file, read in ((_SAFETENSORS, _read_safetensors), (_PICKLED, _read_pickled)):
-        path = files.find(file)
+def _weight_files(files: PretrainedFiles, wanted: Collection[str]) -> list[Path]:
+    """Return the files that hold the weights that are wanted: one, or those that an index names."""
+    for name in (_SAFETENSORS, _PICKLED):
+        path = files.find(name)
         if path is not None:
-            return read(path, wanted)
-        index = files.find(f"{file}.index.json")
+            return [path]
+        index = files.find(f"{name}.index.json")
         if index is not None:
-            weights: dict[str, torch.Tensor] = {}
-            for part in _parts(index, wanted):
-                path = files.find(part)
-                if path is None:
-                    raise FileNotFoundError(f"{index} names {part}, which is not there")
-                weights |= read(path, wanted)
-            return weights
-    raise FileNotFoundError(f"it has no {_SAFETENSORS} and no {_PICKLED}, nor an index of their parts")
+            parts = [(part, files.find(part)) for part in _parts(index, wanted)]
+            if absent := [part for part, found in parts if found is None]:
+                raise _NotReadError(f"{index} names {absent[0]}, which is not there")
+            return [found for _, found in parts if found is not None]
+    raise _NotReadError(f"it has no {_SAFETENSORS} and no {_PICKLED}, nor an index of their parts")
+
+
+def _read(paths: Iterable[Path], wanted: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the weights that are wanted of some files."""
+    for path in paths:
+        try:
+            yield from _read_safetensors(path, wanted) if path.suffix == ".safetensors" else _read_pickled(path)
+        except (OSError, BadInputError) as error:
+            raise _NotReadError(str(error)) from error
 
 
 def _parts(index: Path, wanted: Collection[str]) -> list[str]:
     """Return the names of the files that hold the weights that are wanted."""
-    files = _read_json(index).get("weight_map")
+    try:
+        files = _read_json(index).get("weight_map")
+    except ValueError as error:
+        raise _NotReadError(f"{index} is damaged: {error}") from error
     if not isinstance(files, dict):
-        raise ValueError(f"{index} has no weight_map")
+        raise _NotReadError(f"{index} has no weight_map")
     parts = sorted({str(file) for weight, file in files.items() if weight in wanted})
     for part in parts:
         if Path(part).name != part:
-            raise ValueError(f"{index} names a file that is not beside it: {part!r}")
+            raise _NotReadError(f"{index} names a file that is not beside it: {part!r}")
     return parts
 
 
-def _read_safetensors(path: Path, wanted: Collection[str]) -> dict[str, torch.Tensor]:
+def _read_safetensors(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     open_regular(path, _MAX_WEIGHT_BYTES).close()
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys() if name in wanted}  # noqa: SIM118
+            names = [name for name in file.keys() if name in wanted]  # noqa: SIM118
+        for name in names:
+            with safe_open(
+                path, framework="pt"
+            ) as file:  # again for each: what is mapped of it would stay in memory
+                weight = file.get_tensor(name)
+            yield name, weight
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise _NotReadError(f"{path} is damaged: {error}") from error
 
 
-def _read_pickled(path: Path, wanted: Collection[str]) -> dict[str, torch.Tensor]:
+def _read_pickled(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     content = safe_load.load(path, "CLIP weight file")
-    return {name: value for name, value in content.items() if name in wanted and isinstance(value, torch.Tensor)}
+    while content:
+        name = next(iter(content))
+        value = content.pop(name)
+        if isinstance(value, torch.Tensor):
+            yield name, value
 
 
 def _read_json(path: Path) -> dict[str, Any]:

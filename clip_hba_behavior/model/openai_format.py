@@ -78,7 +78,7 @@ def load_openai_file(path: Path, trust_backbone_file: bool) -> Clip:
         raise BadInputError(f"{path} holds no OpenAI CLIP: it lacks {', '.join(sorted(missing))}")
     try:
         config = _config_from_shapes(weights)
-        converted = dict(_convert(weights))
+        converted = _convert(weights)
     except Exception as error:  # shapes and names that fit no model fail anywhere
         reason = str(error)[:2000] or type(error).__name__
         raise BadInputError(f"{path} holds no OpenAI CLIP: {reason}") from error
