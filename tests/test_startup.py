@@ -62,6 +62,10 @@ WRONG = {
     "reconstruct run --config none.yaml": "there is no configuration file none.yaml",
     "reconstruct run --config good.yaml --order new": "--order new: expected auto",
     "reconstruct run --config good.yaml --set epoch=3": "epoch: no such key; did you mean epochs?",
+    "verify checkpoints run --loop none.py": "is not the run of a training loop of your own",
+    "runs none": "there is no directory none",
+    "cache list --cache-dir none": "there is no directory of caches",
+    "slurm none.yaml": "there is no configuration file none.yaml",
     "sweep plan none.yaml": "there is no configuration file none.yaml",
     "sweep plan good.yaml": "the sweep file is wrong",
     "sweep run sweep.yaml --engine cloud": "--engine cloud: expected local or slurm",
@@ -75,12 +79,15 @@ WRONG = {
 # Commands that only print, and a word of what they print.
 LOOKING = {
     "train good.yaml --dry-run": "num_threads: 1",
+    "--version": "clip-hba ",
+    "slurm good.yaml": "#SBATCH",
     "sweep plan sweep.yaml": "s per epoch on the baseline",
     "sweep status sweep.yaml": "3 missing",
     "sweep cancel sweep.yaml": "no process of this machine executes the sweep",
     **{
         f"{command} --help".strip(): "Usage: "
         for command in (
+            *("runs", "slurm", "cache", "cache list", "cache clean"),
             *("", "train", "resume", "fork", "inspect", "demo", "diff", "reconstruct", "data", "data check"),
             *("verify", "verify quick", "verify checkpoints", "verify results", "sweep", "sweep plan"),
             *("sweep run", "sweep resume", "sweep status", "sweep table", "sweep cancel", "sweep verify"),
@@ -154,6 +161,13 @@ def test_what_only_prints_does_without_torch(place: Path) -> None:
         assert outcome.code == (1 if outcome.line == "sweep status sweep.yaml" else 0), outcome
         assert LOOKING[outcome.line] in outcome.output, outcome
         assert outcome.slow <= {"rich"}, outcome.line  # typer draws its help with it
+
+
+def test_runs_are_listed_without_torch() -> None:
+    (outcome,) = in_one_new_process(["runs ."], OLD_RUN.parent)
+    assert outcome.code == 0, outcome.output
+    assert "plain" in outcome.output
+    assert outcome.slow <= {"rich"}
 
 
 def test_inspect_imports_torch_and_nothing_that_trains() -> None:

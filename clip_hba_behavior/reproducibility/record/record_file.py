@@ -9,7 +9,6 @@ from typing import Any
 
 from clip_hba_behavior.reproducibility.record.lines import Fault, Lines, Position, Schema, read_lines
 from clip_hba_behavior.reproducibility.record.quarantine import keep_content
-from clip_hba_behavior.reproducibility.state.digest import leaves
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, NotReproducibleError
 from clip_hba_behavior.reproducibility.state.files import replace
 
@@ -222,6 +221,8 @@ def _write(path: Path, schema: Schema, lines: Sequence[str], torn: str = "") -> 
 
 def _difference(before: str, now: str) -> str:
     """Return the two lines under each other; of two JSON lines, the first values that differ."""
+    from clip_hba_behavior.reproducibility.state.digest import leaves  # needs torch; who lists runs does not
+
     try:
         old: dict[str, object] = dict(leaves(json.loads(before)))
         new: dict[str, object] = dict(leaves(json.loads(now)))
