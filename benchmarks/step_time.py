@@ -32,10 +32,11 @@ from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH, LEDGER
 from clip_hba_behavior.reproducibility.record.protocol import EpochDone, StepDone, end_record, step_record
 from clip_hba_behavior.reproducibility.record.record_file import RecordFile
 from clip_hba_behavior.reproducibility.record.session import Session
-from clip_hba_behavior.run.assembly import build_trainer, resolve_config
+from clip_hba_behavior.run.assembly import build_trainer
 from clip_hba_behavior.run.checkpoint import save_dora_parameters
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.environment import describe_environment, provenance
+from clip_hba_behavior.run.resolution import resolve_config
 from clip_hba_behavior.run.results import RESULTS, format_row
 from clip_hba_behavior.training.trainer import Trainer
 from full_forward import BaselineEpoch, FullForward

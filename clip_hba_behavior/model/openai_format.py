@@ -11,6 +11,7 @@ import torch
 from clip_hba_behavior.model.architecture import ClipConfig
 from clip_hba_behavior.model.clip import Clip, make_clip
 from clip_hba_behavior.reproducibility.state import safe_load
+from clip_hba_behavior.reproducibility.state.archive import open_archive
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 
 # SHA-256 of the files that OpenAI published, as their download addresses carry them.
@@ -87,12 +88,12 @@ def load_openai_file(path: Path, trust_backbone_file: bool) -> Clip:
 
 def _carries_code(path: Path) -> bool:
     """Tell a TorchScript archive from a file made by `torch.save`."""
-    with safe_load.open_archive(path, "CLIP weight file") as (_, archive):
+    with open_archive(path, "CLIP weight file") as (_, archive):
         return any("/code/" in name or name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _read_script(path: Path, trust_backbone_file: bool) -> dict[str, torch.Tensor]:
-    with safe_load.open_archive(path, "CLIP weight file") as (file, _):
+    with open_archive(path, "CLIP weight file") as (file, _):
         file.seek(0)
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found not in PUBLISHED_DIGESTS and not trust_backbone_file:

@@ -12,7 +12,7 @@ from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.numerics import apply_numerics, check_sdpa_backend, resolve_device
 from clip_hba_behavior.run.environment import describe_environment
 from clip_hba_behavior.run.log import LOGGER_NAME, session
-from clip_hba_behavior.run.resolution import resolve_config as resolve_config
+from clip_hba_behavior.run.resolution import resolve_config
 from clip_hba_behavior.training import seed_protocol
 from clip_hba_behavior.training.inputs import load_inputs
 from clip_hba_behavior.training.trainer import Trainer

@@ -22,10 +22,11 @@ from clip_hba_behavior.reproducibility.state.numerics import numerics_left_as_th
 from clip_hba_behavior.reproducibility.state.rng import MISSING, RngState
 from clip_hba_behavior.reproducibility.state.snapshot import restore_parameters
 from clip_hba_behavior.reproducibility.state.tree import to_bytes
-from clip_hba_behavior.run.assembly import build_trainer, resolve_config, with_standin
+from clip_hba_behavior.run.assembly import build_trainer, with_standin
 from clip_hba_behavior.run.checkpoint import Checkpoint, read_checkpoint
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path
 from clip_hba_behavior.run.life import start
+from clip_hba_behavior.run.resolution import resolve_config
 from clip_hba_behavior.training.advance import advance
 from clip_hba_behavior.training.inputs import LazyBackbone
 from clip_hba_behavior.training.state import TrainingState

@@ -22,8 +22,7 @@ from typing import Any
 
 import torch
 
-from clip_hba_behavior.reproducibility.state.archive import LOADING_ERRORS, reason
-from clip_hba_behavior.reproducibility.state.archive import open_archive as open_archive
+from clip_hba_behavior.reproducibility.state.archive import LOADING_ERRORS, open_archive, reason
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.untrusted import MIB
 
