@@ -69,6 +69,7 @@ class Run:
         # in memory that a loader's worker processes share, so that `generator` knows the epoch in them too
         self._epoch_of_generators = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._boundary: TrackedState | None = None  # as `end_epoch` left it
+        self._is_at_boundary = False
         self._resumed: TrackedState | None = None  # within the epoch under way, until its first batch
         self._after_step: TrackedState | None = None
         self._num_steps_here = 0
@@ -177,7 +178,11 @@ class Run:
         self.step_in_epoch, self._loss_sum, self._num_samples = 0, 0.0, 0
         self._epoch_start, self._under_way = None, None
         self._boundary = self.snapshot()
-        self._consumer.record(EpochDone(self.epoch, self.metrics))
+        self._is_at_boundary = True  # the consumer asks for this very state, and it may be large
+        try:
+            self._consumer.record(EpochDone(self.epoch, self.metrics))
+        finally:
+            self._is_at_boundary = False
 
     @property
     def mean_loss(self) -> float:
@@ -211,6 +216,8 @@ class Run:
 
     def snapshot(self) -> TrackedState:
         """Copy everything that changes in training."""
+        if self._is_at_boundary and self._boundary is not None:
+            return self._boundary
         return TrackedState(
             parts=states_of(self.parts),
             rng_state=snapshot(capture_rng_state(self.device)),
@@ -225,6 +232,8 @@ class Run:
 
     def leaf_digests(self) -> dict[str, str]:
         """Return a short digest of every tensor and random stream."""
+        if self._is_at_boundary and self._boundary is not None:
+            return ledger_leaves(self._boundary.parts, self._boundary.rng_state)
         return ledger_leaves(states_of(self.parts), capture_rng_state(self.device))
 
     # --- what must not happen between two events ------------------------------------------------------
