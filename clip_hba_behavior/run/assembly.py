@@ -41,6 +41,7 @@ def check_data_of(config: Config) -> DataReport:
         data = with_standin(resolve_config(make_config(config.model_dump() | {"device": "cpu"})))
         return check_data(
             *(Path(str(getattr(data, key))) for key in DATA_KEYS),
+            rule=data.preprocessing,
             progress=lambda done, total: here.interruptible().report("opening images", done, total),
         )
 

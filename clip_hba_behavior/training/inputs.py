@@ -192,7 +192,7 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         "chunk_size": config.chunk_size,
     }
     _check_sizes(config, model_config, len(annotations.image_names))
-    preprocessing = Preprocessing(image_size=vision.image_size)
+    preprocessing = Preprocessing(image_size=vision.image_size, rule=config.preprocessing)
 
     def image_rows(start: int, stop: int) -> torch.Tensor:
         pixels = load_pixels(paths[start:stop], preprocessing)
@@ -208,7 +208,7 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         numerics
         | {
             "images": list(image_digests),
-            "preprocessing": preprocessing.digest_fields(),
+            "preprocessing": preprocessing.digest_fields(paths),
             "pillow": library_versions()["pillow"],
             "vision_layers": config.vision_layers,
         },

@@ -1,5 +1,4 @@
 import csv
-import os
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +37,10 @@ def data(tmp_path: Path) -> Path:
     scipy.io.savemat(tmp_path / "rdm.mat", {"RDM48_triplet": (distances + distances.T) / 2})
     (tmp_path / "prompts.txt").write_text("prompt\n" * 66)
     (tmp_path / "images").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "one.png")
-    for name in (*TRAIN, *HELD_OUT):
-        os.link(tmp_path / "images" / "one.png", tmp_path / "images" / name)
+    for index, name in enumerate((*TRAIN, *HELD_OUT)):
+        image = Image.new("RGB", (224, 224), (index, 0, 0))
+        image.putpixel((0, 0), (255, 255, 255))
+        image.save(tmp_path / "images" / name)
     return tmp_path
 
 
@@ -65,7 +65,8 @@ def test_good_data_has_no_problems_and_every_image_is_opened(data: Path) -> None
         data / "prompts.txt",
         progress=lambda done, total: seen.append((done, total)),
     )
-    assert report == DataReport(4, 48, 0, 0, 0, 0, 0, 66, report.row_order_correlation, ())
+    assert report == DataReport(4, 48, 0, 0, 0, 0, 66, report.row_order_correlation, report.survey, ())
+    assert report.survey.modes == {"RGB": 52}
     assert report.row_order_correlation == pytest.approx(1.0)
     assert report.ok
     assert seen == [(done, 52) for done in range(1, 53)]
@@ -109,7 +110,7 @@ def test_missing_and_unreadable_images_are_counted_and_named(data: Path) -> None
     (data / "images" / HELD_OUT[3]).unlink()
     (data / "images" / HELD_OUT[3]).write_bytes(b"\x89PNG\r\n\x1a\n")
     report = check(data)
-    assert (report.num_missing, report.num_unreadable) == (1, 1)
+    assert (report.num_missing, len(report.survey.unreadable)) == (1, 1)
     assert not report.ok
     assert len(report.problems) == 2
     assert report.problems[0].startswith(f"{data / 'images'}: 1 of 52 images are missing: {TRAIN[0]}\n")

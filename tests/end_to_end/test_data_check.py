@@ -1,0 +1,48 @@
+"""`clip-hba data check` and the same faults in `train`: what is said of data that a user may bring."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fresh_process import Outcome
+from run_tools import write_config
+
+ClipHba = Callable[..., Outcome]
+
+
+@pytest.fixture
+def data(standin_data: Path, tmp_path: Path) -> Path:
+    """A copy of the data that a test may change."""
+    return Path(shutil.copytree(standin_data, tmp_path / "data"))
+
+
+@pytest.fixture
+def keys(small_config: dict[str, Any], data: Path, standin_data: Path, tmp_path: Path) -> dict[str, Any]:
+    replaced = {
+        key: value.replace(str(standin_data), str(data)) if isinstance(value, str) else value
+        for key, value in small_config.items()
+    }
+    return replaced | {"epochs": 1, "run_dir": str(tmp_path / "run")}
+
+
+def test_unusual_images_are_told_with_how_they_are_read_and_are_no_problem(
+    clip_hba: ClipHba, keys: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    values = np.random.Generator(np.random.Philox(1)).integers(256, 2**16, (64, 64), dtype=np.uint16)
+    Image.fromarray(values).save(data / "images/drawn_0000.png")
+    shutil.copyfile(data / "images/drawn_0001.png", data / "images/drawn_0002.png")
+    for rule, read_as in ((2, "the upper 8 bits are read"), (1, "values above 255 are cut to white")):
+        config = write_config(tmp_path / "config.yaml", keys, preprocessing=rule)
+        outcome = clip_hba("data", "check", config)
+        assert outcome.code == 0, outcome.output
+        assert "image modes:           107 RGB, 1 I;16" in outcome.output
+        assert "equal images:          1" in outcome.output
+        assert f"1 image 16-bit grey (drawn_0000.png): by preprocessing {rule} {read_as}" in outcome.output
+        assert "- 1 image with the bytes of another: drawn_0001.png = drawn_0002.png" in outcome.output
+        assert f"one-coloured images:   {2 - rule}" in outcome.output
+        assert outcome.output.endswith("no problems\n")
