@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clip_hba_behavior.config import PreprocessingRule
+from clip_hba_behavior.data.row_order import RowOrder, row_order, wrong_order_message
 from clip_hba_behavior.data.survey import Survey, survey_images
 from clip_hba_behavior.data.things import (
     NUM_DIMENSIONS,
@@ -19,9 +20,9 @@ from clip_hba_behavior.data.things import (
     read_prompts,
     unsafe_name_reason,
 )
-from clip_hba_behavior.rsa import rank_correlation as rsa
 
-# In the right order THINGS' rows reach 0.86, in alphabetical order 0.04.
+# In the right order THINGS' rows reach 0.86, in alphabetical order 0.04. A run warns of less, see `row_order`: a
+# model's targets may agree with people less than these do.
 LEAST_ROW_ORDER_CORRELATION = 0.5
 _SHOWN = 5
 
@@ -38,8 +39,7 @@ class DataReport:
         num_duplicates: rows whose image stands in an earlier row of the same table.
         num_overlapping: images that stand in both tables.
         num_prompts: 0 where they cannot be read.
-        row_order_correlation: Spearman's rho between the held-out targets' correlation distances and the
-            human RDM; None where it cannot be computed.
+        row_order: how far the held-out targets agree with the human RDM; None where that cannot be computed.
         survey: what was found in the images.
         problems: sentences; none if all is well.
     """
@@ -51,7 +51,7 @@ class DataReport:
     num_duplicates: int
     num_overlapping: int
     num_prompts: int
-    row_order_correlation: float | None
+    row_order: RowOrder | None
     survey: Survey
     problems: tuple[str, ...]
 
@@ -62,7 +62,7 @@ class DataReport:
 
     def __str__(self) -> str:
         """Return the counts, then the problems, for a terminal."""
-        rho, images = self.row_order_correlation, self.survey
+        images = self.survey
         modes = ", ".join(f"{count} {mode}" for mode, count in images.modes.items())
         lines = [
             f"training images:       {self.num_train_images}",
@@ -78,7 +78,7 @@ class DataReport:
             f"equal images:          {images.num_equal}",
             f"bad targets:           {self.num_bad_targets}",
             f"prompts:               {self.num_prompts}",
-            f"row order correlation: {'unknown' if rho is None else f'{rho:.4f}'}",
+            f"row order correlation: {self.row_order or 'unknown'}",
         ]
         if images.unusual:
             lines += ["unusual, but no problem:", *(f"- {text}" for text in images.unusual)]
@@ -136,7 +136,7 @@ def check_data(
     num_missing, present = _find_images(img_dir, tuple(names), findings)
     survey = survey_images(present, rule, image_size, progress)
     findings.problems.extend(survey.unreadable)
-    row_order_correlation = _check_row_order(inference, rdm_file, findings)
+    order = _check_row_order(inference, rdm_file, findings)
     try:
         found_prompts = len(read_prompts(prompts_file, num_prompts))
     except DataError as error:
@@ -150,7 +150,7 @@ def check_data(
         num_duplicates=findings.num_duplicates,
         num_overlapping=len(overlap),
         num_prompts=found_prompts,
-        row_order_correlation=row_order_correlation,
+        row_order=order,
         survey=survey,
         problems=tuple(findings.problems),
     )
@@ -178,8 +178,8 @@ def _find_images(img_dir: Path, names: Sequence[str], findings: _Findings) -> tu
     return len(missing), [path for path in found if path is not None]
 
 
-def _check_row_order(table: AnnotationTable | None, rdm_file: Path, findings: _Findings) -> float | None:
-    """Return the correlation of the held-out targets' RDM with the human one, if there are both."""
+def _check_row_order(table: AnnotationTable | None, rdm_file: Path, findings: _Findings) -> RowOrder | None:
+    """Compare the held-out targets with the human RDM, if there are both."""
     try:
         human_rdm = read_human_rdm(rdm_file)
     except DataError as error:
@@ -193,21 +193,16 @@ def _check_row_order(table: AnnotationTable | None, rdm_file: Path, findings: _F
             f"  expected: {NUM_HUMAN_IMAGES}, one for each row of {rdm_file}\n  give the table of these images"
         )
         return None
-    rho, _ = rsa.rank_correlation(rsa.correlation_distances(table.targets), human_rdm)
-    if rho != rho:  # nan: a bad target, which is a problem already, or a constant row or RDM
+    order = row_order(table.targets, human_rdm)
+    if order is None:  # a bad target, which is a problem already, or a constant row or RDM
         findings.problems.append(
             f"{table.path}: the order of the rows cannot be checked against {rdm_file}: "
             "the correlation is undefined; repair bad or constant targets"
         )
-        return None
-    if rho < LEAST_ROW_ORDER_CORRELATION:
-        findings.problems.append(
-            f"the rows of {table.path} look to be in the wrong order: their targets' dissimilarities agree with "
-            f"{rdm_file} to a rank correlation of {rho:.4f}\n  expected: at least {LEAST_ROW_ORDER_CORRELATION} "
-            "(0.8644 for THINGS)\n  give the table whose rows are in the RDM's order, such as "
-            "spose_embedding66d_rescaled_48val_reordered.csv"
-        )
-    return rho
+    elif order.looks_wrong or order.rho < LEAST_ROW_ORDER_CORRELATION:
+        expected = f"at least {LEAST_ROW_ORDER_CORRELATION}"
+        findings.problems.append(wrong_order_message(order, table.path, rdm_file, expected))
+    return order
 
 
 def _first(names: Sequence[str]) -> str:

@@ -73,6 +73,7 @@ class Inputs:
         image_digests: SHA-256 of each file, in the same order.
         targets: `[num_images, 66] float32` of the annotated images.
         target_digests: SHA-256 of each annotated image's targets as they stand in the table, in float64.
+        inference_targets: `[48, 66] float64` of the held-out images; nothing is trained on them.
         prompt_features: `[66, 2, tokens, width] float32`.
         end_positions: `[66] int64`, each prompt's end token.
         human_rdm: `[48, 48] float64`.
@@ -85,6 +86,7 @@ class Inputs:
     image_digests: tuple[str, ...]
     targets: torch.Tensor
     target_digests: tuple[str, ...]
+    inference_targets: NDArray[np.float64]
     prompt_features: torch.Tensor
     end_positions: torch.Tensor
     human_rdm: NDArray[np.float64]
@@ -233,6 +235,7 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         image_digests=tuple(image_digests),
         targets=torch.from_numpy(annotations.targets).float().to(device),
         target_digests=tuple(digest(torch.from_numpy(row)) for row in annotations.targets),
+        inference_targets=inference.targets,
         prompt_features=prompt_cache.take(torch.arange(len(prompts))).to(device),
         end_positions=end_positions.to(device),
         human_rdm=human_rdm,

@@ -46,3 +46,30 @@ def test_unusual_images_are_told_with_how_they_are_read_and_are_no_problem(
         assert "- 1 image with the bytes of another: drawn_0001.png = drawn_0002.png" in outcome.output
         assert f"one-coloured images:   {2 - rule}" in outcome.output
         assert outcome.output.endswith("no problems\n")
+
+
+def test_held_out_rows_in_another_order_are_told_in_the_head_of_the_log_and_are_a_problem_of_the_check(
+    clip_hba: ClipHba, keys: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "config.yaml", keys)
+    outcome = clip_hba("train", config, "--set", f"run_dir={tmp_path / 'right'}")
+    assert outcome.code == 0, outcome.output
+    assert "order" not in outcome.output
+
+    header, *rows = (data / "inference48.csv").read_text().splitlines(keepends=True)
+    (data / "inference48.csv").write_text("".join([header, *rows[7:], *rows[:7]]))
+    outcome = clip_hba("train", config)
+    assert outcome.code == 0, outcome.output
+    log = (tmp_path / "run/training_log.txt").read_text()
+    assert outcome.output.index("look to be in the wrong order") < outcome.output.index("Epoch 1/1")
+    assert f"the rows of {data / 'inference48.csv'} look to be in the wrong order" in log
+    assert "expected: above 95 % of the random orders" in log
+    assert "the run goes on, but its behavioral RSA would mean nothing" in log
+    outcome = clip_hba("resume", tmp_path / "run", "--set", "epochs=2")
+    assert outcome.code == 0, outcome.output
+    assert "wrong order" not in outcome.output  # it was said when the run began
+
+    outcome = clip_hba("data", "check", config)
+    assert outcome.code == 1, outcome.output
+    assert "look to be in the wrong order" in outcome.output
+    assert "expected: at least 0.5" in outcome.output
