@@ -38,10 +38,11 @@ class DataReport:
         num_bad_targets: targets of both tables that are no finite number.
         num_duplicates: rows whose image stands in an earlier row of the same table.
         num_overlapping: images that stand in both tables.
-        num_prompts: 0 where they cannot be read.
+        prompts: none where they cannot be read.
         row_order: how far the held-out targets agree with the human RDM; None where that cannot be computed.
         survey: what was found in the images.
         problems: sentences; none if all is well.
+        model: further lines, on backbone and tokenizer; see `assembly.check_data_of`.
     """
 
     num_train_images: int
@@ -50,10 +51,11 @@ class DataReport:
     num_bad_targets: int
     num_duplicates: int
     num_overlapping: int
-    num_prompts: int
+    prompts: tuple[str, ...]
     row_order: RowOrder | None
     survey: Survey
     problems: tuple[str, ...]
+    model: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -77,14 +79,16 @@ class DataReport:
             f"one-coloured images:   {images.num_constant}",
             f"equal images:          {images.num_equal}",
             f"bad targets:           {self.num_bad_targets}",
-            f"prompts:               {self.num_prompts}",
+            f"prompts:               {len(self.prompts)}",
+            *self.model,
             f"row order correlation: {self.row_order or 'unknown'}",
         ]
         if images.unusual:
             lines += ["unusual, but no problem:", *(f"- {text}" for text in images.unusual)]
         if self.ok:
             return "\n".join([*lines, "no problems"])
-        return "\n".join([*lines, f"{len(self.problems)} problems:", *(f"- {text}" for text in self.problems)])
+        count = "1 problem:" if len(self.problems) == 1 else f"{len(self.problems)} problems:"
+        return "\n".join([*lines, count, *(f"- {text}" for text in self.problems)])
 
 
 @dataclass
@@ -138,10 +142,10 @@ def check_data(
     findings.problems.extend(survey.unreadable)
     order = _check_row_order(inference, rdm_file, findings)
     try:
-        found_prompts = len(read_prompts(prompts_file, num_prompts))
+        prompts = read_prompts(prompts_file, num_prompts)
     except DataError as error:
         findings.problems.append(str(error))
-        found_prompts = 0
+        prompts = ()
     return DataReport(
         num_train_images=len(train_names),
         num_inference_images=len(inference_names),
@@ -149,7 +153,7 @@ def check_data(
         num_bad_targets=findings.num_bad_targets,
         num_duplicates=findings.num_duplicates,
         num_overlapping=len(overlap),
-        num_prompts=found_prompts,
+        prompts=prompts,
         row_order=order,
         survey=survey,
         problems=tuple(findings.problems),

@@ -13,12 +13,10 @@ from clip_hba_behavior.config import Config
 from clip_hba_behavior.data import things
 from clip_hba_behavior.data.augmentation import Augmentation, augmented_batches
 from clip_hba_behavior.data.images import Preprocessing, load_pixels
-from clip_hba_behavior.model.architecture import ClipConfig
-from clip_hba_behavior.model.backbone import load_backbone, resolve_backbone
+from clip_hba_behavior.model.backbone import load_backbone
 from clip_hba_behavior.model.clip import Clip, TowerName
 from clip_hba_behavior.model.clip_hba import FrozenPrefix
 from clip_hba_behavior.model.feature_cache import FeatureCache
-from clip_hba_behavior.model.tokenizer import tokenize_prompts
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.environment import (
     USUAL_VARIABLES,
@@ -27,6 +25,7 @@ from clip_hba_behavior.reproducibility.state.environment import (
     variables,
 )
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.training.fit import layer_problems, split_problems, tokens_of
 
 Progress = Callable[[str, int, int], None]
 
@@ -166,14 +165,14 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
             f"  expected: {len(human_rdm)}, one for each row of {config.RDM48_triplet_dir}"
         )
     paths = things.locate_images(Path(str(config.img_dir)), [*annotations.image_names, *inference.image_names])
-    image_digests = things.image_digests(paths, lambda done, total: progress("reading images", done, total))
-
     backbone = LazyBackbone(config, device)
     model_config = backbone.get().config
     vision, text = model_config.vision_config, model_config.text_config
-    token_ids, end_positions = tokenize_prompts(
-        prompts, resolve_backbone(config.backbone), config.tokenizer, text.vocab_size, text.max_position_embeddings
-    )
+    for problem in layer_problems(config, model_config) + split_problems(config, len(annotations.image_names)):
+        raise BadInputError(problem)
+    token_ids, end_positions = tokens_of(prompts, config, model_config)
+    image_digests = things.image_digests(paths, lambda done, total: progress("reading images", done, total))
+
     digests = {
         "weights": backbone.get().digest(),
         "images": digest(list(image_digests)),
@@ -193,7 +192,6 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         "sdpa_backend": config.sdpa_backend,
         "chunk_size": config.chunk_size,
     }
-    _check_sizes(config, model_config, len(annotations.image_names))
     preprocessing = Preprocessing(image_size=vision.image_size, rule=config.preprocessing)
 
     def image_rows(start: int, stop: int) -> torch.Tensor:
@@ -244,22 +242,3 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         backbone=backbone,
         preprocessing=preprocessing,
     )
-
-
-def _check_sizes(config: Config, model_config: ClipConfig, num_images: int) -> None:
-    """Refuse more DoRA layers than blocks, and a split with nothing on one side."""
-    for key, tower in (
-        ("vision_layers", model_config.vision_config),
-        ("transformer_layers", model_config.text_config),
-    ):
-        if getattr(config, key) > tower.num_hidden_layers:
-            raise BadInputError(
-                f"{key} does not fit the backbone\n  found:    {getattr(config, key)}\n"
-                f"  expected: at most {tower.num_hidden_layers}, the tower's number of blocks"
-            )
-    num_train = int(config.train_portion * num_images)
-    if num_train in (0, num_images):
-        raise BadInputError(
-            f"train_portion {config.train_portion} leaves {num_train} of {num_images} images to train and "
-            f"{num_images - num_train} to test\n  expected: at least one of each"
-        )

@@ -65,7 +65,7 @@ def test_good_data_has_no_problems_and_every_image_is_opened(data: Path) -> None
         data / "prompts.txt",
         progress=lambda done, total: seen.append((done, total)),
     )
-    assert report == DataReport(4, 48, 0, 0, 0, 0, 66, report.row_order, report.survey, ())
+    assert report == DataReport(4, 48, 0, 0, 0, 0, ("prompt",) * 66, report.row_order, report.survey, ())
     assert report.survey.modes == {"RGB": 52}
     assert report.row_order.rho == pytest.approx(1.0)
     assert report.ok
@@ -146,7 +146,7 @@ def test_one_missing_file_is_one_problem_and_the_rest_is_checked(data: Path, key
     assert report.problems[0].startswith(f"{data / 'nowhere'}: there is no such ")
     assert report.num_train_images == (0 if key == "csv_file" else 4)
     assert report.num_inference_images == (0 if key == "inference_csv_file" else 48)
-    assert report.num_prompts == (0 if key == "prompts_file" else 66)
+    assert len(report.prompts) == (0 if key == "prompts_file" else 66)
     assert report.num_missing == (52 if key == "img_dir" else 0)
     if key in ("inference_csv_file", "rdm_file"):
         assert report.row_order is None

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clip_hba_behavior.data.standin import standin_backbone_directory
 from fresh_process import Outcome
 from run_tools import write_config
 
@@ -73,3 +74,56 @@ def test_held_out_rows_in_another_order_are_told_in_the_head_of_the_log_and_are_
     assert outcome.code == 1, outcome.output
     assert "look to be in the wrong order" in outcome.output
     assert "expected: at least 0.5" in outcome.output
+
+
+def test_the_backbone_and_its_tokenizer_are_checked_with_the_words_of_a_run(
+    clip_hba: ClipHba, keys: dict[str, Any], tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "config.yaml", keys)
+    outcome = clip_hba("data", "check", config)
+    assert outcome.code == 0, outcome.output
+    assert "backbone:              4 visual and 4 text blocks, images of 64 x 64" in outcome.output
+    assert "tokenizer:             fits the backbone" in outcome.output
+    assert "small images:          0" in outcome.output
+
+    clip = Path(shutil.copytree(standin_backbone_directory(), tmp_path / "clip"))
+    (clip / "tokenizer.json").write_text("{}")
+    bare = Path(shutil.copytree(standin_backbone_directory(), tmp_path / "bare"))
+    (bare / "model.safetensors").unlink()
+    for changes, message in (
+        ({"backbone": "ViT-L/41"}, "there is no backbone ViT-L/41; did you mean ViT-L/14?"),
+        ({"backbone": str(bare)}, "could not be loaded: it has no model.safetensors"),
+        ({"tokenizer": str(tmp_path / "none")}, "could not be loaded: there is no such directory"),
+        ({"backbone": str(clip)}, f"tokenizer {clip} could not be loaded"),
+        (
+            {"vision_layers": 99},
+            2,
+            "vision_layers does not fit the backbone\n  found:    99\n  expected: at most 4",
+        ),
+        ({"transformer_layers": 5}, "transformer_layers does not fit the backbone\n  found:    5"),
+        ({"train_portion": 0.001}, "train_portion 0.001 leaves 0 of 60 images to train"),
+    ):
+        config = write_config(tmp_path / "config.yaml", keys, **changes)
+        outcome = clip_hba("train", config)
+        assert outcome.code == 2, outcome.output
+        assert message in outcome.output
+        assert not (tmp_path / "run").exists()
+        outcome = clip_hba("data", "check", config)
+        assert outcome.code == 1, outcome.output
+        assert message in outcome.output
+        assert "\n1 problem:\n" in outcome.output
+        assert "image modes:           108 RGB" in outcome.output  # the rest is checked all the same
+
+
+def test_prompts_that_the_backbone_cannot_take_are_found(
+    clip_hba: ClipHba, keys: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    prompts = (data / "prompts.txt").read_text().splitlines()
+    (data / "prompts.txt").write_text("\n".join(["red " * 100, *prompts[1:]]) + "\n")
+    outcome = clip_hba("data", "check", write_config(tmp_path / "config.yaml", keys))
+    assert outcome.code == 1, outcome.output
+    assert "tokenizer:             does not fit" in outcome.output
+    assert "a prompt is too long" in outcome.output
+    (data / "prompts.txt").unlink()
+    outcome = clip_hba("data", "check", write_config(tmp_path / "config.yaml", keys))
+    assert "tokenizer:             fits the backbone; no prompts to try" in outcome.output
