@@ -17,6 +17,7 @@ STANDIN = "standin"
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 BatchOrder = Literal["earlier", "later", "later_persistent"]
+PreprocessingRule = Literal[1, 2]
 PerturbType = Literal["none", "random_target", "label_shuffle", "image_noise", "uniform_images"]
 PerturbDistribution = Literal["normal", "target"]
 PerturbRule = Literal["philox", "earlier"]
@@ -75,6 +76,8 @@ RETIRED_KEYS = {
     "dora_parameters_path": "checkpoints go to dora_params/ in the run directory: set run_dir",
     "training_res_path": "results go to training_res.csv in the run directory: set run_dir",
 }
+# What a run that was made before a key came did in its place, where that is not the key's default now.
+_BEFORE_THE_KEY = {"preprocessing": 1}
 
 
 class Config(BaseModel):
@@ -138,6 +141,12 @@ class Config(BaseModel):
         description="Which version of the earlier pipeline's shuffling the batch order follows: `earlier` draws "
         "from torch's global generator; `later` from a generator of the train loader's own, seeded once; "
         "`later_persistent` is `later` with worker processes that live on from epoch to epoch.",
+    )
+    preprocessing: PreprocessingRule = Field(
+        2,
+        description="The rule by which an image file becomes 8-bit RGB: `2` turns it as EXIF says, scales 16 bits "
+        "to 8 and lays transparency over white; `1`, the rule of runs that record none, does not; see "
+        "own_data.md.",
     )
     augmentation: list[Literal["random_resized_crop", "horizontal_flip", "color_jitter"]] = Field(
         [], description="What training images undergo; none by default."
@@ -238,6 +247,13 @@ class Config(BaseModel):
             given["augmentation"] = []
         return {key: os.fspath(value) if isinstance(value, Path) else value for key, value in given.items()}
 
+    @field_validator("preprocessing", mode="before")
+    @classmethod
+    def _rule_is_a_number(cls, rule: Any) -> Any:
+        if type(rule) is bool:  # which Python takes for 0 or 1
+            raise ValueError("expected 1 or 2")
+        return rule
+
     @field_validator("device")
     @classmethod
     def _device_is_known(cls, device: str) -> str:
@@ -337,6 +353,14 @@ def make_config(given: Mapping[str, Any]) -> Config:
         lines = [_explain(detail, given) for detail in details[:_MAX_SHOWN]]
         lines += [f"and {len(details) - _MAX_SHOWN} more"] if len(details) > _MAX_SHOWN else []
         raise BadInputError("the configuration is wrong\n  " + "\n  ".join(lines)) from None
+
+
+def as_recorded(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete the keys that a run, or a checkpoint of any age, records, with what holds where it records none.
+
+    A key that is still absent then had its default's effect.
+    """
+    return {**_BEFORE_THE_KEY, **keys}
 
 
 def _explain(detail: Any, given: Mapping[str, Any]) -> str:

@@ -3,7 +3,15 @@ from typing import Any
 
 import pytest
 
-from clip_hba_behavior.config import DATA_KEYS, FREE_KEYS, Config, make_config, parse_settings, read_config_file
+from clip_hba_behavior.config import (
+    DATA_KEYS,
+    FREE_KEYS,
+    Config,
+    as_recorded,
+    make_config,
+    parse_settings,
+    read_config_file,
+)
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 
 DATA = dict.fromkeys(DATA_KEYS, "somewhere")
@@ -15,6 +23,12 @@ def test_an_empty_configuration_is_the_recorded_runs_settings_on_the_synthetic_d
     assert (config.lr, config.batch_size, config.train_portion, config.weight_decay) == (3e-4, 64, 0.8, 0.01)
     assert (config.early_stopping_patience, config.dora_dropout, config.augmentation) == (20, 0.0, [])
     assert config.csv_file is None
+
+
+def test_a_new_configuration_has_rule_2_and_a_record_without_a_rule_had_rule_1() -> None:
+    assert make_config({}).preprocessing == 2
+    assert make_config(as_recorded({})).preprocessing == 1
+    assert make_config(as_recorded({"preprocessing": 2})).preprocessing == 2
 
 
 @pytest.mark.parametrize(
@@ -39,6 +53,8 @@ def test_an_empty_configuration_is_the_recorded_runs_settings_on_the_synthetic_d
             {"perturb_type": "random_target"},
             "perturb_type is random_target, so perturb_epoch, the first perturbed",
         ),
+        ({"preprocessing": 3}, "preprocessing: found 3, expected 1 or 2"),
+        ({"preprocessing": True}, "preprocessing: found True, expected 1 or 2"),
         ({"perturb_type": "image_noise", "perturb_epoch": 0}, "perturb_epoch: found 0"),
         ({"fork_early_stopping": "on"}, "fork_early_stopping: found 'on', expected 'off', 'inherit' or 'fresh'"),
         ({"device": "tpu"}, "device: found 'tpu', expected auto, cpu, cuda or cuda:N"),

@@ -117,7 +117,7 @@ class AugmentedImages(Dataset[torch.Tensor]):
     def __getitem__(self, request: tuple[int, int]) -> torch.Tensor:
         """Read, augment and normalise one image; DataError if it cannot be read."""
         epoch, image_index = request
-        image = read_image(self.paths[image_index])
+        image = read_image(self.paths[image_index], self.preprocessing.rule)
         return to_pixels(augment(image, self.augmentation, self.seed, epoch, image_index), self.preprocessing)
 
     def __getitems__(self, requests: Sequence[tuple[int, int]]) -> NDArray[np.float32] | DataError:

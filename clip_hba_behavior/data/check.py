@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clip_hba_behavior.data.images import read_image
+from clip_hba_behavior.config import PreprocessingRule
+from clip_hba_behavior.data.row_order import RowOrder, row_order, wrong_order_message
+from clip_hba_behavior.data.survey import Survey, survey_images
 from clip_hba_behavior.data.things import (
     NUM_DIMENSIONS,
     NUM_HUMAN_IMAGES,
@@ -18,9 +20,9 @@ from clip_hba_behavior.data.things import (
     read_prompts,
     unsafe_name_reason,
 )
-from clip_hba_behavior.rsa import rank_correlation as rsa
 
-# In the right order THINGS' rows reach 0.86, in alphabetical order 0.04.
+# In the right order THINGS' rows reach 0.86, in alphabetical order 0.04. A run warns of less, see `row_order`: a
+# model's targets may agree with people less than these do.
 LEAST_ROW_ORDER_CORRELATION = 0.5
 _SHOWN = 5
 
@@ -33,26 +35,27 @@ class DataReport:
         num_train_images: rows of the training table.
         num_inference_images: rows of the held-out images' table.
         num_missing: images of both tables that are not there.
-        num_unreadable: images that are there but cannot be decoded.
         num_bad_targets: targets of both tables that are no finite number.
         num_duplicates: rows whose image stands in an earlier row of the same table.
         num_overlapping: images that stand in both tables.
-        num_prompts: 0 where they cannot be read.
-        row_order_correlation: Spearman's rho between the held-out targets' correlation distances and the
-            human RDM; None where it cannot be computed.
+        prompts: none where they cannot be read.
+        row_order: how far the held-out targets agree with the human RDM; None where that cannot be computed.
+        survey: what was found in the images.
         problems: sentences; none if all is well.
+        model: further lines, on backbone and tokenizer; see `assembly.check_data_of`.
     """
 
     num_train_images: int
     num_inference_images: int
     num_missing: int
-    num_unreadable: int
     num_bad_targets: int
     num_duplicates: int
     num_overlapping: int
-    num_prompts: int
-    row_order_correlation: float | None
+    prompts: tuple[str, ...]
+    row_order: RowOrder | None
+    survey: Survey
     problems: tuple[str, ...]
+    model: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -61,21 +64,31 @@ class DataReport:
 
     def __str__(self) -> str:
         """Return the counts, then the problems, for a terminal."""
-        rho = self.row_order_correlation
+        images = self.survey
+        modes = ", ".join(f"{count} {mode}" for mode, count in images.modes.items())
         lines = [
             f"training images:       {self.num_train_images}",
             f"held-out images:       {self.num_inference_images}",
             f"in both tables:        {self.num_overlapping}",
             f"duplicate rows:        {self.num_duplicates}",
             f"missing images:        {self.num_missing}",
-            f"unreadable images:     {self.num_unreadable}",
+            f"unreadable images:     {len(images.unreadable)}",
+            f"image modes:           {modes or 'none'}",
+            f"turned by EXIF:        {images.num_turned}",
+            f"small images:          {images.num_small}",
+            f"one-coloured images:   {images.num_constant}",
+            f"equal images:          {images.num_equal}",
             f"bad targets:           {self.num_bad_targets}",
-            f"prompts:               {self.num_prompts}",
-            f"row order correlation: {'unknown' if rho is None else f'{rho:.4f}'}",
+            f"prompts:               {len(self.prompts)}",
+            *self.model,
+            f"row order correlation: {self.row_order or 'unknown'}",
         ]
+        if images.unusual:
+            lines += ["unusual, but no problem:", *(f"- {text}" for text in images.unusual)]
         if self.ok:
             return "\n".join([*lines, "no problems"])
-        return "\n".join([*lines, f"{len(self.problems)} problems:", *(f"- {text}" for text in self.problems)])
+        count = "1 problem:" if len(self.problems) == 1 else f"{len(self.problems)} problems:"
+        return "\n".join([*lines, count, *(f"- {text}" for text in self.problems)])
 
 
 @dataclass
@@ -95,6 +108,8 @@ def check_data(
     prompts_file: Path,
     *,
     num_prompts: int = NUM_DIMENSIONS,
+    rule: PreprocessingRule = 2,
+    image_size: int = 224,
     progress: Callable[[int, int], None] | None = None,
 ) -> DataReport:
     """Check tables, images, row order and prompts; what is wrong with one keeps no other from being checked.
@@ -106,6 +121,8 @@ def check_data(
         rdm_file: `RDM48_triplet.mat`.
         prompts_file: one prompt a line.
         num_prompts: how many are expected.
+        rule: by which images are read: the configuration's `preprocessing`.
+        image_size: of the backbone; smaller images are counted.
         progress: called after each image with the number opened and the number to open.
     """
     findings = _Findings()
@@ -120,23 +137,25 @@ def check_data(
             "held-out images must not be trained on"
         )
     names = dict.fromkeys(name for name in (*train_names, *inference_names) if not unsafe_name_reason(name))
-    num_missing, num_unreadable = _check_images(img_dir, tuple(names), findings, progress)
-    row_order_correlation = _check_row_order(inference, rdm_file, findings)
+    num_missing, present = _find_images(img_dir, tuple(names), findings)
+    survey = survey_images(present, rule, image_size, progress)
+    findings.problems.extend(survey.unreadable)
+    order = _check_row_order(inference, rdm_file, findings)
     try:
-        found_prompts = len(read_prompts(prompts_file, num_prompts))
+        prompts = read_prompts(prompts_file, num_prompts)
     except DataError as error:
         findings.problems.append(str(error))
-        found_prompts = 0
+        prompts = ()
     return DataReport(
         num_train_images=len(train_names),
         num_inference_images=len(inference_names),
         num_missing=num_missing,
-        num_unreadable=num_unreadable,
         num_bad_targets=findings.num_bad_targets,
         num_duplicates=findings.num_duplicates,
         num_overlapping=len(overlap),
-        num_prompts=found_prompts,
-        row_order_correlation=row_order_correlation,
+        prompts=prompts,
+        row_order=order,
+        survey=survey,
         problems=tuple(findings.problems),
     )
 
@@ -150,33 +169,21 @@ def _check_table(path: Path, findings: _Findings) -> AnnotationTable | None:
     return table
 
 
-def _check_images(
-    img_dir: Path, names: Sequence[str], findings: _Findings, progress: Callable[[int, int], None] | None
-) -> tuple[int, int]:
-    """Return how many images are missing and how many cannot be decoded."""
+def _find_images(img_dir: Path, names: Sequence[str], findings: _Findings) -> tuple[int, list[Path]]:
+    """Return how many images are missing, and where the others are."""
     try:
         found = find_images(img_dir, names)
     except DataError as error:
         findings.problems.append(str(error))
-        return (0 if img_dir.is_dir() else len(names)), 0
+        return (0 if img_dir.is_dir() else len(names)), []
     missing = [name for name, path in zip(names, found, strict=True) if path is None]
     if missing:
         findings.problems.append(missing_images_message(img_dir, missing, len(names)))
-    present = [path for path in found if path is not None]
-    num_unreadable = 0
-    for done, path in enumerate(present, start=1):
-        try:
-            read_image(path)
-        except DataError as error:
-            num_unreadable += 1
-            findings.problems.append(str(error))
-        if progress:
-            progress(done, len(present))
-    return len(missing), num_unreadable
+    return len(missing), [path for path in found if path is not None]
 
 
-def _check_row_order(table: AnnotationTable | None, rdm_file: Path, findings: _Findings) -> float | None:
-    """Return the correlation of the held-out targets' RDM with the human one, if there are both."""
+def _check_row_order(table: AnnotationTable | None, rdm_file: Path, findings: _Findings) -> RowOrder | None:
+    """Compare the held-out targets with the human RDM, if there are both."""
     try:
         human_rdm = read_human_rdm(rdm_file)
     except DataError as error:
@@ -190,21 +197,16 @@ def _check_row_order(table: AnnotationTable | None, rdm_file: Path, findings: _F
             f"  expected: {NUM_HUMAN_IMAGES}, one for each row of {rdm_file}\n  give the table of these images"
         )
         return None
-    rho, _ = rsa.rank_correlation(rsa.correlation_distances(table.targets), human_rdm)
-    if rho != rho:  # nan: a bad target, which is a problem already, or a constant row or RDM
+    order = row_order(table.targets, human_rdm)
+    if order is None:  # a bad target, which is a problem already, or a constant row or RDM
         findings.problems.append(
             f"{table.path}: the order of the rows cannot be checked against {rdm_file}: "
             "the correlation is undefined; repair bad or constant targets"
         )
-        return None
-    if rho < LEAST_ROW_ORDER_CORRELATION:
-        findings.problems.append(
-            f"the rows of {table.path} look to be in the wrong order: their targets' dissimilarities agree with "
-            f"{rdm_file} to a rank correlation of {rho:.4f}\n  expected: at least {LEAST_ROW_ORDER_CORRELATION} "
-            "(0.8644 for THINGS)\n  give the table whose rows are in the RDM's order, such as "
-            "spose_embedding66d_rescaled_48val_reordered.csv"
-        )
-    return rho
+    elif order.looks_wrong or order.rho < LEAST_ROW_ORDER_CORRELATION:
+        expected = f"at least {LEAST_ROW_ORDER_CORRELATION}"
+        findings.problems.append(wrong_order_message(order, table.path, rdm_file, expected))
+    return order
 
 
 def _first(names: Sequence[str]) -> str:

@@ -1,7 +1,8 @@
 """From an image file to the pixels that CLIP sees."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -17,9 +18,12 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import PREFIXES, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from clip_hba_behavior.config import PreprocessingRule
+from clip_hba_behavior.data import colours
 from clip_hba_behavior.data.things import MAX_IMAGE_BYTES, DataError
 from clip_hba_behavior.reproducibility.state.untrusted import open_regular
 
+MAX_PIXELS = 100_000_000
 # Image.open would warn above its own limit, and silencing a warning is not thread-safe. Its decoders do not
 # warn, and naming them leaves the many rarely used ones out.
 _DECODERS: tuple[tuple[tuple[bytes, ...], type[ImageFile]], ...] = (
@@ -40,27 +44,81 @@ class Preprocessing:
         image_size: width and height in pixels.
         mean: of red, green and blue, on a scale from 0 to 1.
         std: likewise, the standard deviations.
+        rule: how colours become 8-bit RGB: the configuration's `preprocessing`; see `colours`.
     """
 
     image_size: int = 224
     mean: tuple[float, float, float] = (0.52997664, 0.48070561, 0.41943838)
     std: tuple[float, float, float] = (0.27608301, 0.26593025, 0.28238822)
+    rule: PreprocessingRule = 2
 
-    def digest_fields(self) -> dict[str, Any]:
-        """Return everything that shapes the pixels, for a cache's key."""
-        return asdict(self)
+    def digest_fields(self, paths: Sequence[Path]) -> dict[str, Any]:
+        """Return everything that shapes the pixels of some images, for a cache's key.
+
+        The rule is left out where it makes no difference, so that these images have one cache under both.
+
+        Raises:
+            DataError: An image's header cannot be read.
+        """
+        fields = asdict(self)
+        if self.rule == 1 or all(map(is_ordinary, paths)):
+            del fields["rule"]
+        return fields
 
 
-def read_image(path: Path, max_pixels: int = 100_000_000) -> Image.Image:
+@dataclass(frozen=True)
+class ImageFacts:
+    """What is told of an image besides its pixels.
+
+    Attributes:
+        mode: Pillow's name of it, such as `RGB`, `L` (grey) or `I;16` (16-bit grey).
+        size: width and height, before it is turned.
+        traits: what a rule must interpret.
+        is_constant: whether all pixels are the same, as they are read.
+    """
+
+    mode: str
+    size: tuple[int, int]
+    traits: frozenset[colours.Trait]
+    is_constant: bool
+
+
+def read_image(path: Path, rule: PreprocessingRule, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read a JPEG, PNG, BMP, WebP, TIFF or GIF file (its first picture) as RGB; safe in threads.
 
     Args:
         path: of the file.
+        rule: how its colours become 8-bit RGB.
         max_pixels: more are refused before anything is decoded. An RGB pixel takes 3 bytes of memory.
 
     Raises:
         DataError: The file cannot be read or decoded whole, or claims more than `max_pixels`.
     """
+    with _opened(path, max_pixels) as image:
+        return _rgb(image, rule)
+
+
+def examine_image(path: Path, rule: PreprocessingRule) -> ImageFacts:
+    """Read an image, and return what is to be told of it; raises as `read_image`."""
+    with _opened(path, MAX_PIXELS) as image:
+        mode, size = image.mode, image.size
+        is_constant = _rgb(image, rule).getcolors(1) is not None
+        return ImageFacts(mode, size, frozenset(colours.traits_of(image)), is_constant)
+
+
+def is_ordinary(path: Path) -> bool:
+    """Whether an image has the same pixels by both rules, as its header tells; nothing is decoded.
+
+    Raises:
+        DataError: The header cannot be read.
+    """
+    with _opened(path, MAX_PIXELS) as image:
+        return colours.is_ordinary(image)
+
+
+@contextmanager
+def _opened(path: Path, max_pixels: int) -> Iterator[ImageFile]:
+    """Open an image, not yet decoded. What goes wrong with it meanwhile becomes a DataError."""
     try:
         with open_regular(path, MAX_IMAGE_BYTES) as file:
             image = _open(file, path)
@@ -70,16 +128,22 @@ def read_image(path: Path, max_pixels: int = 100_000_000) -> Image.Image:
                     f"{path}: the image is too large\n  found:    {width} x {height} = {width * height} pixels\n"
                     f"  expected: at most {max_pixels}\n  make the image smaller"
                 )
-            image.load()
-            # Has no effect on red, green and blue, and Pillow would warn that it is dropped.
-            image.info.pop("transparency", None)
-            return image.convert("RGB")
+            yield image
     except (DataError, MemoryError):
         raise
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from error
     except Exception as error:  # decoders raise nearly anything on a damaged file
         raise _unreadable(path, str(error) or type(error).__name__) from error
+
+
+def _rgb(image: ImageFile, rule: PreprocessingRule) -> Image.Image:
+    if rule == 2:
+        return colours.to_rgb(image)
+    image.load()
+    # Has no effect on red, green and blue, and Pillow would warn that it is dropped.
+    image.info.pop("transparency", None)
+    return image.convert("RGB")
 
 
 def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> torch.Tensor:
@@ -109,7 +173,7 @@ def load_pixels(paths: Sequence[Path], preprocessing: Preprocessing) -> torch.Te
     size = preprocessing.image_size
     pixels = torch.empty(len(paths), 3, size, size)
     for row, path in enumerate(paths):
-        pixels[row] = to_pixels(read_image(path), preprocessing)
+        pixels[row] = to_pixels(read_image(path, preprocessing.rule), preprocessing)
     return pixels
 
 

@@ -2,25 +2,10 @@
 
 from pathlib import Path
 
+from clip_hba_behavior.model.backbone_names import resolve_backbone as resolve_backbone
 from clip_hba_behavior.model.clip import Clip
 from clip_hba_behavior.model.hugging_face import load_hugging_face
 from clip_hba_behavior.model.openai_format import load_openai_file
-
-# OpenAI's names for its ViT models, and where Hugging Face keeps the same weights.
-HUB_NAMES = {
-    "ViT-B/32": "openai/clip-vit-base-patch32",
-    "ViT-B/16": "openai/clip-vit-base-patch16",
-    "ViT-L/14": "openai/clip-vit-large-patch14",
-    "ViT-L/14@336px": "openai/clip-vit-large-patch14-336",
-}
-
-
-def resolve_backbone(name: str) -> str:
-    """Turn OpenAI's name of a model into its downloaded `.pt` file, if there is one, or its hub name."""
-    if name not in HUB_NAMES:
-        return name
-    downloaded = Path.home() / ".cache" / "clip" / (name.replace("/", "-").replace("@", "-") + ".pt")
-    return str(downloaded) if downloaded.is_file() else HUB_NAMES[name]
 
 
 def load_backbone(name: str, trust_backbone_file: bool = False) -> Clip:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from clip_hba_behavior.model.backbone_names import refuse_no_tokenizer
 from clip_hba_behavior.model.tokenizer_files import read_tokenizer_files
 from clip_hba_behavior.model.tokenizer_settings import tokenizer_settings
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
@@ -120,6 +121,7 @@ def tokenize_prompts(
             "  set tokenizer to a directory or hub name, such as openai/clip-vit-large-patch14"
         )
     name = tokenizer_name or backbone_name
+    refuse_no_tokenizer(name)
     tokenizer = load_tokenizer(name)
     if tokenizer.num_tokens != vocab_size:
         raise _does_not_belong(name, f"{tokenizer.num_tokens} tokens", f"{vocab_size} tokens")

@@ -71,7 +71,7 @@ def _spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> tuple[
     """
     from scipy.special import stdtr
 
-    ranks = np.stack((_ranks(first), _ranks(second)))
+    ranks = np.stack((ranks_of(first), ranks_of(second)))
     rho = np.atleast_2d(np.corrcoef(ranks))[1, 0]  # [0, 1] may differ in the last digit
     degrees_of_freedom = len(first) - 2
     with np.errstate(divide="ignore"):  # rho may be 1 or -1
@@ -79,7 +79,7 @@ def _spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> tuple[
     return float(rho), float(2 * stdtr(degrees_of_freedom, -np.abs(t)))
 
 
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def ranks_of(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return each value's rank, counted from 1; equal ones share the mean of theirs. Exact."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[place]

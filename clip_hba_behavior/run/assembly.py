@@ -1,5 +1,6 @@
 """A run put together: its data and backbone read, its trainer built."""
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,16 @@ from typing import Any
 from clip_hba_behavior.config import DATA_KEYS, STANDIN, Config, make_config
 from clip_hba_behavior.data.check import DataReport, check_data
 from clip_hba_behavior.data.standin import standin_backbone_directory, write_standin_dataset
+from clip_hba_behavior.model.architecture import ClipConfig
 from clip_hba_behavior.model.clip_hba import CLIPHBA
 from clip_hba_behavior.reproducibility.record.session import Session
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.numerics import apply_numerics, check_sdpa_backend, resolve_device
 from clip_hba_behavior.run.environment import describe_environment
 from clip_hba_behavior.run.log import LOGGER_NAME, session
 from clip_hba_behavior.run.resolution import resolve_config
 from clip_hba_behavior.training import seed_protocol
+from clip_hba_behavior.training.fit import check_model, load_model_config
 from clip_hba_behavior.training.inputs import load_inputs
 from clip_hba_behavior.training.trainer import Trainer
 
@@ -36,13 +40,23 @@ def with_standin(config: Config) -> Config:
 
 
 def check_data_of(config: Config) -> DataReport:
-    """Check the data that a configuration names; without any, the synthetic one's."""
+    """Check the data that a configuration names, without any the synthetic one's, and that the model fits them."""
     with session() as here:
         data = with_standin(resolve_config(make_config(config.model_dump() | {"device": "cpu"})))
-        return check_data(
+        backbone: ClipConfig | BadInputError
+        try:
+            backbone = load_model_config(data)
+        except BadInputError as error:
+            backbone = error
+        report = check_data(
             *(Path(str(getattr(data, key))) for key in DATA_KEYS),
+            rule=data.preprocessing,
+            image_size=backbone.vision_config.image_size if isinstance(backbone, ClipConfig) else 224,
             progress=lambda done, total: here.interruptible().report("opening images", done, total),
         )
+    model = check_model(data, backbone, report.prompts, report.num_train_images)
+    lines = (f"backbone:              {model.backbone}", f"tokenizer:             {model.tokenizer}")
+    return dataclasses.replace(report, model=lines, problems=(*report.problems, *model.problems))
 
 
 def build_trainer(config: Config, session: Session) -> tuple[Trainer, dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from clip_hba_behavior.config import as_recorded
 from clip_hba_behavior.reproducibility.state import safe_load
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.errors import AnotherFormatError, BadInputError, NotReproducibleError
@@ -189,7 +190,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise BadInputError(f"{path} is no checkpoint: it holds no parameters")
     rng_state = content.get("rng_state")
     if "state_digest" not in content:
-        return Checkpoint(path, parameters, rng_state, None, None, content.get("provenance", {}))
+        return Checkpoint(path, parameters, rng_state, None, None, _provenance(content))
 
     version = content.get("format_version")
     if version != FORMAT_VERSION:
@@ -201,7 +202,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if missing:
         raise BadInputError(f"{path} is damaged: it lacks {', '.join(missing)}")
     state = TrainingState(parameters=parameters, **{key: content[key] for key in _STATE_KEYS})
-    checkpoint = Checkpoint(path, parameters, rng_state, state, content["state_digest"], content["provenance"])
+    checkpoint = Checkpoint(path, parameters, rng_state, state, content["state_digest"], _provenance(content))
     if state.digest() != checkpoint.state_digest:
         raise AlteredCheckpointError(
             f"{path} is damaged: its state is not the one that was saved\n"
@@ -211,6 +212,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             checkpoint,
         )
     return checkpoint
+
+
+def _provenance(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where a state comes from, its configuration complete; empty in a file of the earlier pipeline."""
+    origin: dict[str, Any] = content.get("provenance", {})
+    return origin | {"config": as_recorded(origin["config"])} if "config" in origin else origin
 
 
 def read_named(path: Path) -> Checkpoint:

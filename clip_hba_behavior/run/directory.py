@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from clip_hba_behavior.config import Config, make_config, read_config_file
+from clip_hba_behavior.config import Config, as_recorded, make_config, read_config_file
 from clip_hba_behavior.reproducibility.record.lease import Lease, LeaseLostError, hold
 from clip_hba_behavior.reproducibility.record.ledger import LEDGER_NAME
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
@@ -198,7 +198,7 @@ class RunDirectory:
         """Read the resolved configuration."""
         keys = read_config_file(self.config_file)
         try:
-            return make_config(keys)
+            return make_config(as_recorded(keys))
         except BadInputError as error:
             raise BadInputError(f"{self.config_file}: {error}") from None
 
@@ -221,7 +221,7 @@ class RunDirectory:
                     f"{self.environment_file} is damaged\n  found:    {key} is {quote(environment.get(key))}\n"
                     f"  expected: {' or '.join(kind.__name__ for kind in kinds)}"
                 )
-        return environment
+        return environment | {"trajectory": as_recorded(environment["trajectory"])}
 
     def write_best(self, epoch: int, test_loss: float) -> None:
         """Name "the model" of the run in `best.json`: the epoch with the lowest test loss."""

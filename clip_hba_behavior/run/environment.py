@@ -31,6 +31,7 @@ SOURCES = (
     "model/**/*.py",
     "rsa/**/*.py",
     "data/augmentation.py",
+    "data/colours.py",
     "data/images.py",
     "reproducibility/state/digest.py",
     "reproducibility/state/numerics.py",

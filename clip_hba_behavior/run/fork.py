@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clip_hba_behavior.config import PERTURB_KEYS, Config, make_config
+from clip_hba_behavior.config import PERTURB_KEYS, Config, as_recorded, make_config
 from clip_hba_behavior.reproducibility.record.ledger import read_ledger
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, NotReproducibleError
 from clip_hba_behavior.reproducibility.state.files import publish
@@ -127,7 +127,8 @@ def inherit(config: Config, parent: Checkpoint, own_end: bool = False) -> Config
         BadInputError: the fork's keys have no effect in the epochs that it trains.
     """
     given = config.model_dump(include=config.model_fields_set)
-    inherited = {key: value for key, value in keys_of(parent).items() if key not in (*PERTURB_KEYS, *FORK_KEYS)}
+    theirs = as_recorded(keys_of(parent))  # the earlier pipeline's checkpoints name no keys at all
+    inherited = {key: value for key, value in theirs.items() if key not in (*PERTURB_KEYS, *FORK_KEYS)}
     if "device" in parent.provenance:
         inherited["device"] = parent.provenance["device"]
     last = max(list_checkpoints(parent.path.parent))

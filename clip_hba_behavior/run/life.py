@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_hba_behavior.config import STANDIN, Config, make_config
+from clip_hba_behavior.data.row_order import LEAST_SHARE, row_order, wrong_order_message
 from clip_hba_behavior.reproducibility.record.ledger import LEDGER
 from clip_hba_behavior.reproducibility.record.protocol import EpochDone
 from clip_hba_behavior.reproducibility.record.quarantine import describe
@@ -45,6 +46,7 @@ from clip_hba_behavior.run.resolution import resolve_config
 from clip_hba_behavior.run.results import RESULTS, format_row
 from clip_hba_behavior.run.states import RunStore, newest_state, read_epoch
 from clip_hba_behavior.training.advance import advance
+from clip_hba_behavior.training.inputs import Inputs
 from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.training.trainer import Trainer
 
@@ -111,6 +113,7 @@ def _begin(config: Config, parent: Checkpoint | None, check: Check) -> Path:
     with stopping_on_signals(), directory.created(), session(directory.log_file) as here:
         _announce(config, here.logger)
         trainer, environment = build_trainer(config, here)
+        _warn_of_row_order(config, trainer.inputs, here.logger)
         directory.check_space(_bytes_to_come(trainer))
         if parent is None:
             trainer.begin()
@@ -252,6 +255,18 @@ def _announce(config: Config, logger: logging.Logger) -> None:
         logger.info("No csv_file given: training on the synthetic data set, images drawn from 66-d vectors")
     if config.backbone == STANDIN:
         logger.info("No backbone given: the small CLIP that comes with the package")
+
+
+def _warn_of_row_order(config: Config, inputs: Inputs, logger: logging.Logger) -> None:
+    """Say so where the held-out targets agree with the human RDM no better than in a random order of the rows."""
+    order = row_order(inputs.inference_targets, inputs.human_rdm)
+    if order is not None and order.looks_wrong:
+        table, rdm_file = str(config.inference_csv_file), str(config.RDM48_triplet_dir)
+        expected = f"above {100 * LEAST_SHARE:.0f} % of the random orders"
+        logger.warning(
+            "%s\n  the run goes on, but its behavioral RSA would mean nothing",
+            wrong_order_message(order, table, rdm_file, expected),
+        )
 
 
 def _refuse_nothing_to_accept(run: RunDirectory, after: tuple[int, int], epoch: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_hba_behavior.config import FREE_KEYS, Config, make_config
+from clip_hba_behavior.model.backbone_names import refuse_no_tokenizer, resolve_backbone
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
@@ -22,11 +23,24 @@ def refuse_bad_start(config: Config) -> None:
     """Return if a run can be started, or a fork of another, as far as it can be told without reading a state.
 
     Raises:
-        BadInputError: the run directory is used, there is no such state to fork from, or keys have no effect.
+        BadInputError: the run directory is used, there is no such state to fork from, keys have no effect, or
+            backbone or tokenizer cannot be there.
     """
     if first_state_file(config) is None:  # a fork has keys of its parent's too
         refuse_meaningless(config)
+    refuse_no_model(config)
     RunDirectory(run_directory_of(config)).refuse_if_used()
+
+
+def refuse_no_model(config: Config) -> None:
+    """Return if there may be a backbone and a tokenizer of the names given; the hub is not asked.
+
+    Raises:
+        BadInputError: there is no such path, or a published name is misspelt.
+    """
+    resolve_backbone(config.backbone)
+    if config.tokenizer:
+        refuse_no_tokenizer(config.tokenizer)
 
 
 def fork_config(baseline: Path, at_epoch: int, given: Mapping[str, Any]) -> Config:
@@ -152,6 +166,7 @@ def resumption(
         raise BadInputError("--from-epoch needs a new --run-dir: epochs that exist are never replaced")
     source.refuse_if_no_run()
     config = _changed(source.read_config(), settings, allow)
+    refuse_no_model(config)
     if new_dir is None:
         return Resumption(source, config, None)
     epoch = source.newest_epoch() if from_epoch is None else from_epoch

@@ -13,12 +13,10 @@ from clip_hba_behavior.config import Config
 from clip_hba_behavior.data import things
 from clip_hba_behavior.data.augmentation import Augmentation, augmented_batches
 from clip_hba_behavior.data.images import Preprocessing, load_pixels
-from clip_hba_behavior.model.architecture import ClipConfig
-from clip_hba_behavior.model.backbone import load_backbone, resolve_backbone
+from clip_hba_behavior.model.backbone import load_backbone
 from clip_hba_behavior.model.clip import Clip, TowerName
 from clip_hba_behavior.model.clip_hba import FrozenPrefix
 from clip_hba_behavior.model.feature_cache import FeatureCache
-from clip_hba_behavior.model.tokenizer import tokenize_prompts
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.environment import (
     USUAL_VARIABLES,
@@ -27,6 +25,7 @@ from clip_hba_behavior.reproducibility.state.environment import (
     variables,
 )
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.training.fit import layer_problems, split_problems, tokens_of
 
 Progress = Callable[[str, int, int], None]
 
@@ -73,6 +72,7 @@ class Inputs:
         image_digests: SHA-256 of each file, in the same order.
         targets: `[num_images, 66] float32` of the annotated images.
         target_digests: SHA-256 of each annotated image's targets as they stand in the table, in float64.
+        inference_targets: `[48, 66] float64` of the held-out images; nothing is trained on them.
         prompt_features: `[66, 2, tokens, width] float32`.
         end_positions: `[66] int64`, each prompt's end token.
         human_rdm: `[48, 48] float64`.
@@ -85,6 +85,7 @@ class Inputs:
     image_digests: tuple[str, ...]
     targets: torch.Tensor
     target_digests: tuple[str, ...]
+    inference_targets: NDArray[np.float64]
     prompt_features: torch.Tensor
     end_positions: torch.Tensor
     human_rdm: NDArray[np.float64]
@@ -164,14 +165,14 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
             f"  expected: {len(human_rdm)}, one for each row of {config.RDM48_triplet_dir}"
         )
     paths = things.locate_images(Path(str(config.img_dir)), [*annotations.image_names, *inference.image_names])
-    image_digests = things.image_digests(paths, lambda done, total: progress("reading images", done, total))
-
     backbone = LazyBackbone(config, device)
     model_config = backbone.get().config
     vision, text = model_config.vision_config, model_config.text_config
-    token_ids, end_positions = tokenize_prompts(
-        prompts, resolve_backbone(config.backbone), config.tokenizer, text.vocab_size, text.max_position_embeddings
-    )
+    for problem in layer_problems(config, model_config) + split_problems(config, len(annotations.image_names)):
+        raise BadInputError(problem)
+    token_ids, end_positions = tokens_of(prompts, config, model_config)
+    image_digests = things.image_digests(paths, lambda done, total: progress("reading images", done, total))
+
     digests = {
         "weights": backbone.get().digest(),
         "images": digest(list(image_digests)),
@@ -191,8 +192,7 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         "sdpa_backend": config.sdpa_backend,
         "chunk_size": config.chunk_size,
     }
-    _check_sizes(config, model_config, len(annotations.image_names))
-    preprocessing = Preprocessing(image_size=vision.image_size)
+    preprocessing = Preprocessing(image_size=vision.image_size, rule=config.preprocessing)
 
     def image_rows(start: int, stop: int) -> torch.Tensor:
         pixels = load_pixels(paths[start:stop], preprocessing)
@@ -208,7 +208,7 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         numerics
         | {
             "images": list(image_digests),
-            "preprocessing": preprocessing.digest_fields(),
+            "preprocessing": preprocessing.digest_fields(paths),
             "pillow": library_versions()["pillow"],
             "vision_layers": config.vision_layers,
         },
@@ -233,6 +233,7 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         image_digests=tuple(image_digests),
         targets=torch.from_numpy(annotations.targets).float().to(device),
         target_digests=tuple(digest(torch.from_numpy(row)) for row in annotations.targets),
+        inference_targets=inference.targets,
         prompt_features=prompt_cache.take(torch.arange(len(prompts))).to(device),
         end_positions=end_positions.to(device),
         human_rdm=human_rdm,
@@ -241,22 +242,3 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         backbone=backbone,
         preprocessing=preprocessing,
     )
-
-
-def _check_sizes(config: Config, model_config: ClipConfig, num_images: int) -> None:
-    """Refuse more DoRA layers than blocks, and a split with nothing on one side."""
-    for key, tower in (
-        ("vision_layers", model_config.vision_config),
-        ("transformer_layers", model_config.text_config),
-    ):
-        if getattr(config, key) > tower.num_hidden_layers:
-            raise BadInputError(
-                f"{key} does not fit the backbone\n  found:    {getattr(config, key)}\n"
-                f"  expected: at most {tower.num_hidden_layers}, the tower's number of blocks"
-            )
-    num_train = int(config.train_portion * num_images)
-    if num_train in (0, num_images):
-        raise BadInputError(
-            f"train_portion {config.train_portion} leaves {num_train} of {num_images} images to train and "
-            f"{num_images - num_train} to test\n  expected: at least one of each"
-        )

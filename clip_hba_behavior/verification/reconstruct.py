@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import torch
 
-from clip_hba_behavior.config import BatchOrder, Config, make_config
+from clip_hba_behavior.config import BatchOrder, Config, as_recorded, make_config
 from clip_hba_behavior.data.things import read_annotations
 from clip_hba_behavior.model.architecture import ClipConfig
 from clip_hba_behavior.model.clip_hba import CLIPHBA
@@ -173,7 +173,7 @@ def _open(directory: Path, given: Mapping[str, Any]) -> _OldRun:
     """Read the old files and the sizes of model and data; the parameters must fit the model."""
     history = RunFiles(directory)
     fresh = {"training_run": 1, "baseline_dora_directory": None}
-    given = make_config(given).model_dump() | fresh
+    given = make_config(as_recorded(given)).model_dump() | fresh
     config = with_standin(resolve_config(make_config({**given, "device": "cpu"})))
     files = {epoch: read_checkpoint(path) for epoch, path in history.files.items()}
     clip = LazyBackbone(config, torch.device("cpu")).get()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clip_hba_behavior.config import FREE_KEYS, Config, make_config
+from clip_hba_behavior.config import FREE_KEYS, Config, as_recorded, make_config
 from clip_hba_behavior.reproducibility.record.epoch import Epoch
 from clip_hba_behavior.reproducibility.record.ledger import Record, Step
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
@@ -147,7 +147,7 @@ def recorded_config(files: RunFiles, given: Mapping[str, Any]) -> Config:
             f"the checkpoints in {files.path} do not say what they were made with\n"
             "  expected: --config FILE with data, backbone, random_seed and every key that shaped the run"
         )
-    return _replaying(given, {})
+    return _replaying(as_recorded(given), {})
 
 
 def _replaying(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> Config:

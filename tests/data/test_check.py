@@ -1,5 +1,4 @@
 import csv
-import os
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +37,10 @@ def data(tmp_path: Path) -> Path:
     scipy.io.savemat(tmp_path / "rdm.mat", {"RDM48_triplet": (distances + distances.T) / 2})
     (tmp_path / "prompts.txt").write_text("prompt\n" * 66)
     (tmp_path / "images").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "one.png")
-    for name in (*TRAIN, *HELD_OUT):
-        os.link(tmp_path / "images" / "one.png", tmp_path / "images" / name)
+    for index, name in enumerate((*TRAIN, *HELD_OUT)):
+        image = Image.new("RGB", (224, 224), (index, 0, 0))
+        image.putpixel((0, 0), (255, 255, 255))
+        image.save(tmp_path / "images" / name)
     return tmp_path
 
 
@@ -65,11 +65,15 @@ def test_good_data_has_no_problems_and_every_image_is_opened(data: Path) -> None
         data / "prompts.txt",
         progress=lambda done, total: seen.append((done, total)),
     )
-    assert report == DataReport(4, 48, 0, 0, 0, 0, 0, 66, report.row_order_correlation, ())
-    assert report.row_order_correlation == pytest.approx(1.0)
+    assert report == DataReport(4, 48, 0, 0, 0, 0, ("prompt",) * 66, report.row_order, report.survey, ())
+    assert report.survey.modes == {"RGB": 52}
+    assert report.row_order.rho == pytest.approx(1.0)
     assert report.ok
     assert seen == [(done, 52) for done in range(1, 53)]
-    assert str(report).splitlines()[-2:] == ["row order correlation: 1.0000", "no problems"]
+    assert str(report).splitlines()[-2:] == [
+        "row order correlation: 1.0000, above 100.0 % of 999 random orders",
+        "no problems",
+    ]
 
 
 @with_things
@@ -88,8 +92,8 @@ def test_the_real_rows_in_alphabetical_order_are_found_out(tmp_path: Path, table
         THINGS / "RDM48_triplet.mat",
         THINGS / "prompts66.txt",
     )
-    assert report.row_order_correlation is not None
-    assert f"{report.row_order_correlation:.4f}" == expected
+    assert report.row_order is not None
+    assert f"{report.row_order.rho:.4f}" == expected
     assert (report.num_train_images, report.num_inference_images, report.num_missing) == (1806, 48, 1854)
     assert (report.num_overlapping, report.num_duplicates, report.num_bad_targets) == (0, 0, 0)
     wrong_order = [text for text in report.problems if "wrong order" in text]
@@ -98,9 +102,9 @@ def test_the_real_rows_in_alphabetical_order_are_found_out(tmp_path: Path, table
     else:
         assert wrong_order == [
             f"the rows of {THINGS / table} look to be in the wrong order: their targets' dissimilarities agree "
-            f"with {THINGS / 'RDM48_triplet.mat'} to a rank correlation of 0.0365\n  expected: at least 0.5 "
-            "(0.8644 for THINGS)\n  give the table whose rows are in the RDM's order, such as "
-            "spose_embedding66d_rescaled_48val_reordered.csv"
+            f"with {THINGS / 'RDM48_triplet.mat'} to a rank correlation of 0.0365, above 78.0 % of 999 random "
+            "orders\n  expected: at least 0.5 (0.8644 for THINGS)\n  give the table whose rows are in the RDM's "
+            "order, such as spose_embedding66d_rescaled_48val_reordered.csv"
         ]
 
 
@@ -109,7 +113,7 @@ def test_missing_and_unreadable_images_are_counted_and_named(data: Path) -> None
     (data / "images" / HELD_OUT[3]).unlink()
     (data / "images" / HELD_OUT[3]).write_bytes(b"\x89PNG\r\n\x1a\n")
     report = check(data)
-    assert (report.num_missing, report.num_unreadable) == (1, 1)
+    assert (report.num_missing, len(report.survey.unreadable)) == (1, 1)
     assert not report.ok
     assert len(report.problems) == 2
     assert report.problems[0].startswith(f"{data / 'images'}: 1 of 52 images are missing: {TRAIN[0]}\n")
@@ -142,13 +146,13 @@ def test_one_missing_file_is_one_problem_and_the_rest_is_checked(data: Path, key
     assert report.problems[0].startswith(f"{data / 'nowhere'}: there is no such ")
     assert report.num_train_images == (0 if key == "csv_file" else 4)
     assert report.num_inference_images == (0 if key == "inference_csv_file" else 48)
-    assert report.num_prompts == (0 if key == "prompts_file" else 66)
+    assert len(report.prompts) == (0 if key == "prompts_file" else 66)
     assert report.num_missing == (52 if key == "img_dir" else 0)
     if key in ("inference_csv_file", "rdm_file"):
-        assert report.row_order_correlation is None
+        assert report.row_order is None
         assert "row order correlation: unknown" in str(report)
     else:
-        assert report.row_order_correlation == complete.row_order_correlation
+        assert report.row_order == complete.row_order
 
 
 def test_everything_missing_is_five_problems(data: Path) -> None:
@@ -159,8 +163,8 @@ def test_everything_missing_is_five_problems(data: Path) -> None:
 def test_rows_in_the_wrong_order_are_a_problem(data: Path) -> None:
     write_table(data / "held_out.csv", HELD_OUT[::-1], targets_of(48, 1)[::-1])
     report = check(data)
-    assert report.row_order_correlation is not None
-    assert report.row_order_correlation < 0.5
+    assert report.row_order is not None
+    assert report.row_order.rho < 0.5
     assert len(report.problems) == 1
     assert f"the rows of {data / 'held_out.csv'} look to be in the wrong order: " in report.problems[0]
 
@@ -168,7 +172,7 @@ def test_rows_in_the_wrong_order_are_a_problem(data: Path) -> None:
 def test_a_table_that_does_not_fit_the_rdm_is_a_problem(data: Path) -> None:
     write_table(data / "held_out.csv", HELD_OUT[:47], targets_of(47, 1))
     report = check(data)
-    assert report.row_order_correlation is None
+    assert report.row_order is None
     assert report.problems == (
         f"{data / 'held_out.csv'} has 47 images\n  expected: 48, one for each row of {data / 'rdm.mat'}\n"
         "  give the table of these images",
@@ -180,6 +184,6 @@ def test_constant_targets_leave_the_row_order_unknown(data: Path) -> None:
     targets[5] = 0.1
     write_table(data / "held_out.csv", HELD_OUT, targets)
     report = check(data)
-    assert report.row_order_correlation is None
+    assert report.row_order is None
     assert len(report.problems) == 1
     assert "the order of the rows cannot be checked" in report.problems[0]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from clip_hba_behavior.config import PreprocessingRule as Rule
 from clip_hba_behavior.data.images import Preprocessing, load_pixels, read_image, to_pixels
 from clip_hba_behavior.data.things import DataError
 
@@ -18,6 +19,11 @@ from clip_hba_behavior.data.things import DataError
 def drawn(width: int = 70, height: int = 50, seed: int = 0) -> Image.Image:
     values = np.random.Generator(np.random.Philox(seed)).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(values)
+
+
+@pytest.fixture(params=[1, 2])
+def rule(request: pytest.FixtureRequest) -> Rule:
+    return request.param
 
 
 def png_that_claims(width: int, height: int) -> bytes:
@@ -40,36 +46,36 @@ def message_of(work: Callable[[], object]) -> str:
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tiff", "a.gif", "a.jpg", "a.webp"])
-def test_each_format_is_read_as_image_open_reads_it(tmp_path: Path, name: str) -> None:
+def test_each_format_is_read_as_image_open_reads_it(tmp_path: Path, name: str, rule: Rule) -> None:
     drawn().save(tmp_path / name)
     with Image.open(tmp_path / name) as image:
         expected = image.convert("RGB").tobytes()
-    found = read_image(tmp_path / name)
+    found = read_image(tmp_path / name, rule)
     assert found.mode == "RGB"
     assert found.size == (70, 50)
     assert found.tobytes() == expected
 
 
-def test_the_content_decides_and_not_the_ending(tmp_path: Path) -> None:
+def test_the_content_decides_and_not_the_ending(tmp_path: Path, rule: Rule) -> None:
     drawn().save(tmp_path / "a.jpg", format="PNG")
-    assert read_image(tmp_path / "a.jpg").tobytes() == drawn().tobytes()
+    assert read_image(tmp_path / "a.jpg", rule).tobytes() == drawn().tobytes()
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
-def test_other_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+def test_by_rule_1_other_modes_become_rgb_as_pillow_converts(tmp_path: Path, mode: str) -> None:
     image = drawn().convert(mode)
     image.save(tmp_path / "a.tiff")
-    assert read_image(tmp_path / "a.tiff").tobytes() == image.convert("RGB").tobytes()
+    assert read_image(tmp_path / "a.tiff", 1).tobytes() == image.convert("RGB").tobytes()
 
 
-def test_a_palette_with_transparency_becomes_rgb_without_a_warning(tmp_path: Path) -> None:
+def test_by_rule_1_a_palette_with_transparency_becomes_rgb_without_a_warning(tmp_path: Path) -> None:
     image = drawn().convert("P")
     image.save(tmp_path / "a.png", transparency=bytes(range(256)))
-    assert read_image(tmp_path / "a.png").tobytes() == image.convert("RGB").tobytes()
+    assert read_image(tmp_path / "a.png", 1).tobytes() == image.convert("RGB").tobytes()
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp", "a.gif", "a.tiff", "a.webp"])
-def test_a_truncated_image_is_refused_with_path_and_reason(tmp_path: Path, name: str) -> None:
+def test_a_truncated_image_is_refused_with_path_and_reason(tmp_path: Path, name: str, rule: Rule) -> None:
     path = tmp_path / name
     drawn(300, 200).save(path)
     complete = path.read_bytes()
@@ -78,7 +84,7 @@ def test_a_truncated_image_is_refused_with_path_and_reason(tmp_path: Path, name:
         # damaged TIFF directories make Pillow warn, too: of the damage, which is refused then
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            message = message_of(lambda: read_image(path))
+            message = message_of(lambda: read_image(path, rule))
         assert message.startswith(f"{path}: the image cannot be read: ")
         assert message.endswith("\n  restore the file")
 
@@ -94,41 +100,45 @@ def test_a_truncated_image_is_refused_with_path_and_reason(tmp_path: Path, name:
         (b"\xff\xd8\xff" + bytes(100), ""),
     ],
 )
-def test_what_is_no_image_of_the_six_formats_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_what_is_no_image_of_the_six_formats_is_refused(
+    tmp_path: Path, content: bytes, reason: str, rule: Rule
+) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(content)
-    assert message_of(lambda: read_image(path)).startswith(f"{path}: the image cannot be read: {reason}")
+    assert message_of(lambda: read_image(path, rule)).startswith(f"{path}: the image cannot be read: {reason}")
 
 
-def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path) -> None:
-    missing = message_of(lambda: read_image(tmp_path / "no.png"))
+def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path, rule: Rule) -> None:
+    missing = message_of(lambda: read_image(tmp_path / "no.png", rule))
     assert (
         missing
         == f"{tmp_path / 'no.png'}: the image cannot be read: No such file or directory\n  restore the file"
     )
-    assert "Is a directory" in message_of(lambda: read_image(tmp_path))
+    assert "Is a directory" in message_of(lambda: read_image(tmp_path, rule))
 
 
 # 9,500 x 9,500 is where Pillow warns, 30,000 x 30,000 where it refuses on its own.
 @pytest.mark.parametrize("side", [10_001, 12_000, 30_000])
-def test_a_header_that_claims_too_many_pixels_is_refused_before_decoding(tmp_path: Path, side: int) -> None:
+def test_a_header_that_claims_too_many_pixels_is_refused_before_decoding(
+    tmp_path: Path, side: int, rule: Rule
+) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(png_that_claims(side, side))
-    assert message_of(lambda: read_image(path)) == (
+    assert message_of(lambda: read_image(path, rule)) == (
         f"{path}: the image is too large\n  found:    {side} x {side} = {side * side} pixels\n"
         "  expected: at most 100000000\n  make the image smaller"
     )
 
 
-def test_the_limit_can_be_set_and_pillows_own_does_not_warn_below_it(tmp_path: Path) -> None:
+def test_the_limit_can_be_set_and_pillows_own_does_not_warn_below_it(tmp_path: Path, rule: Rule) -> None:
     drawn(10, 10).save(tmp_path / "a.png")
-    assert read_image(tmp_path / "a.png", max_pixels=100).size == (10, 10)
-    assert "at most 99" in message_of(lambda: read_image(tmp_path / "a.png", max_pixels=99))
+    assert read_image(tmp_path / "a.png", rule, max_pixels=100).size == (10, 10)
+    assert "at most 99" in message_of(lambda: read_image(tmp_path / "a.png", rule, max_pixels=99))
     (tmp_path / "b.png").write_bytes(png_that_claims(9_800, 9_800))
-    assert "truncated" in message_of(lambda: read_image(tmp_path / "b.png"))
+    assert "truncated" in message_of(lambda: read_image(tmp_path / "b.png", rule))
 
 
-def test_reading_in_threads_gives_the_same_bytes_and_changes_nothing_global(tmp_path: Path) -> None:
+def test_reading_in_threads_gives_the_same_bytes_and_changes_nothing_global(tmp_path: Path, rule: Rule) -> None:
     drawn().save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(png_that_claims(9_800, 9_800))
     before = (Image.MAX_IMAGE_PIXELS, list(warnings.filters))
@@ -136,8 +146,8 @@ def test_reading_in_threads_gives_the_same_bytes_and_changes_nothing_global(tmp_
 
     def read() -> None:
         for _ in range(2):
-            message_of(lambda: read_image(tmp_path / "b.png"))
-            found.append(read_image(tmp_path / "a.png").tobytes())
+            message_of(lambda: read_image(tmp_path / "b.png", rule))
+            found.append(read_image(tmp_path / "a.png", rule).tobytes())
 
     threads = [threading.Thread(target=read) for _ in range(2)]
     for thread in threads:
@@ -189,10 +199,16 @@ def test_several_images_are_loaded_in_order(tmp_path: Path) -> None:
     assert load_pixels([], preprocessing).shape == (0, 3, 32, 32)
 
 
-def test_the_digest_fields_hold_everything_that_shapes_the_pixels() -> None:
-    assert Preprocessing().digest_fields() == asdict(Preprocessing())
-    assert Preprocessing().digest_fields() == {
+def test_the_digest_fields_hold_everything_that_shapes_the_pixels(tmp_path: Path) -> None:
+    drawn().save(tmp_path / "rgb.png")
+    drawn().convert("RGBA").save(tmp_path / "rgba.png")
+    ordinary, unusual = [tmp_path / "rgb.png"], [tmp_path / "rgb.png", tmp_path / "rgba.png"]
+    before_there_were_rules = {
         "image_size": 224,
         "mean": (0.52997664, 0.48070561, 0.41943838),
         "std": (0.27608301, 0.26593025, 0.28238822),
     }
+    assert Preprocessing(rule=1).digest_fields(unusual) == before_there_were_rules
+    assert Preprocessing(rule=2).digest_fields(ordinary) == before_there_were_rules
+    assert Preprocessing(rule=2).digest_fields(unusual) == before_there_were_rules | {"rule": 2}
+    assert asdict(Preprocessing()) == before_there_were_rules | {"rule": 2}

@@ -1,0 +1,129 @@
+"""`clip-hba data check` and the same faults in `train`: what is said of data that a user may bring."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_hba_behavior.data.standin import standin_backbone_directory
+from fresh_process import Outcome
+from run_tools import write_config
+
+ClipHba = Callable[..., Outcome]
+
+
+@pytest.fixture
+def data(standin_data: Path, tmp_path: Path) -> Path:
+    """A copy of the data that a test may change."""
+    return Path(shutil.copytree(standin_data, tmp_path / "data"))
+
+
+@pytest.fixture
+def keys(small_config: dict[str, Any], data: Path, standin_data: Path, tmp_path: Path) -> dict[str, Any]:
+    replaced = {
+        key: value.replace(str(standin_data), str(data)) if isinstance(value, str) else value
+        for key, value in small_config.items()
+    }
+    return replaced | {"epochs": 1, "run_dir": str(tmp_path / "run")}
+
+
+def test_unusual_images_are_told_with_how_they_are_read_and_are_no_problem(
+    clip_hba: ClipHba, keys: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    values = np.random.Generator(np.random.Philox(1)).integers(256, 2**16, (64, 64), dtype=np.uint16)
+    Image.fromarray(values).save(data / "images/drawn_0000.png")
+    shutil.copyfile(data / "images/drawn_0001.png", data / "images/drawn_0002.png")
+    for rule, read_as in ((2, "the upper 8 bits are read"), (1, "values above 255 are cut to white")):
+        config = write_config(tmp_path / "config.yaml", keys, preprocessing=rule)
+        outcome = clip_hba("data", "check", config)
+        assert outcome.code == 0, outcome.output
+        assert "image modes:           107 RGB, 1 I;16" in outcome.output
+        assert "equal images:          1" in outcome.output
+        assert f"1 image 16-bit grey (drawn_0000.png): by preprocessing {rule} {read_as}" in outcome.output
+        assert "- 1 image with the bytes of another: drawn_0001.png = drawn_0002.png" in outcome.output
+        assert f"one-coloured images:   {2 - rule}" in outcome.output
+        assert outcome.output.endswith("no problems\n")
+
+
+def test_held_out_rows_in_another_order_are_told_in_the_head_of_the_log_and_are_a_problem_of_the_check(
+    clip_hba: ClipHba, keys: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "config.yaml", keys)
+    outcome = clip_hba("train", config, "--set", f"run_dir={tmp_path / 'right'}")
+    assert outcome.code == 0, outcome.output
+    assert "order" not in outcome.output
+
+    header, *rows = (data / "inference48.csv").read_text().splitlines(keepends=True)
+    (data / "inference48.csv").write_text("".join([header, *rows[7:], *rows[:7]]))
+    outcome = clip_hba("train", config)
+    assert outcome.code == 0, outcome.output
+    log = (tmp_path / "run/training_log.txt").read_text()
+    assert outcome.output.index("look to be in the wrong order") < outcome.output.index("Epoch 1/1")
+    assert f"the rows of {data / 'inference48.csv'} look to be in the wrong order" in log
+    assert "expected: above 95 % of the random orders" in log
+    assert "the run goes on, but its behavioral RSA would mean nothing" in log
+    outcome = clip_hba("resume", tmp_path / "run", "--set", "epochs=2")
+    assert outcome.code == 0, outcome.output
+    assert "wrong order" not in outcome.output  # it was said when the run began
+
+    outcome = clip_hba("data", "check", config)
+    assert outcome.code == 1, outcome.output
+    assert "look to be in the wrong order" in outcome.output
+    assert "expected: at least 0.5" in outcome.output
+
+
+def test_the_backbone_and_its_tokenizer_are_checked_with_the_words_of_a_run(
+    clip_hba: ClipHba, keys: dict[str, Any], tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "config.yaml", keys)
+    outcome = clip_hba("data", "check", config)
+    assert outcome.code == 0, outcome.output
+    assert "backbone:              4 visual and 4 text blocks, images of 64 x 64" in outcome.output
+    assert "tokenizer:             fits the backbone" in outcome.output
+    assert "small images:          0" in outcome.output
+
+    clip = Path(shutil.copytree(standin_backbone_directory(), tmp_path / "clip"))
+    (clip / "tokenizer.json").write_text("{}")
+    bare = Path(shutil.copytree(standin_backbone_directory(), tmp_path / "bare"))
+    (bare / "model.safetensors").unlink()
+    for changes, message in (
+        ({"backbone": "ViT-L/41"}, "there is no backbone ViT-L/41; did you mean ViT-L/14?"),
+        ({"backbone": str(bare)}, "could not be loaded: it has no model.safetensors"),
+        ({"tokenizer": str(tmp_path / "none")}, "could not be loaded: there is no such directory"),
+        ({"backbone": str(clip)}, f"tokenizer {clip} could not be loaded"),
+        (
+            {"vision_layers": 99},
+            2,
+            "vision_layers does not fit the backbone\n  found:    99\n  expected: at most 4",
+        ),
+        ({"transformer_layers": 5}, "transformer_layers does not fit the backbone\n  found:    5"),
+        ({"train_portion": 0.001}, "train_portion 0.001 leaves 0 of 60 images to train"),
+    ):
+        config = write_config(tmp_path / "config.yaml", keys, **changes)
+        outcome = clip_hba("train", config)
+        assert outcome.code == 2, outcome.output
+        assert message in outcome.output
+        assert not (tmp_path / "run").exists()
+        outcome = clip_hba("data", "check", config)
+        assert outcome.code == 1, outcome.output
+        assert message in outcome.output
+        assert "\n1 problem:\n" in outcome.output
+        assert "image modes:           108 RGB" in outcome.output  # the rest is checked all the same
+
+
+def test_prompts_that_the_backbone_cannot_take_are_found(
+    clip_hba: ClipHba, keys: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    prompts = (data / "prompts.txt").read_text().splitlines()
+    (data / "prompts.txt").write_text("\n".join(["red " * 100, *prompts[1:]]) + "\n")
+    outcome = clip_hba("data", "check", write_config(tmp_path / "config.yaml", keys))
+    assert outcome.code == 1, outcome.output
+    assert "tokenizer:             does not fit" in outcome.output
+    assert "a prompt is too long" in outcome.output
+    (data / "prompts.txt").unlink()
+    outcome = clip_hba("data", "check", write_config(tmp_path / "config.yaml", keys))
+    assert "tokenizer:             fits the backbone; no prompts to try" in outcome.output
