@@ -13,7 +13,13 @@ from clip_hba_behavior.version import __version__
 if TYPE_CHECKING:
     from clip_hba_behavior.config import Config, make_config
     from clip_hba_behavior.reproducibility.state.compare import compare
-    from clip_hba_behavior.reproducibility.state.errors import BadInputError, NotReproducibleError, StoppedError
+    from clip_hba_behavior.reproducibility.state.errors import (
+        BadInputError,
+        ClipHbaError,
+        InterruptedRunError,
+        NotReproducibleError,
+        StoppedError,
+    )
     from clip_hba_behavior.reproducibility.state.rng import load_and_restore_rng_state
     from clip_hba_behavior.run.checkpoint import read_checkpoint, save_dora_parameters
     from clip_hba_behavior.run.life import resume, run_behavioral_training, start, train_model
@@ -32,6 +38,8 @@ _HOMES = {
     "save_dora_parameters": "run.checkpoint",
     "compare": "reproducibility.state.compare",
     "BadInputError": "reproducibility.state.errors",
+    "ClipHbaError": "reproducibility.state.errors",
+    "InterruptedRunError": "reproducibility.state.errors",
     "NotReproducibleError": "reproducibility.state.errors",
     "StoppedError": "reproducibility.state.errors",
     "load_and_restore_rng_state": "reproducibility.state.rng",
@@ -44,7 +52,9 @@ _HOMES = {
 
 __all__ = [
     "BadInputError",
+    "ClipHbaError",
     "Config",
+    "InterruptedRunError",
     "NotReproducibleError",
     "StoppedError",
     "TrainingState",

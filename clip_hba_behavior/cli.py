@@ -6,6 +6,7 @@ Exit codes: 0 yes; 1 no; 2 bad use or bad input, nothing done; 3 consistent, but
 Each command checks what it is given first, and imports what needs torch then: a wrong path or key is told at once.
 """
 
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+from clip_hba_behavior.run.advice import command_line, start_again_with
+from clip_hba_behavior.run.output import lasting_output
 
 if TYPE_CHECKING:
     from clip_hba_behavior.run.caches import Cache
@@ -488,32 +492,43 @@ def sweep_task(folder: Path, index: Annotated[int, typer.Option("--index", min=0
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code."""
-    return exit_code_of(lambda: app(arguments))
+    typed = sys.argv[1:] if arguments is None else arguments
+    return exit_code_of(lambda: app(typed), command_line(*typed))
 
 
-def exit_code_of(work: Callable[[], object]) -> int:
-    """Do some work; whatever stops it becomes a message and an exit code."""
+def exit_code_of(work: Callable[[], object], command: str | None = None) -> int:
+    """Do some work; whatever stops it becomes a message and an exit code.
+
+    Args:
+        work: what to do.
+        command: what was typed; by default a Python script.
+    """
+    with lasting_output():
+        return _attempt(work, command or shlex.join(["python", *sys.argv]))
+
+
+def _attempt(work: Callable[[], object], command: str) -> int:
     try:
         work()
     except KeyboardInterrupt:
-        return _say_interrupted()
+        return _say_interrupted("interrupted", command)
     except SystemExit as stop:
         # 130 is what typer makes of Ctrl-C
-        return _say_interrupted() if stop.code == 130 else int(stop.code or 0)
+        return _say_interrupted("interrupted", command) if stop.code == 130 else int(stop.code or 0)
     except OSError as error:
         print(f"input/output error: {error}", file=sys.stderr)
         return IO_ERROR
     except Exception as error:
-        return _explain(error)
+        return _explain(error, command)
     return YES
 
 
-def _say_interrupted() -> int:
-    print("interrupted; if the run has a checkpoint, `clip-hba resume RUN_DIR` goes on from it", file=sys.stderr)
+def _say_interrupted(why: str, command: str) -> int:
+    print(f"{why}\n  {start_again_with(command)}", file=sys.stderr)
     return INTERRUPTED
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: Exception, command: str) -> int:
     """Say what went wrong; only what this program did not foresee shows its traceback."""
     from clip_hba_behavior.reproducibility.state.errors import (
         BadInputError,
@@ -523,7 +538,9 @@ def _explain(error: Exception) -> int:
     )
 
     if isinstance(error, InterruptedRunError):
-        print(f"{error}; `clip-hba resume RUN_DIR` goes on from it", file=sys.stderr)
+        if error.next_step is None:
+            return _say_interrupted(str(error), command)
+        print(error, file=sys.stderr)
         return INTERRUPTED
     if isinstance(error, BadInputError):
         print(f"error: {error}", file=sys.stderr)

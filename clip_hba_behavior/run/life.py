@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from clip_hba_behavior.reproducibility.record.states import Refused, quarantine
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
 from clip_hba_behavior.reproducibility.state.numerics import numerics_left_as_they_were
 from clip_hba_behavior.reproducibility.state.rng import load_and_restore_rng_state
+from clip_hba_behavior.run.advice import command_line, go_on_with
 from clip_hba_behavior.run.assembly import build_trainer
 from clip_hba_behavior.run.checkpoint import Checkpoint, save_dora_parameters
+from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.environment import (
     check_fork,
@@ -110,7 +113,12 @@ def _begin(config: Config, parent: Checkpoint | None, check: Check) -> Path:
     refuse_meaningless(config)
     config = resolve_config(config)
     directory = RunDirectory(Path(str(config.run_dir)))
-    with stopping_on_signals(), directory.created(), session(directory.log_file) as here:
+    with (
+        stopping_on_signals(),
+        directory.created(),
+        session(directory.log_file) as here,
+        _resumed_if_interrupted(directory),
+    ):
         _announce(config, here.logger)
         trainer, environment = build_trainer(config, here)
         _warn_of_row_order(config, trainer.inputs, here.logger)
@@ -176,7 +184,12 @@ def resume(
 
     target, epoch = asked.elsewhere
     checkpoint = read_epoch(source, epoch)
-    with stopping_on_signals(), target.created(), session(target.log_file) as here:
+    with (
+        stopping_on_signals(),
+        target.created(),
+        session(target.log_file) as here,
+        _resumed_if_interrupted(target),
+    ):
         _continue(source, target, checkpoint, config, allow, accept_mismatch, here)
     return target.path
 
@@ -244,7 +257,19 @@ def _continue(
     for line in head_lines(trainer, target.path):
         here.logger.info("%s", line)
     load_and_restore_rng_state({"rng_state": state.rng_state}, here.logger)
-    train_model(trainer, target, environment, here)
+    with _resumed_if_interrupted(target):  # what was changed on request is on record by now
+        train_model(trainer, target, environment, here)
+
+
+@contextmanager
+def _resumed_if_interrupted(run: RunDirectory) -> Iterator[None]:
+    """Tell whoever interrupts a run which command goes on with it, once it has a state."""
+    try:
+        yield
+    except InterruptedRunError as error:
+        if list_checkpoints(run.checkpoints):
+            error.next_step = go_on_with(command_line("resume", run.path))
+        raise
 
 
 def _announce(config: Config, logger: logging.Logger) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from clip_hba_behavior.reproducibility.record.session import Report, Session
 from clip_hba_behavior.reproducibility.record.signals import stopping_on_signals
+from clip_hba_behavior.run.output import lasting_output
 
 LOGGER_NAME = "clip_hba_behavior"
 SECONDS_BETWEEN_LINES = 10.0
@@ -36,7 +37,7 @@ class _ToStandardOutput(logging.Handler):
 @contextmanager
 def session(log_file: Path | None = None) -> Iterator[Session]:
     """Open what a command hands down: the log, on standard output and in a file; progress; the stop request."""
-    with stopping_on_signals() as stop, logging_to(log_file) as logger:
+    with lasting_output(), stopping_on_signals() as stop, logging_to(log_file) as logger:
         try:
             with reporting(logger) as report:
                 yield Session(logger, report, stop)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from clip_hba_behavior.reproducibility.record.lease import hold
 from clip_hba_behavior.reproducibility.record.signals import stopping_on_signals
-from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
 from clip_hba_behavior.reproducibility.state.files import replace
+from clip_hba_behavior.run.advice import command_line, go_on_with
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.log import session
@@ -71,7 +72,7 @@ def run(sweep: Path, engine: str) -> int:
     if engine not in ("local", "slurm"):
         raise BadInputError(f"--engine {engine}: expected local or slurm")
     planned.directory.mkdir(parents=True, exist_ok=True)
-    replace(planned.directory / "sweep.yaml", sweep.read_bytes())
+    replace(planned.copied_file(), sweep.read_bytes())
     if engine == "slurm":
         print(slurm.submit(planned))
         return 0
@@ -85,7 +86,11 @@ def run(sweep: Path, engine: str) -> int:
             print(f"  {_indented(status.detail)}", flush=True)
 
     with stopping_on_signals() as stop, hold(planned.directory):
-        run_locally(planned, stop, report)
+        try:
+            run_locally(planned, stop, report)
+        except InterruptedRunError as error:
+            error.next_step = go_on_with(command_line("sweep", "resume", sweep))
+            raise
     return collect(planned)
 
 
@@ -107,7 +112,8 @@ def collect(planned: Plan) -> int:
     if controls:
         print(f"controls equal to the baseline byte for byte: {len(controls) - len(failed)} of {len(controls)}")
     for name in failed:
-        print(f"control {name} is not the baseline; find out where with `clip-hba diff`")
+        where = command_line("diff", planned.baseline, planned.path(name))
+        print(f"control {name} is not the baseline; find out where: {where}")
     return 0 if len(finished) == len(states) and not failed and not problems else 1
 
 
@@ -151,7 +157,8 @@ def verify(sweep: Path, sample: int, seed: int) -> int:
         if found.state == "done" and (epochs := range(planned.first_own_epoch(each), int(found.epoch or 0) + 1))
     ]
     if not finished:
-        raise BadInputError(f"no run of {planned.directory} is done yet\n  see `clip-hba sweep status`")
+        how_far = command_line("sweep", "status", sweep)
+        raise BadInputError(f"no run of {planned.directory} is done yet\n  see how far they are: {how_far}")
     from clip_hba_behavior.verification.text import closing_line, epoch_block
     from clip_hba_behavior.verification.verify import verify_checkpoints
 

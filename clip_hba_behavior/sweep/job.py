@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from clip_hba_behavior.config import make_config, parse_settings, read_config_file
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.files import publish
+from clip_hba_behavior.run.advice import command_line, go_on_with
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.request import refuse_bad_start
@@ -80,7 +81,7 @@ def work(config_file: Path, settings: list[str], run_dir: Path) -> Path:
         InterruptedRunError: SLURM asked the run to leave; its state is saved, and the job comes back.
     """
     run = RunDirectory(run_dir.expanduser().absolute())
-    with coming_back():
+    with coming_back(go_on_with(command_line("resume", run.path))):
         from clip_hba_behavior.run.life import resume, start
 
         if list_checkpoints(run.checkpoints):

@@ -9,10 +9,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 
 from clip_hba_behavior.reproducibility.record.lease import process_start
-from clip_hba_behavior.reproducibility.record.signals import INTERRUPTED, StopRequest, stopping_on_signals
+from clip_hba_behavior.reproducibility.record.signals import INTERRUPTED, SIGNALS, StopRequest, stopping_on_signals
 from clip_hba_behavior.reproducibility.state.errors import InterruptedRunError
+from clip_hba_behavior.run.advice import command_line, go_on_with
 from clip_hba_behavior.run.log import silent
 from clip_hba_behavior.sweep.plan import Plan, Run
 from clip_hba_behavior.sweep.status import Status
@@ -67,6 +69,7 @@ def _pass(
     context = multiprocessing.get_context("forkserver")
     # with what a run imports only where it needs it: each worker would
     context.set_forkserver_preload(["clip_hba_behavior.sweep.work", "scipy.io", "scipy.special"])
+    _start_fork_server()
     left = dict(enumerate(chains))
     with ProcessPoolExecutor(plan.num_processes(), mp_context=context, initializer=_begin_worker) as pool:
         futures: dict[Future[list[tuple[Run, Status]]], int] = {
@@ -91,6 +94,18 @@ def _pass(
     return list(left.values())
 
 
+def _start_fork_server() -> None:
+    """Start the process that the workers are forked from, deaf to what a terminal or a job sends to all.
+
+    If it died of a signal, no worker could be waited for any more, and none would save.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _end_workers(pool: ProcessPoolExecutor) -> None:
     """Let every worker save and leave. Cancelling is not enough: the pool has handed out chains in advance."""
     workers = list((pool._processes or {}).values())
@@ -102,7 +117,9 @@ def _end_workers(pool: ProcessPoolExecutor) -> None:
 
 
 def _begin_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C reaches the parent, which tells us
+    for number in (signal.SIGINT, signal.SIGHUP):  # the terminal's reach the parent, which tells us
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     silent()
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
 
@@ -146,4 +163,5 @@ def cancel_local(plan: Plan) -> str:
     if process_start(int(holder["process"])) != holder["started"]:
         return "no process of this machine executes the sweep"
     os.kill(int(holder["process"]), signal.SIGTERM)
-    return f"asked process {holder['process']} to save and leave"
+    again = go_on_with(command_line("sweep", "resume", plan.copied_file()))
+    return f"asked process {holder['process']} to save and leave\n  {again}"

@@ -186,6 +186,10 @@ class Plan:
         """Return a run's directory."""
         return self.directory / "runs" / name
 
+    def copied_file(self) -> Path:
+        """Return where the sweep's file is copied to when its runs begin."""
+        return self.directory / "sweep.yaml"
+
     def shorter(self, run: Run) -> Run | None:
         """Return the run that another extends; None if that starts at the baseline."""
         return next((each for each in self.runs() if each.name == run.extends), None)

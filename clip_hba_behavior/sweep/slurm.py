@@ -18,6 +18,7 @@ from typing import Any
 from clip_hba_behavior.reproducibility.record.signals import StopRequest, stopping_on_signals
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
 from clip_hba_behavior.reproducibility.state.files import publish
+from clip_hba_behavior.run.advice import command_line, go_on_with
 from clip_hba_behavior.sweep.plan import Plan, Run, SlurmSettings, make_sweep_file
 from clip_hba_behavior.sweep.status import status_of
 
@@ -38,7 +39,7 @@ def submit(plan: Plan) -> str:
     if busy:
         raise BadInputError(
             f"{len(busy)} jobs of this sweep are still waiting or running: {_some(busy)}\n"
-            "  wait for them, or `clip-hba sweep cancel` them"
+            f"  wait for them, or cancel them: {command_line('sweep', 'cancel', plan.copied_file())}"
         )
     chains = [chain for chain in plan.chains if any(status_of(plan, run).state != "done" for run in chain)]
     if not chains:
@@ -70,7 +71,8 @@ def work(folder: Path, index: int) -> int:
     plan = _read_task(folder, index)
     from clip_hba_behavior.sweep.work import execute  # what trains; the commands that only ask SLURM do without
 
-    with coming_back() as stop:
+    again = go_on_with(command_line("sweep", "resume", plan.copied_file(), "--engine", "slurm"))
+    with coming_back(again) as stop:
         for run in plan.runs():
             stop.check()
             status = execute(plan, run)
@@ -120,7 +122,8 @@ def cancel(plan: Plan) -> str:
     if not busy:
         return "no job of this sweep waits or runs"
     _command(["scancel", *jobs])
-    return f"cancelled {len(busy)} jobs; their runs are saved, and `sweep resume` continues them"
+    again = go_on_with(command_line("sweep", "resume", plan.copied_file(), "--engine", "slurm"))
+    return f"cancelled {len(busy)} jobs; their runs are saved\n  {again}"
 
 
 def _script(settings: SlurmSettings, folder: Path, num_tasks: int) -> str:
@@ -163,32 +166,37 @@ def batch_script(settings: SlurmSettings, options: Sequence[str], command: str) 
 
 
 @contextmanager
-def coming_back() -> Iterator[StopRequest]:
+def coming_back(otherwise: str) -> Iterator[StopRequest]:
     """Requeue this job if SLURM asks the run to leave and it was saved.
 
     Before a preemption or the time limit SLURM sends USR2: the job comes back. On TERM it does not: that is
     `scancel`, and the job would run again.
+
+    Args:
+        otherwise: how a person goes on where the job does not come back.
     """
     with stopping_on_signals() as stop:
         try:
             yield stop
-        except InterruptedRunError:
-            if stop.name == _COMES_BACK:
-                _requeue()
+        except InterruptedRunError as error:
+            is_back = stop.name == _COMES_BACK and _requeue()
+            error.next_step = "it is in SLURM's queue again, and goes on by itself" if is_back else otherwise
             raise
 
 
-def _requeue() -> None:
-    """Put this job back into the queue; where SLURM was first, that is as good."""
+def _requeue() -> bool:
+    """Put this task back into the queue; return whether it is there, by this or because SLURM was first."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     job = f"{array}_{task}" if array is not None else os.environ.get("SLURM_JOB_ID")
     if job is None:
-        return
+        return False
     done = subprocess.run(
         ["scontrol", "requeue", job], capture_output=True, text=True, timeout=_SECONDS_FOR_A_COMMAND, check=False
     )
-    if done.returncode and "pending execution" not in done.stderr:
+    is_back = done.returncode == 0 or "pending execution" in done.stderr
+    if not is_back:
         print(f"scontrol requeue {job}: {done.stderr.strip()}", file=sys.stderr)
+    return is_back
 
 
 def _new_folder(plan: Plan) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, StoppedError
 from clip_hba_behavior.reproducibility.state.files import replace
+from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.run.results import METRICS
 from clip_hba_behavior.sweep.plan import Plan, Run
 from clip_hba_behavior.verification.files import RunFiles
@@ -115,7 +116,7 @@ def _recorded(path: Path, first: int, last: int) -> Results:
         missing = "training_res.csv" if epoch not in metrics else "steps.jsonl" if digest is None else None
         if missing is not None:
             reasons = "".join(f"\n  {each}" for each in files.problems)
-            hint = f"\n  `clip-hba resume {path}` writes the results again from the checkpoints"
+            hint = f"\n  `{command_line('resume', path)}` writes the results again from the checkpoints"
             raise BadInputError(
                 f"{path / missing} does not have epoch {epoch}{reasons}{hint if epoch not in metrics else ''}"
             )

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clip_hba_behavior.reproducibility.state.compare import compare
+from clip_hba_behavior.run.advice import command_line, free_directory
 from clip_hba_behavior.run.checkpoint import parameters_digest, read_checkpoint
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path
 
@@ -28,7 +29,7 @@ def run_demo(directory: Path) -> bool:
         Whether both runs ended in the same state and wrote the same ledger and results, and the model
         learned: test loss down, RSA up by at least 0.2.
     """
-    directory = _free(directory.absolute())
+    directory = free_directory(directory.absolute())
     directory.mkdir(parents=True)
     config = directory / "demo.yaml"
     config.write_text("".join(f"{key}: {value}\n" for key, value in SETTINGS.items()))
@@ -72,17 +73,9 @@ def run_demo(directory: Path) -> bool:
     return comparison.equal() and same_files and learned
 
 
-def _free(directory: Path) -> Path:
-    candidate, number = directory, 1
-    while candidate.exists():
-        number += 1
-        candidate = directory.with_name(f"{directory.name}-{number}")
-    return candidate
-
-
 def _clip_hba(*arguments: str) -> None:
     """Run one command in a process of its own, its output passed on."""
     code = subprocess.run([sys.executable, "-m", "clip_hba_behavior", *arguments], check=False).returncode
     if code:
-        print(f"`clip-hba {' '.join(arguments)}` ended with exit code {code}", file=sys.stderr)
+        print(f"`{command_line(*arguments)}` ended with exit code {code}", file=sys.stderr)
         sys.exit(code)

@@ -15,6 +15,7 @@ from clip_hba_behavior.reproducibility.record.quarantine import describe, read_r
 from clip_hba_behavior.reproducibility.record.record_file import has_pending, recorded_epochs_beyond
 from clip_hba_behavior.reproducibility.state.digest import leaf_digest, leaves
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.run.checkpoint import AlteredCheckpointError, Checkpoint, read_named
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.results import METRICS, RESULTS, parse_row
@@ -106,7 +107,7 @@ class RunFiles:
                 pending = recorded_epochs_beyond(lines.path, schema, max(lines.found, default=(0, 0)))
                 self.notes.append(
                     f"{name}: recorded lines of epoch {', '.join(map(str, sorted(pending)))} are pending: "
-                    f"`clip-hba resume {self.path}` must write them again"
+                    f"`{command_line('resume', self.path)}` must write them again"
                 )
         self.notes += self._lost_lines(bool(results.found))
         self.notes += [f"quarantined {describe(record)}" for record in read_records(self.path)]

@@ -258,7 +258,7 @@ def test_ctrl_c_leaves_with_75_and_the_run_can_be_resumed(
         train_until_interrupted, str(config), str(tmp_path / "run"), output=tmp_path / "interrupted.txt"
     )
     assert outcome.code == 75, outcome.output
-    assert "`clip-hba resume RUN_DIR` goes on from it" in outcome.output
+    assert f"go on with: clip-hba resume {tmp_path / 'run'}\n" in outcome.output
     newest = max(list_checkpoints(tmp_path / "run/dora_params"))
     outcome = clip_hba("resume", tmp_path / "run", "--set", f"epochs={newest + 1}")
     assert outcome.code == 0, outcome.output

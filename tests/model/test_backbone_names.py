@@ -41,7 +41,7 @@ def test_a_name_that_may_be_the_hubs_is_left_to_the_hub(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["./clip", "~/clip", "/no/such/clip", "models/vit/clip"])
 def test_a_path_to_nothing_is_refused(name: str) -> None:
-    with pytest.raises(BadInputError, match="there is no backbone .*: neither a directory nor a"):
+    with pytest.raises(BadInputError, match=r"there is no backbone .*: neither a directory nor a"):
         resolve_backbone(name)
     with pytest.raises(BadInputError, match="could not be loaded: there is no such directory"):
         refuse_no_tokenizer(name)

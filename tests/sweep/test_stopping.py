@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,10 +38,35 @@ def test_after_a_signal_no_further_run_begins(slow_baseline: Path, tmp_path: Pat
     process.join(60)
     output = (tmp_path / "sweep.txt").read_text()
     assert process.exitcode == 75, output
-    assert "the sweep was stopped by SIGTERM" in output
+    assert (
+        f"the sweep was stopped by SIGTERM; its runs are saved\n  go on with: clip-hba sweep resume {sweep}\n"
+        in output
+    )
     begun = epochs_on_disk(tmp_path / "sweep")
     assert list(begun) == ["e002_none"]  # the first; the pool had handed out more
     assert max(begun["e002_none"]) < 12
+
+
+def test_a_terminal_that_hangs_up_saves_every_run(slow_baseline: Path, clip_hba: ClipHba, tmp_path: Path) -> None:
+    """SIGHUP comes to all processes of the terminal: the sweep, its workers, and those that serve them."""
+    sweep = write_sweep(tmp_path, slow_baseline, epochs=[9], kinds=["random_target"], lengths=[1])
+    command = [sys.executable, "-m", "clip_hba_behavior", "sweep", "run", str(sweep)]
+    with (tmp_path / "sweep.txt").open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "sweep/runs").glob("*/steps.jsonl"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGHUP)
+    said = f"process {process.pid} ended with {process.wait(60)}:\n" + (tmp_path / "sweep.txt").read_text()
+    assert process.returncode == 75, said
+    assert (
+        f"the sweep was stopped by SIGHUP; its runs are saved\n  go on with: clip-hba sweep resume {sweep}\n"
+        in said
+    )
+    for run in (tmp_path / "sweep/runs").iterdir():
+        assert "stopped by SIGHUP" not in (run / "training_log.txt").read_text()  # the parent's word: SIGTERM
+        assert "the state is saved" in (run / "training_log.txt").read_text()
+    assert clip_hba("sweep", "resume", sweep).code == 0
 
 
 def test_a_worker_that_alone_is_asked_to_leave_saves_and_is_replaced(slow_baseline: Path, tmp_path: Path) -> None:
@@ -71,6 +98,12 @@ def test_a_signal_at_a_runs_very_end_stops_the_chain(
     assert outcome.code == 75, outcome.output
     assert epochs_on_disk(tmp_path / "sweep") == {"e002_random_target_l1_s0": [1, 2, 3, 4]}
     assert requeued.read_text() == asked
+    next_step = (
+        f"go on with: clip-hba sweep resume {tmp_path / 'sweep/sweep.yaml'} --engine slurm"
+        if number == signal.SIGTERM
+        else "it is in SLURM's queue again, and goes on by itself"
+    )
+    assert next_step in outcome.output
     outcome = clip_hba("sweep", "task", tmp_path / "sweep/slurm/1", "--index", 0)
     assert outcome.code == 0, outcome.output
     assert epochs_on_disk(tmp_path / "sweep")["e002_random_target_l2_s0"] == [2, 3, 4]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ class RecordFile:
             accept: returns how a person decides for the new lines of an epoch.
         """
         self.path = path
-        self._accept = accept or (lambda epoch: f"clip-hba resume {path.parent} --accept-mismatch {epoch}")
+        run = shlex.quote(str(path.parent))
+        self._accept = accept or (lambda epoch: f"clip-hba resume {run} --accept-mismatch {epoch}")
         self._schema = schema
         self._pending_file = _pending_file(path)
         found, self._torn = _recorded(path, schema)

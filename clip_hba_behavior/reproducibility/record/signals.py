@@ -4,14 +4,14 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal
 
 from clip_hba_behavior.reproducibility.state.errors import InterruptedRunError
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 INTERRUPTED = 75
 
 
@@ -31,7 +31,7 @@ class StopRequest:
             InterruptedRunError: a signal has come.
         """
         if self.name is not None:
-            raise InterruptedRunError(f"stopped by {self.name} before training went on; nothing is lost")
+            raise InterruptedRunError(f"stopped by {self.name}; there was nothing to save yet")
 
 
 Second = Literal["leaves", "changes nothing", "is not ours"]
@@ -97,7 +97,8 @@ def _answer_with(request: StopRequest, second: Second) -> dict[signal.Signals, A
             request.name = signal.Signals(number).name
             # print could be interrupted within itself
             also = "; a second signal leaves at once" if second != "changes nothing" else ""
-            os.write(2, f"{request.name}: saving after this step{also}\n".encode())
+            with suppress(OSError):  # the terminal may be gone: SIGHUP says just that
+                os.write(2, f"{request.name}: saving after this step{also}\n".encode())
         elif second == "leaves":
             os._exit(INTERRUPTED)
         elif second == "is not ours":
@@ -107,5 +108,7 @@ def _answer_with(request: StopRequest, second: Second) -> dict[signal.Signals, A
             elif handler == signal.SIG_DFL:
                 os._exit(INTERRUPTED)
 
-    before |= {number: signal.signal(number, handle) for number in SIGNALS}
+    # under nohup a process is to outlive its terminal
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    before |= {number: signal.signal(number, handle) for number in SIGNALS if number not in ignored}
     return before

@@ -1,0 +1,73 @@
+"""Standard output and error whose reader may leave: a closed pipe, or a terminal that hung up, ends no run."""
+
+import errno
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, TypeVar, cast
+
+T = TypeVar("T")
+
+
+class _Lasting:
+    """A stream that drops what nobody reads any more, instead of raising."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._attempt(lambda: self._stream.write(text), len(text))
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush, None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _attempt(self, work: Callable[[], T], otherwise: T) -> T:
+        try:
+            return work()
+        except OSError as error:
+            with suppress(OSError, ValueError, AttributeError):  # a stream without a descriptor
+                descriptor = self._stream.fileno()
+                if _reader_is_gone(error, descriptor):
+                    _discard(descriptor)
+                    return otherwise
+            raise
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """Let whoever reads standard output or error go away without ending the work."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (_lasting(each) for each in before)
+    try:
+        yield
+    finally:
+        lasting = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = before
+        for stream in lasting:
+            if isinstance(stream, _Lasting):
+                stream.flush()  # not at the interpreter's end, which would change the exit code
+
+
+def _lasting(stream: TextIO | None) -> TextIO:
+    if stream is None or isinstance(stream, _Lasting):  # closed at the start; or within another such context
+        return cast(TextIO, stream)
+    return cast(TextIO, _Lasting(stream))
+
+
+def _reader_is_gone(error: OSError, descriptor: int) -> bool:
+    """Whether a pipe has no reader, or a terminal hung up; not a disk that is full or broken."""
+    if error.errno == errno.EPIPE:
+        return True
+    return error.errno == errno.EIO and stat.S_ISCHR(os.fstat(descriptor).st_mode)
+
+
+def _discard(descriptor: int) -> None:
+    """Let what is written to a descriptor from now on go nowhere: also what Python still holds for it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
