@@ -4,7 +4,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -439,7 +439,15 @@ def test_handlers_are_put_back_when_the_last_run_ends(order: str) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_second_signal_of_an_abandoned_run_is_given_to_who_took_it_before(tmp_path: Path) -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own answer to SIGINT: a test's worker process may ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_signal_of_an_abandoned_run_is_given_to_who_took_it_before(interruptible: None) -> None:
     with stopping_on_signals(second="is not ours") as request:
         os.kill(os.getpid(), signal.SIGINT)
         assert request.name == "SIGINT"
