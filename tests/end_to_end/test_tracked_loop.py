@@ -27,6 +27,38 @@ def run_digits(directory: Path, epochs: int, workers: int) -> None:
     digits.main(epochs, workers)
 
 
+def run_ignite(directory: Path, epochs: int) -> None:
+    os.chdir(directory)
+    sys.path.insert(0, str(EXAMPLES))
+    import ignite_engine
+
+    ignite_engine.main(epochs)
+
+
+def test_ignites_engine_killed_twice_is_the_uninterrupted_run(tmp_path: Path) -> None:
+    """A loop that nobody here wrote."""
+    killed, complete = tmp_path / "killed", tmp_path / "complete"
+    for directory in (killed, complete):
+        directory.mkdir()
+    for least in (10, 40):
+        process = start(run_ignite, killed, 3, output=tmp_path / "output.txt")
+        wait_for_lines(killed / "runs/ignite/steps.jsonl", least)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    for directory in (killed, complete):
+        outcome = call(run_ignite, directory, 3, output=tmp_path / "output.txt")
+        assert outcome.code == 0, outcome.output
+    assert diff(killed / "runs/ignite", complete / "runs/ignite").equal()
+    ledgers = [(each / "runs/ignite/steps.jsonl").read_bytes() for each in (killed, complete)]
+    assert ledgers[0] == ledgers[1]
+
+
+def wait_for_lines(ledger: Path, least: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (not ledger.exists() or ledger.read_bytes().count(b"\n") < least):
+        time.sleep(0.001)
+
+
 def states(directory: Path) -> list[str]:
     files = TrackedFiles(directory / "runs/digits")
     return [state.digest() for epoch in files.epochs() if (state := files.state(epoch)) is not None]
