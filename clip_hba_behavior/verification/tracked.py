@@ -1,12 +1,14 @@
 """The commands for runs of any training loop: verified by the user's own loop, compared, shown."""
 
 import importlib
+import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
 from clip_hba_behavior.run.log import session
 from clip_hba_behavior.verification.certificate_file import check_free, headed, write_certificate
 
@@ -33,7 +35,12 @@ def verify_tracked(run: Path, loop: str | None, epochs: Sequence[int] | None, js
     from clip_hba_behavior.reproducibility.record.verify_run import verify
 
     with session() as here:
-        found = verify(run, main, epochs, here.interruptible().report)
+        try:
+            found = verify(run, main, epochs, here.interruptible().report)
+        except (BadInputError, InterruptedRunError, OSError):
+            raise
+        except Exception as error:  # the user's own code
+            raise _raised(str(loop), error) from error
     print(found)
     verdict = found.verdict()
     if json is not None:
@@ -59,9 +66,8 @@ def find_loop(run: Path, loop: str | None) -> Callable[..., Any]:
     Raises:
         BadInputError: it was not given, or is not there.
     """
-    advice = (
-        f"name it by clip-hba verify checkpoints {run} --loop MODULE:FUNCTION, from the directory that holds it"
-    )
+    command = f"clip-hba verify checkpoints {shlex.quote(str(run))} --loop MODULE:FUNCTION"
+    advice = f"name it by {command}, from the directory that holds it"
     if loop is None:
         raise BadInputError(
             f"{run} is the run of a training loop of your own, which must train it again\n  {advice}"
@@ -72,8 +78,10 @@ def find_loop(run: Path, loop: str | None) -> Callable[..., Any]:
     sys.path.insert(0, str(Path.cwd()))
     try:
         found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
+    except (ModuleNotFoundError, TypeError) as error:
         raise BadInputError(f"--loop {loop}: {error}\n  {advice}") from error
+    except Exception as error:  # the user's own code
+        raise _raised(loop, error) from error
     main = getattr(found, name, None)
     if not callable(main):
         functions = sorted(
@@ -84,6 +92,13 @@ def find_loop(run: Path, loop: str | None) -> Callable[..., Any]:
         )
     function: Callable[..., Any] = main
     return function
+
+
+def _raised(loop: str, error: Exception) -> BadInputError:
+    """Say that the user's code raised, and where."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" in {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
+    return BadInputError(f"--loop {loop} raised {type(error).__name__}{where}: {error}")
 
 
 def diff_tracked(first: Path, second: Path, json: Path | None) -> int:

@@ -23,7 +23,12 @@ from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.record.signals import INTERRUPTED, stopping_on_signals
 from clip_hba_behavior.reproducibility.record.states import epochs_to_keep, newest_complete, quarantine
 from clip_hba_behavior.reproducibility.record.track import Run
-from clip_hba_behavior.reproducibility.record.tracked import TrackedDirectory, TrackedState, read_state
+from clip_hba_behavior.reproducibility.record.tracked import (
+    TrackedDirectory,
+    TrackedFiles,
+    TrackedState,
+    read_state,
+)
 from clip_hba_behavior.reproducibility.state.environment import (
     NAMES,
     device_model,
@@ -262,6 +267,8 @@ class Recording:
         first = min(self.directory.states())
         for each in repair(self.directory.ledger_file, LEDGER, first, state.position(), lambda lines, faults: {}):
             logger.warning("Repaired %s", describe(each))
+        for note in TrackedFiles(self.directory.path).notes:
+            logger.warning("%s", note)
 
     def _keep_apart(
         self, state: TrackedState, drift: list[str], record: dict[str, Any], logger: logging.Logger

@@ -74,6 +74,7 @@ class Run:
         self._after_step: TrackedState | None = None
         self._num_steps_here = 0
         self._num_batches: int | None = None  # of the epoch under way, where `batches` gives them
+        self._batches: list[int] | None = None  # what was asked for there
         self._num_handed_out = 0
 
     # --- what a loop calls ----------------------------------------------------------------------------
@@ -97,6 +98,7 @@ class Run:
                     raise BadInputError(
                         f"epoch {number} was not closed\n  call run.end_epoch(...) at the end of the loop's body"
                     )
+            self._refuse_change_after_end()
         finally:
             self._under_way = None
             self._consumer.close()
@@ -176,7 +178,7 @@ class Run:
         self.metrics = copy_tree(row, "metrics")
         self.epoch += 1
         self.step_in_epoch, self._loss_sum, self._num_samples = 0, 0.0, 0
-        self._epoch_start, self._under_way = None, None
+        self._epoch_start, self._under_way, self._batches = None, None, None
         self._boundary = self.snapshot()
         self._is_at_boundary = True  # the consumer asks for this very state, and it may be large
         try:
@@ -186,8 +188,13 @@ class Run:
 
     @property
     def mean_loss(self) -> float:
-        """The mean loss over the samples of the epoch under way; it goes on where a resumed epoch stood."""
-        return self._loss_sum / self._num_samples if self._num_samples else math.nan
+        """The mean loss over the samples of the epoch under way, and between two epochs of the last one.
+
+        It goes on where a resumed epoch stood. Before any step it is not a number.
+        """
+        if self._num_samples:
+            return self._loss_sum / self._num_samples
+        return float(self.metrics.get("train_loss", math.nan)) if self._under_way is None else math.nan
 
     def generator(self, purpose: str, index: int = 0) -> torch.Generator:
         """Return a CPU generator for the chance of one sample: a pure function of run, epoch, purpose and index.
@@ -210,6 +217,7 @@ class Run:
         self._key, self.epoch, self.step_in_epoch = state.key, state.epoch, state.step_in_epoch
         self._loss_sum, self._num_samples = state.loss_sum, state.num_samples
         self._epoch_start, self.metrics = state.epoch_start_rng_state, dict(state.metrics)
+        self._batches = None if state.batches is None else list(state.batches)
         self._resumed = state if state.step_in_epoch else None
         self._boundary = None if state.step_in_epoch else state
         restore_rng_state(state.rng_state)  # last: nothing may draw between this and the next step
@@ -226,6 +234,7 @@ class Run:
             step_in_epoch=self.step_in_epoch,
             loss_sum=self._loss_sum,
             num_samples=self._num_samples,
+            batches=None if self._batches is None else list(self._batches),
             epoch_start_rng_state=snapshot(self._epoch_start),
             metrics=dict(self.metrics),
         )
@@ -247,12 +256,17 @@ class Run:
                 raise BadInputError("the state within an epoch lacks the random states of the epoch's start")
             restore_rng_state(self._epoch_start)  # until the first batch: what draws before it draws again
             return
+        self._refuse_change_after_end()
+        self._epoch_start = snapshot(capture_rng_state(self.device))
+
+    def _refuse_change_after_end(self) -> None:
         if self._boundary is not None:
             self._refuse_change(
-                self._boundary, f"after run.end_epoch of epoch {self.epoch}", "move it before run.end_epoch"
+                self._boundary,
+                f"after run.end_epoch of epoch {self.epoch}",
+                "move it before run.end_epoch, and begin again in a new directory: the saved state lacks it",
             )
         self._boundary = None
-        self._epoch_start = snapshot(capture_rng_state(self.device))
 
     def _refuse_change(self, before: TrackedState, when: str, advice: str, with_streams: bool = True) -> None:
         now = self.snapshot()
@@ -287,7 +301,7 @@ class Run:
                 "  call it once for each batch; split a batch's rows to accumulate gradients"
             )
 
-    def take_batches(self, num_batches: int) -> int:
+    def take_batches(self, num_batches: int, asked: list[int]) -> int:
         """Begin to hand out the epoch's batches; return how many of them are done."""
         if self._under_way is None:
             raise BadInputError("run.batches was iterated where no epoch is under way: do it within run.epochs")
@@ -296,6 +310,13 @@ class Run:
                 f"run.batches was iterated twice in epoch {self._under_way}\n"
                 "  it is for training; evaluate over a loader of your own"
             )
+        if self._resumed is not None and self._batches not in (None, asked):
+            raise BadInputError(
+                f"epoch {self._under_way} goes on with other batches than it began with "
+                "(samples, batch size, shuffled, last dropped)\n"
+                f"  found:    {asked}\n  expected: {self._batches}\n  change them at the next epoch"
+            )
+        self._batches = asked
         self._num_batches, self._num_handed_out = num_batches, self.step_in_epoch
         return self.step_in_epoch
 
@@ -354,7 +375,8 @@ class Batches(Sequence[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield what is left of the epoch under way."""
-        done = self._run.take_batches(len(self))
+        asked = [self._num_samples, self._batch_size, int(self._shuffle), int(self._drop_last)]
+        done = self._run.take_batches(len(self), asked)
         for rows in self._all()[done:]:
             self._run.hand_out()
             yield rows

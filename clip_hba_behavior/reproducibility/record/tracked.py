@@ -41,6 +41,8 @@ class TrackedState:
         step_in_epoch: steps done of the epoch under way.
         loss_sum: sum of loss x samples over these steps, in float64.
         num_samples: how many samples it covers.
+        batches: what `Run.batches` was asked for in the epoch under way: samples, batch size, shuffled, last
+            dropped.
         epoch_start_rng_state: the streams when the epoch under way began; None at an epoch's boundary.
         metrics: what the last completed epoch reported.
     """
@@ -52,6 +54,7 @@ class TrackedState:
     step_in_epoch: int = 0
     loss_sum: float = 0.0
     num_samples: int = 0
+    batches: list[int] | None = None
     epoch_start_rng_state: RngState | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
 
@@ -230,6 +233,11 @@ class TrackedFiles:
         self.ledger: Ledger = read_ledger(self.directory.ledger_file)
         self.files = {epoch: file for (epoch, step), file in self.directory.states().items() if step == 0}
         self.problems = [f"{LEDGER_NAME}, {fault}" for fault in self.ledger.faults]
+        ends = {epoch for epoch, _ in self.ledger.ends()}
+        lacking = sorted(epoch for epoch in self.files if epoch > min(self.files) and epoch not in ends)
+        self.notes = [
+            f"{LEDGER_NAME} lacks the end of epoch {each}: its state alone is compared" for each in lacking
+        ]
 
     def epochs(self) -> Sequence[int]:
         """Return the epochs of which anything is recorded."""

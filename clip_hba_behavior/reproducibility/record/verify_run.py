@@ -1,7 +1,7 @@
 """A tracked run verified by its own loop: each epoch is trained again from the state before it, and compared."""
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from clip_hba_behavior.reproducibility.record.epoch import Difference, Epoch, co
 from clip_hba_behavior.reproducibility.record.judge import Claim, Level, Tolerance, Verdict, judge, worst
 from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH
 from clip_hba_behavior.reproducibility.record.parts import Part
-from clip_hba_behavior.reproducibility.record.protocol import Event, Replay
+from clip_hba_behavior.reproducibility.record.protocol import EpochDone, Event, Replay
 from clip_hba_behavior.reproducibility.record.recording import changes_from, describe_run, device_of, tracking_by
 from clip_hba_behavior.reproducibility.record.session import Report
 from clip_hba_behavior.reproducibility.record.track import Run
@@ -56,6 +56,7 @@ class Verification:
         level: L0 where equal bits are claimed, L2 where versions or processor are others.
         reasons: what keeps it from L0.
         problems: what is wrong with the run's own records.
+        notes: what is not there, and so was not tested.
         epochs: each that was to be tested.
     """
 
@@ -63,6 +64,7 @@ class Verification:
     level: Level
     reasons: tuple[str, ...]
     problems: tuple[str, ...]
+    notes: tuple[str, ...]
     epochs: tuple[EpochVerification, ...]
 
     def verdict(self) -> Verdict:
@@ -75,6 +77,7 @@ class Verification:
         """Return a line for each epoch, and the verdict."""
         lines = [str(each) for each in self.epochs]
         lines += [f"problem: {each}" for each in self.problems]
+        lines += [f"note: {each}" for each in self.notes]
         lines += [f"level {self.level}: {each}" for each in self.reasons]
         return "\n".join([*lines, f"{self.run}: {self.verdict()} ({self.level})"])
 
@@ -102,17 +105,20 @@ def verify(
     """
     files = TrackedFiles(Path(path).expanduser().absolute())
     known = [epoch for epoch in files.epochs() if epoch > min(files.epochs())]
-    wanted = sorted([epoch for epoch in known if epoch - 1 in files.files] if epochs is None else epochs)
+    skipped = [epoch for epoch in known if epoch - 1 not in files.files] if epochs is None else []
+    wanted = sorted(set(known) - set(skipped) if epochs is None else epochs)
     if unknown := sorted(set(wanted) - set(known)):
         raise BadInputError(f"{files.directory.path} has no epoch {unknown[0]}\n  found:    {known}")
     if not wanted:
         raise BadInputError(f"{files.directory.path} has no completed epoch to verify")
-    replaying = _Replaying(files, wanted, report)
-    with undisturbed_generators():
-        if "track" in inspect.signature(main).parameters:
-            main(track=replaying.track)
-        else:
-            with tracking_by(replaying.track):
+    replaying = _Replaying(files, report)
+    with undisturbed_generators(), tracking_by(replaying.track):
+        for number in wanted:
+            # from its beginning for each epoch: an object that is no part must not bring its value along
+            replaying.wanted = [number]
+            if "track" in inspect.signature(main).parameters:
+                main(track=replaying.track)
+            else:
                 main()
     if not replaying.has_run:
         raise BadInputError("main(track) did not iterate over the epochs of a run that track gave it")
@@ -120,19 +126,26 @@ def verify(
     missing = "the loop did not come to this epoch"
     verified = [found.get(each, EpochVerification(each, Verdict.UNTESTED, (), missing)) for each in wanted]
     claim = replaying.claim
+    notes = [f"epoch {each} was not tested: there is no state after epoch {each - 1}" for each in skipped]
     return Verification(
-        str(files.directory.path), claim.level, claim.reasons, tuple(files.problems), tuple(verified)
+        run=str(files.directory.path),
+        level=claim.level,
+        reasons=claim.reasons,
+        problems=tuple(files.problems),
+        notes=(*notes, *files.notes),
+        epochs=tuple(verified),
     )
 
 
 class _Replaying:
     """The consumer of a run that is trained again."""
 
-    def __init__(self, files: TrackedFiles, wanted: Sequence[int], report: Report) -> None:
+    def __init__(self, files: TrackedFiles, report: Report) -> None:
         self.found: list[EpochVerification] = []
         self.claim = Claim("L0")
         self.has_run = False
-        self._files, self._wanted, self._report = files, wanted, report
+        self.wanted: list[int] = []
+        self._files, self._report = files, report
         self._replay: Replay | None = None
 
     def track(
@@ -160,7 +173,7 @@ class _Replaying:
     def epochs(self, run: Run, last: int) -> Iterator[int]:
         """Restore the state before each epoch, yield it, and compare."""
         self.has_run = True
-        for number in self._wanted:
+        for number in self.wanted:
             if number > last:
                 continue
             try:
@@ -175,12 +188,13 @@ class _Replaying:
             run.restore(start, str(self._files.files[number - 1]))
             self._replay = Replay(run, self._report)
             yield number
-            self._compare(number)
 
     def record(self, event: Event) -> None:
         """Keep what the ledger would record."""
         if self._replay is not None:
             self._replay.record(event)
+            if isinstance(event, EpochDone):
+                self._compare(event.epoch)
 
     def close(self) -> None:
         """Nothing is open."""

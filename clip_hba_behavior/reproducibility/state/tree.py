@@ -52,7 +52,7 @@ def copy_tree(value: object, name: str = "state") -> Tree:
         return _plain(value)
     raise BadInputError(
         f"{name} is a {type(value).__module__}.{type(value).__qualname__}, which cannot be saved bit for bit\n"
-        "  found in a state_dict; expected tensors, numbers, texts, bytes, None, and dicts and lists of them"
+        "  expected: tensors, numbers, texts, bytes, None, and dicts and lists of them"
     )
 
 

@@ -477,3 +477,87 @@ def test_nothing_is_set_outside_the_main_thread(tmp_path: Path) -> None:
     thread.start()
     thread.join()
     assert set(found) == {before}
+
+
+def test_verify_finds_a_part_that_was_forgotten_though_the_run_was_never_interrupted(tmp_path: Path) -> None:
+    run = run_to_the_end(tmp_path / "run", defect="no scheduler")
+
+    def loop(track: Callable[..., Any]) -> None:
+        main(track, defect="no scheduler")
+
+    verdicts = [str(each.verdict) for each in verify(run, loop).epochs]
+    assert verdicts == ["reproducible", "not reproducible", "not reproducible"]
+
+
+@pytest.mark.parametrize("place", ["before the batches", "after end_epoch"])
+def test_a_loop_that_stops_early_is_verified_to_its_last_epoch(place: str, tmp_path: Path) -> None:
+    def loop(track: Callable[..., Any] = track) -> None:
+        model, optimizer, _ = small_parts()
+        run = track(tmp_path / "run", model=model, optimizer=optimizer)
+        for epoch in run.epochs(5):
+            if place == "before the batches" and epoch == 3:
+                break
+            for rows in run.batches(8, 4):
+                run.step(train(model, optimizer), rows)
+            run.end_epoch()
+            if place == "after end_epoch" and epoch == 2:
+                break
+
+    loop()
+    found = verify(tmp_path / "run", loop)
+    assert [str(each.verdict) for each in found.epochs] == ["reproducible", "reproducible"]
+
+
+def test_what_is_changed_after_the_last_end_epoch_is_refused_too(tmp_path: Path) -> None:
+    model, optimizer, scheduler = small_parts()
+    run = track(tmp_path / "run", model=model, optimizer=optimizer, scheduler=scheduler)
+
+    def loop() -> None:
+        for _ in run.epochs(1):
+            run.step(train(model, optimizer))
+            run.end_epoch()
+            scheduler.step()
+
+    with pytest.raises(
+        BadInputError, match=r"after run\.end_epoch of epoch 1(.|\n)*begin again in a new directory"
+    ):
+        loop()
+
+
+def test_other_batches_within_an_epoch_are_refused_after_a_resume(tmp_path: Path) -> None:
+    def loop(batch_size: int, leave_after: int) -> None:
+        model, optimizer, _ = small_parts()
+        run = track(tmp_path / "run", checkpoint_every_steps=1, model=model, optimizer=optimizer)
+        for _ in run.epochs(1):
+            for number, rows in enumerate(run.batches(12, batch_size), start=1):
+                run.step(train(model, optimizer), rows)
+                if number == leave_after:
+                    raise LeftError
+            run.end_epoch()
+
+    with pytest.raises(LeftError):
+        loop(4, 1)
+    with pytest.raises(BadInputError, match=r"found:    \[12, 6, 1, 0\]\n  expected: \[12, 4, 1, 0\]"):
+        loop(6, 9)
+    loop(4, 9)
+
+
+def test_epochs_that_cannot_be_tested_and_lines_that_are_gone_are_named(tmp_path: Path) -> None:
+    run = run_to_the_end(tmp_path / "run")
+    (run / "checkpoints/epoch1.pth").unlink()
+    (run / "steps.jsonl").unlink()
+    found = verify(run, main)
+    assert [each.epoch for each in found.epochs] == [1, 3] or [each.epoch for each in found.epochs] == [3]
+    assert "epoch 2 was not tested: there is no state after epoch 1" in str(found)
+    assert "steps.jsonl lacks the end of epoch 3" in str(found)
+    main(directory=run, epochs=4)
+    assert "steps.jsonl lacks the end of epoch 3" in (run / "log.txt").read_text()
+
+
+def test_the_mean_loss_of_an_epoch_that_is_closed_is_its_own(tmp_path: Path) -> None:
+    model, optimizer, _ = small_parts()
+    run = track(tmp_path / "run", model=model, optimizer=optimizer)
+    for _ in run.epochs(1):
+        run.step(train(model, optimizer))
+        run.end_epoch()
+        assert run.mean_loss == run.metrics["train_loss"]
