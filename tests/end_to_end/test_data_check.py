@@ -97,7 +97,6 @@ def test_the_backbone_and_its_tokenizer_are_checked_with_the_words_of_a_run(
         ({"backbone": str(clip)}, f"tokenizer {clip} could not be loaded"),
         (
             {"vision_layers": 99},
-            2,
             "vision_layers does not fit the backbone\n  found:    99\n  expected: at most 4",
         ),
         ({"transformer_layers": 5}, "transformer_layers does not fit the backbone\n  found:    5"),
