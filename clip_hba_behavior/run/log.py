@@ -78,7 +78,8 @@ def reporting(logger: logging.Logger) -> Iterator[Report]:
     under way; elsewhere it logs a line at most every ten seconds, so that a job's log shows that it is alive.
     """
     is_plain = os.environ.get("TERM") in ("dumb", "unknown") or _ToStandardOutput.muted
-    can_draw = sys.stdout.isatty() and not is_plain
+    # a process may have no standard output at all
+    can_draw = sys.stdout is not None and sys.stdout.isatty() and not is_plain
     with _drawing() if can_draw else _logging(logger) as report:
         yield report
 
