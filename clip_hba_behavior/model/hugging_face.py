@@ -1,6 +1,7 @@
 """CLIP in the Hugging Face format: a directory, or a repository on the hub, of `config.json` and weight files."""
 
 import json
+import pickle
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ from clip_hba_behavior.model.architecture import ClipConfig, weight_shapes
 from clip_hba_behavior.model.clip import Clip, make_clip
 from clip_hba_behavior.model.hub import PretrainedFiles
 from clip_hba_behavior.reproducibility.state import safe_load
+from clip_hba_behavior.reproducibility.state.archive import LOADING_ERRORS, reason
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_regular
 
 _SAFETENSORS, _PICKLED = "model.safetensors", "pytorch_model.bin"
 _MAX_JSON_BYTES = 16 * MIB
 _MAX_WEIGHT_BYTES = 32 * 1024 * MIB  # ViT-bigG has 10 GB in float32
+# What torch.save wrote before version 1.6, and writes on request, begins with.
+_OLD_FORM = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
 
 class _NotReadError(Exception):
@@ -102,7 +106,7 @@ def _parts(index: Path, wanted: Collection[str]) -> list[str]:
         raise _NotReadError(f"{index} is damaged: {error}") from error
     if not isinstance(files, dict):
         raise _NotReadError(f"{index} has no weight_map")
-    parts = sorted({str(file) for weight, file in files.items() if weight in wanted})
+    parts = sorted({str(file) for weight, file in files.items() if _own_name(weight) in wanted})
     for part in parts:
         if Path(part).name != part:
             raise _NotReadError(f"{index} names a file that is not beside it: {part!r}")
@@ -115,24 +119,43 @@ def _read_safetensors(path: Path, wanted: Collection[str]) -> Iterator[tuple[str
     open_regular(path, _MAX_WEIGHT_BYTES).close()
     try:
         with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name in wanted]  # noqa: SIM118
+            names = [name for name in file.keys() if _own_name(name) in wanted]  # noqa: SIM118
         for name in names:
             with safe_open(
                 path, framework="pt"
             ) as file:  # again for each: what is mapped of it would stay in memory
                 weight = file.get_tensor(name)
-            yield name, weight
+            yield _own_name(name), weight
     except SafetensorError as error:
         raise _NotReadError(f"{path} is damaged: {error}") from error
 
 
 def _read_pickled(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    content = safe_load.load(path, "CLIP weight file")
+    with open_regular(path, _MAX_WEIGHT_BYTES) as file:
+        is_old = file.read(len(_OLD_FORM)) == _OLD_FORM
+    content = _read_old_form(path) if is_old else safe_load.load(path, "CLIP weight file", _MAX_WEIGHT_BYTES)
     while content:
         name = next(iter(content))
         value = content.pop(name)
         if isinstance(value, torch.Tensor):
-            yield name, value
+            yield _own_name(name), value
+
+
+def _read_old_form(path: Path) -> dict[str, Any]:
+    """Read a pickle that is no archive, in torch's own safe mode."""
+    try:
+        with open_regular(path, _MAX_WEIGHT_BYTES) as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except LOADING_ERRORS as error:
+        raise _NotReadError(f"{path} is no CLIP weight file: {reason(error)}") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise _NotReadError(f"{path} is no CLIP weight file: it holds no dict by name")
+    return content
+
+
+def _own_name(name: str) -> str:
+    """Return a weight's name in CLIP itself: a model that CLIP is a part of saves it under `clip.`."""
+    return str(name).removeprefix("clip.")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

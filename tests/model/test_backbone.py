@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import BertConfig, CLIPConfig
 
 from clip_hba_behavior.model import backbone as backbone_module
@@ -52,8 +53,21 @@ def test_every_weight_file_of_the_hugging_face_format_gives_the_same_weights(tmp
     weight_map = {name: part for part, names in parts.items() for name in names}
     (half / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
+    old_form = tmp_path / "old_form"
+    old_form.mkdir()
+    shutil.copy(tmp_path / "one/config.json", old_form)
+    torch.save(weights, old_form / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    within = {f"clip.{name}": weight.detach() for name, weight in weights.items()} | {"head": torch.zeros(2)}
+    within_another, pickled_within = tmp_path / "within_another", tmp_path / "pickled_within"
+    for directory in (within_another, pickled_within):
+        directory.mkdir()
+        shutil.copy(tmp_path / "one/config.json", directory)
+    save_file(within, within_another / "model.safetensors")
+    torch.save(within, pickled_within / "pytorch_model.bin")
+
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
-    for name in ("one", "sharded", "pickled", "pickled_parts"):
+    names = ("one", "sharded", "pickled", "pickled_parts", "old_form", "within_another", "pickled_within")
+    for name in names:
         assert load_backbone(str(tmp_path / name)).digest() == expected, name
 
 
@@ -71,7 +85,7 @@ def test_an_index_may_not_name_files_elsewhere(tmp_path: Path) -> None:
         load_backbone(str(tmp_path / "model"))
 
 
-def test_a_pickled_weight_file_runs_no_code(tmp_path: Path) -> None:
+def test_a_pickled_weight_file_runs_no_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     class Canary:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return print, ("code ran",)
@@ -81,6 +95,25 @@ def test_a_pickled_weight_file_runs_no_code(tmp_path: Path) -> None:
     torch.save({"logit_scale": Canary()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(BadInputError, match=r"pytorch_model\.bin is refused: it names __builtin__ print"):
         load_backbone(str(tmp_path))
+    old_form = tmp_path / "pytorch_model.bin"
+    torch.save({"logit_scale": Canary()}, old_form, _use_new_zipfile_serialization=False)
+    with pytest.raises(
+        BadInputError, match=r"pytorch_model\.bin is no CLIP weight file: Weights only load failed"
+    ):
+        load_backbone(str(tmp_path))
+    assert "code ran" not in capfd.readouterr().out
+
+
+def test_a_torn_weight_file_of_the_old_form_is_named(tmp_path: Path) -> None:
+    small_clip().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(dict(small_clip().named_parameters()), path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    for size in (30, 2000, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(BadInputError, match=r"pytorch_model\.bin is no CLIP weight file"):
+            load_backbone(str(tmp_path))
 
 
 def test_a_hub_name_is_found_in_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_regular
 
-_MAX_FILE_BYTES = 8 * 1024 * MIB  # ViT-L/14@336px has 1.7 GB in float32
+MAX_FILE_BYTES = 8 * 1024 * MIB  # ViT-L/14@336px has 1.7 GB in float32
 _MAX_DIRECTORY_BYTES = 4 * MIB
 
 # What a damaged or forged archive makes zipfile, the unpickler and torch raise.
@@ -33,14 +33,16 @@ LOADING_ERRORS = (
 
 
 @contextmanager
-def open_archive(path: Path, what: str) -> Iterator[tuple[io.BufferedReader, zipfile.ZipFile]]:
+def open_archive(
+    path: Path, what: str, max_bytes: int = MAX_FILE_BYTES
+) -> Iterator[tuple[io.BufferedReader, zipfile.ZipFile]]:
     """Open a zip archive, once its directory is known to be small and to lie where any reader looks for it.
 
     Raises:
         BadInputError: no such file, or no archive of `torch.save` or TorchScript.
     """
     try:
-        file = open_regular(path, _MAX_FILE_BYTES)
+        file = open_regular(path, max_bytes)
     except FileNotFoundError:
         raise BadInputError(f"there is no {what} {path}") from None
     except OSError as error:

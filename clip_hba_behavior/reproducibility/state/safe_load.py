@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from clip_hba_behavior.reproducibility.state.archive import LOADING_ERRORS, open_archive, reason
+from clip_hba_behavior.reproducibility.state.archive import LOADING_ERRORS, MAX_FILE_BYTES, open_archive, reason
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.untrusted import MIB
 
@@ -70,17 +70,18 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
-def load(path: Path, what: str = "checkpoint") -> dict[str, Any]:
+def load(path: Path, what: str = "checkpoint", max_bytes: int = MAX_FILE_BYTES) -> dict[str, Any]:
     """Load a flat dict of builtins and tensors, each tensor in memory of its own.
 
     Args:
         path: a file made by `torch.save`.
         what: what the file should be, for the messages.
+        max_bytes: that such a file can have.
 
     Raises:
         BadInputError: no such file, no such archive, a damaged one, or one that holds anything else.
     """
-    with open_archive(path, what) as (file, archive):
+    with open_archive(path, what, max_bytes) as (file, archive):
         pickled = _check_records(path, what, file, archive)
         try:
             # not closed here: it goes with the last view of it
