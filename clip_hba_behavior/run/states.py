@@ -97,11 +97,12 @@ class RunStore:
         """Return if this process may still write."""
         self._run.check_held()
 
-    def save_step(self, state: TrainingState) -> None:
+    def save_step(self, state: TrainingState) -> bool:
         """Save the state within an epoch; of those, the two newest stay."""
         save_step_checkpoint(self._run.step_checkpoints, state, self._provenance)
         for path in list(list_step_checkpoints(self._run.step_checkpoints).values())[:-2]:
             path.unlink()
+        return True
 
     def save_epoch(self, state: TrainingState) -> None:
         """Save the state at an epoch's end, and what is known only then."""

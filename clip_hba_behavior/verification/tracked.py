@@ -37,7 +37,7 @@ def verify_tracked(run: Path, loop: str | None, epochs: Sequence[int] | None, js
     with session() as here:
         try:
             found = verify(run, main, epochs, here.interruptible().report)
-        except (BadInputError, InterruptedRunError, OSError):
+        except (BadInputError, InterruptedRunError):
             raise
         except Exception as error:  # the user's own code
             raise _raised(str(loop), error) from error
@@ -87,9 +87,8 @@ def find_loop(run: Path, loop: str | None) -> Callable[..., Any]:
         functions = sorted(
             key for key, value in vars(found).items() if callable(value) and not key.startswith("_")
         )
-        raise BadInputError(
-            f"--loop {loop}: {found.__file__} has no function {name}\n  found:    {', '.join(functions)}"
-        )
+        where = getattr(found, "__file__", None) or module
+        raise BadInputError(f"--loop {loop}: {where} has no function {name}\n  found:    {', '.join(functions)}")
     function: Callable[..., Any] = main
     return function
 
@@ -113,15 +112,16 @@ def diff_tracked(first: Path, second: Path, json: Path | None) -> int:
 
     found = diff(first, second)
     print(found)
-    code = 0 if found.equal() else 1
+    code = 0 if found.equal() else 1 if found.epoch is not None else 2
     if json is not None:
         content = {
-            "verdict": "equal" if code == 0 else "different",
+            "verdict": "equal" if code == 0 else "different" if found.epoch is not None else "could not be tested",
             "exit_code": code,
             "runs": list(found.runs),
             "epoch": found.epoch,
             "differences": [describe_difference(each) for each in found.differences],
             "settings": list(found.settings),
+            "problems": list(found.problems),
         }
         write_certificate(json, headed("difference of tracked runs", content))
     return code

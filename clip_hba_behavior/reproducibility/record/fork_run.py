@@ -44,7 +44,8 @@ def fork(run: str | Path, at: int, into: str | Path) -> Path:
     with source.directory.forks_file.open("a", encoding="utf-8") as file:
         file.write(f"{at} {target.path}\n")
     target.checkpoints.mkdir(parents=True)
+    publish(target.state_file((at, 0)), source.files[at].read_bytes())
+    # last: without it the directory is no run, and nothing trains in it from the beginning
     record = {**source.record, "settings": None, "parent": parent, "drift": list(source.record["drift"])}
     target.write_record(record)
-    publish(target.state_file((at, 0)), source.files[at].read_bytes())
     return target.path

@@ -1,6 +1,8 @@
 """The parts of a run: whatever has a `state_dict` and takes it back; loaded completely, or not at all."""
 
+import copy
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -68,16 +70,21 @@ def restore_parts(parts: Parts, saved: Mapping[str, Tree], source: str) -> None:
         problems += _misfits(name, parts[name], live[name], saved[name])
     if problems:
         raise _refusal(f"{source} does not fit the parts", problems)
-    for name, part in parts.items():
-        _load(part, saved[name])
-    problems = [
-        f"{each.name.removeprefix('/')}: {each.what}"
-        for each in compare_leaves(dict(tree_leaves(dict(saved))), dict(tree_leaves(states_of(parts)))).differences
-    ]
-    if problems:
+    try:
         for name, part in parts.items():
-            _load(part, live[name])
-        raise _refusal(f"{source} was loaded, but the parts did not become what was saved", problems)
+            try:
+                _load(part, saved[name])
+            except Exception as error:  # of code that is not ours
+                raise _refusal(f"{source} does not fit {name}", [f"{type(error).__name__}: {error}"]) from error
+        left, right = (dict(tree_leaves(each)) for each in (dict(saved), states_of(parts)))
+        if found := compare_leaves(left, right).differences:
+            problems = [f"{each.name.removeprefix('/')}: {each.what}" for each in found]
+            raise _refusal(f"{source} was loaded, but the parts did not become what was saved", problems)
+    except BadInputError:
+        for name, part in parts.items():
+            with suppress(Exception):  # of the part that just failed, which is named
+                _load(part, live[name])
+        raise
 
 
 def _load(part: Part, saved: Tree) -> None:
@@ -92,7 +99,8 @@ def _like(live: Any, saved: Tree) -> Any:
     content = {key: _like(live.get(key), value) for key, value in saved.items()}
     if type(live) is dict or not isinstance(live, dict):
         return content
-    typed = type(live)()
+    typed = copy.copy(live)  # with what such a type keeps beside its items, as a defaultdict does
+    typed.clear()
     typed.update(content)
     return typed
 

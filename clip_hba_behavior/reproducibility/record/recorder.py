@@ -25,8 +25,8 @@ class Store(Protocol):
     def check_held(self) -> None:
         """Return if this process may still write."""
 
-    def save_step(self, state: Any) -> None:
-        """Save a state within an epoch."""
+    def save_step(self, state: Any) -> bool:
+        """Save a state within an epoch; return whether this run can be continued from such a one."""
 
     def save_epoch(self, state: Any) -> None:
         """Save the state at an epoch's end: the mark that the epoch is done."""
@@ -105,10 +105,11 @@ class Recorder:
         is_due = every is not None and event.step % every == 0 and event.step < event.num_steps
         if stop.name is not None or is_due:
             self._ledger.commit()
-            self._store.save_step(self._live.snapshot())
+            is_saved = self._store.save_step(self._live.snapshot())
         if stop.name is not None:
+            left = "the state is saved" if is_saved else "the epoch begins again at the next start"
             raise InterruptedRunError(
-                f"stopped by {stop.name} after epoch {event.epoch}, step {event.step}; the state is saved"
+                f"stopped by {stop.name} after epoch {event.epoch}, step {event.step}; {left}"
             )
         self._session.report(f"epoch {event.epoch}: steps", event.step, event.num_steps)
 

@@ -16,7 +16,7 @@ from clip_hba_behavior.reproducibility.record.lease import LOCK_NAME, hold
 from clip_hba_behavior.reproducibility.record.ledger import LEDGER
 from clip_hba_behavior.reproducibility.record.parts import Part
 from clip_hba_behavior.reproducibility.record.protocol import EpochDone, Event
-from clip_hba_behavior.reproducibility.record.quarantine import describe
+from clip_hba_behavior.reproducibility.record.quarantine import FOLDER, describe
 from clip_hba_behavior.reproducibility.record.record_file import RecordFile, keep_apart, repair
 from clip_hba_behavior.reproducibility.record.recorder import Recorder
 from clip_hba_behavior.reproducibility.record.session import Session
@@ -31,6 +31,7 @@ from clip_hba_behavior.reproducibility.record.tracked import (
 )
 from clip_hba_behavior.reproducibility.state.environment import (
     NAMES,
+    Changes,
     device_model,
     environment_changes,
     library_versions,
@@ -38,6 +39,7 @@ from clip_hba_behavior.reproducibility.state.environment import (
     variables,
 )
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
+from clip_hba_behavior.reproducibility.state.numerics import describe_numerics
 from clip_hba_behavior.reproducibility.state.tree import copy_tree
 
 _OWN_FILES = {"run.json", "log.txt", LOCK_NAME, "checkpoints"}
@@ -85,17 +87,17 @@ def track(
     """
     if stand_in := _stand_in.get():
         return stand_in(directory, settings=settings, data=data, **parts)
-    device = device_of(parts)
+    devices = devices_of(parts)
     recording = Recording(
         TrackedDirectory(Path(directory).expanduser().absolute()),
-        describe_run(parts, settings, data, device),
+        describe_run(parts, settings, data, devices[0]),
         checkpoint_every_steps,
         keep_checkpoints,
         tuple(allow),
         accept_mismatch,
     )
     recording.check()
-    return Run(recording, parts, device)
+    return Run(recording, parts, devices)
 
 
 @contextmanager
@@ -140,10 +142,20 @@ class Recording:
         word, _, number = self._keep.partition(" ")
         if self._keep != "all" and not (word in ("last", "every") and number.isdecimal() and int(number) > 0):
             raise BadInputError(f"keep_checkpoints is {self._keep!r}; expected 'all', 'last N' or 'every N'")
+        epoch = self._accept_mismatch
+        if epoch is not None and (type(epoch) is not int or epoch < 1):
+            raise BadInputError(f"accept_mismatch is {epoch!r}; expected the number of an epoch, or None")
         path = self.directory.path
         if self.directory.holds_run():
-            if self.directory.states():  # else it was killed before its first state, and begins again
+            if self.directory.states():
                 self._drift()
+            else:
+                self._refuse_lost_states()
+        elif self.directory.states():
+            raise BadInputError(
+                f"{path} has states, but no run.json: a fork that was cut short, or a run whose run.json is lost\n"
+                "  begin the fork again in a new directory, or put run.json back; nothing was changed"
+            )
         elif path.exists() and (not path.is_dir() or {each.name for each in path.iterdir()} - _OWN_FILES):
             raise BadInputError(f"{path} is not empty, and holds no tracked run\n  give another directory")
 
@@ -171,8 +183,11 @@ class Recording:
             self._leave(str(error))
         if isinstance(event, EpochDone):
             self._log_epoch(event)
-            if self._session.stop.name is not None and event.epoch < self._last:
-                self._leave(f"stopped by {self._session.stop.name} after epoch {event.epoch}; the state is saved")
+            if self._session.stop.name is not None:
+                last = ", the last one" if event.epoch == self._last else ""
+                self._leave(
+                    f"stopped by {self._session.stop.name} after epoch {event.epoch}{last}; the state is saved"
+                )
 
     def close(self) -> None:
         """Let go of files, lease and signals."""
@@ -208,7 +223,7 @@ class Recording:
             logger = stack.enter_context(_logging_to(directory.log_file))
             self._session = Session(logger, stop=stop)
             state, record = self._first_or_newest(run, logger)
-            store = _Store(directory, self._keep, self._provenance(record), lease.check)
+            store = _Store(directory, self._keep, self._provenance(record), lease.check, logger)
             store.clear(state)
 
             def accept(epoch: int) -> str:
@@ -233,7 +248,7 @@ class Recording:
         directory = self.directory
         files = directory.states()
         if not files:
-            record = {"format_version": 1, **self._found, "parent": None, "drift": []}
+            record = {**self._made_from(), "parent": None, "drift": []}
             directory.write_record(record)
             run.begin_new()
             state = run.snapshot()
@@ -249,18 +264,35 @@ class Recording:
         state = newest[0]
         run.restore(state, str(directory.state_file(state.position())))  # it may refuse; nothing was written yet
         quarantine(directory.path, refused, logger)
-        if record["settings"] is None:  # a fork's first opening: its settings are its own
-            record |= {key: value for key, value in self._found.items() if key not in ("parent", "drift")}
-            directory.write_record(record)
         self._repair(state, logger)
-        if drift:
-            record["drift"] = [*record["drift"], *drift]
+        step = f", step {state.step_in_epoch}" if state.step_in_epoch else ""
+        # a fork's settings are its own from its first opening on
+        drift = [f"{each}, from the state after epoch {state.epoch}{step} on" for each in drift]
+        now = {**record, **self._made_from(), "drift": [*record["drift"], *drift]}
+        if now != record:
+            record = now
             directory.write_record(record)
+        if drift:
             logger.warning("Not as it was, and allowed: %s", "; ".join(drift))
         self._keep_apart(state, drift, record, logger)
         step = f", step {state.step_in_epoch} of the next" if state.step_in_epoch else ""
         logger.info("Going on from the state after epoch %d%s", state.epoch, step)
         return state, record
+
+    def _made_from(self) -> dict[str, Any]:
+        """Return what `run.json` tells of the run as it is now."""
+        return {"format_version": 1, **self._found, "keep_checkpoints": self._keep}
+
+    def _refuse_lost_states(self) -> None:
+        """Return if the run was killed before its first state: then it begins again, and nothing is lost."""
+        directory = self.directory
+        recorded = [each for each in (directory.ledger_file, directory.path / FOLDER) if each.exists()]
+        if recorded or directory.read_record()["parent"] is not None:
+            what = f"{recorded[0].name} is there" if recorded else "it is a fork"
+            raise BadInputError(
+                f"{directory.path} has no state to go on from, though {what}\n  found:    none in "
+                f"{directory.checkpoints}\n  put the states back, or begin in a new directory; nothing was changed"
+            )
 
     def _repair(self, state: TrackedState, logger: logging.Logger) -> None:
         """Keep a damaged ledger, and leave its valid lines. (Its own loop alone could make lines again.)"""
@@ -309,16 +341,26 @@ class _Store:
         keep: str,
         provenance: Mapping[str, Any],
         check_held: Callable[[], None],
+        logger: logging.Logger,
     ) -> None:
         self._directory, self._keep, self._provenance = directory, keep, provenance
         self.check_held = check_held
+        self._logger, self._has_warned = logger, False
 
-    def save_step(self, state: TrackedState) -> None:
-        """Save the state within an epoch; of those, the two newest stay."""
+    def save_step(self, state: TrackedState) -> bool:
+        """Save the state within an epoch, if `Run.batches` can go on there; of those, the two newest stay."""
+        if state.batches is None:
+            if not self._has_warned:
+                self._has_warned = True
+                self._logger.warning(
+                    "No state within an epoch is saved: the loop does not take its batches from run.batches"
+                )
+            return False
         self._directory.write_state(state, self._provenance)
         within = [path for (_, step), path in self._directory.states().items() if step]
         for path in within[:-2]:
             path.unlink()
+        return True
 
     def save_epoch(self, state: TrackedState) -> None:
         """Save the state at an epoch's end."""
@@ -337,20 +379,20 @@ class _Store:
             states[epoch, 0].unlink()
 
 
-def device_of(parts: Mapping[str, Part]) -> torch.device:
-    """Return where the parts compute: a CUDA device if any of their tensors is on one."""
+def devices_of(parts: Mapping[str, Part]) -> tuple[torch.device, ...]:
+    """Return where the parts compute: the CUDA devices that their tensors are on, else the CPU."""
+    found = set()
     for part in parts.values():
-        if isinstance(part, Part):
-            pending = [part.state_dict()]
-            while pending:
-                value = pending.pop()
-                if isinstance(value, torch.Tensor) and value.is_cuda:
-                    return value.device
-                if isinstance(value, Mapping):
-                    pending.extend(value.values())
-                elif isinstance(value, list | tuple):
-                    pending.extend(value)
-    return torch.device("cpu")
+        pending = [part.state_dict()] if isinstance(part, Part) else []
+        while pending:
+            value = pending.pop()
+            if isinstance(value, torch.Tensor) and value.is_cuda:
+                found.add(value.device)
+            elif isinstance(value, Mapping):
+                pending.extend(value.values())
+            elif isinstance(value, list | tuple):
+                pending.extend(value)
+    return tuple(sorted(found, key=lambda each: each.index or 0)) or (torch.device("cpu"),)
 
 
 def describe_run(
@@ -367,29 +409,46 @@ def describe_run(
         "variables": variables(),
         "device": device.type,
         "device_model": device_model(device),
-        "numerics": {
-            "num_threads": torch.get_num_threads(),
-            "deterministic": torch.are_deterministic_algorithms_enabled(),
-            "cudnn_benchmark": torch.backends.cudnn.benchmark,
-            "cudnn_deterministic": torch.backends.cudnn.deterministic,
-            "tf32": torch.backends.cuda.matmul.allow_tf32,
-            "cudnn_tf32": torch.backends.cudnn.allow_tf32,
-        },
+        "numerics": describe_numerics(),
         "parts": {name: f"{type(part).__module__}.{type(part).__qualname__}" for name, part in parts.items()},
     }
+
+
+def machine_changes(record: Mapping[str, Any], found: Mapping[str, Any]) -> Changes:
+    """Return what of versions, processor and numeric settings is not as it was: with it, no bits are claimed."""
+    then, now = record["numerics"], found["numerics"]
+    others = {name: (then[name], now[name]) for name in now if name in then and then[name] != now[name]}
+    return environment_changes(record, found) | others
+
+
+def made_from_changes(record: Mapping[str, Any], found: Mapping[str, Any]) -> Changes:
+    """Return what of settings, data and kinds of parts is not as it was: with it, it is another run."""
+    changes: Changes = {}
+    for kind in ("settings", "digests"):
+        then, now = record[kind] or {}, found[kind]
+        if record[kind] is not None:
+            names = {**then, **now}
+            changes |= {name: (then.get(name), now.get(name)) for name in names if _differ(then, now, name)}
+    for name, now in found["parts"].items():
+        then = record["parts"].get(name)
+        # a class is of `__main__` in a script, and of the script's module where that is imported
+        if then is not None and str(then).rpartition(".")[2] != now.rpartition(".")[2]:
+            changes[f"parts.{name}"] = (then, now)
+    return changes
+
+
+def _differ(then: Mapping[str, Any], now: Mapping[str, Any], name: str) -> bool:
+    """Whether a value is another: one that is no number is itself."""
+    return bool(then.get(name) != now.get(name) and json.dumps(then.get(name)) != json.dumps(now.get(name)))
 
 
 def changes_from(
     record: Mapping[str, Any], found: Mapping[str, Any], path: Path, allow: Collection[str]
 ) -> list[str]:
     """Return what is not as it was recorded and is allowed; raises as `refuse_changes` does for the rest."""
-    changes = environment_changes(record, found)
-    for kind in ("settings", "digests", "numerics"):
-        then, now = record[kind], found[kind]
-        if then is not None:
-            names = {**then, **now}
-            changes |= {name: (then.get(name), now.get(name)) for name in names if then.get(name) != now.get(name)}
-    known = [*found["settings"], *(record["settings"] or {}), "data", *found["numerics"], *NAMES]
+    changes = machine_changes(record, found) | made_from_changes(record, found)
+    settings = [*found["settings"], *(record["settings"] or {})]
+    known = [*settings, "data", *(f"parts.{name}" for name in found["parts"]), *found["numerics"], *NAMES]
 
     def flag(names: Iterable[str]) -> str:
         return f"track(..., allow={list(names)!r})"

@@ -78,11 +78,41 @@ def stopping_on_signals(second: Second = "leaves") -> Iterator[StopRequest]:
     try:
         yield _answering.request
     finally:
-        _answering.num_contexts -= 1
-        if _answering.num_contexts == 0:
-            before, _answering = _answering.before, None
+        _end_context()
+
+
+def _end_context() -> None:
+    """Leave a context; after the last one the handlers are put back, where this thread may do that."""
+    global _answering
+    if _answering is None:  # in a forked child
+        return
+    _answering.num_contexts -= 1
+    if _answering.num_contexts == 0:
+        before, _answering = _answering.before, None
+        # elsewhere, such as where another thread closes a run, they stay and hand on what comes
+        if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _end_in_child() -> None:
+    """Let a forked child be terminated by SIGTERM. It goes on ignoring what a terminal sends to all processes."""
+    global _answering
+    if _answering is not None:
+        before, _answering = _answering.before[signal.SIGTERM], None
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+os.register_at_fork(after_in_child=_end_in_child)
+
+
+def _hand_on(number: int, frame: FrameType | None, handler: Any) -> None:
+    """Do with a signal what was done with it before this module took it."""
+    if callable(handler):
+        handler(number, frame)
+    elif handler != signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
 
 def _answer_with(request: StopRequest, second: Second) -> dict[signal.Signals, Any]:
@@ -93,7 +123,9 @@ def _answer_with(request: StopRequest, second: Second) -> dict[signal.Signals, A
     def handle(number: int, frame: FrameType | None) -> None:
         if os.getpid() != process:  # a loader's worker process: it lives until its parent has saved
             return
-        if request.name is None:
+        if _answering is None or _answering.request is not request:  # the runs that it was for have ended
+            _hand_on(number, frame, before[signal.Signals(number)])
+        elif request.name is None:
             request.name = signal.Signals(number).name
             # print could be interrupted within itself
             also = "; a second signal leaves at once" if second != "changes nothing" else ""
@@ -102,11 +134,9 @@ def _answer_with(request: StopRequest, second: Second) -> dict[signal.Signals, A
         elif second == "leaves":
             os._exit(INTERRUPTED)
         elif second == "is not ours":
-            handler = before[signal.Signals(number)]
-            if callable(handler):
-                handler(number, frame)
-            elif handler == signal.SIG_DFL:
+            if before[signal.Signals(number)] == signal.SIG_DFL:
                 os._exit(INTERRUPTED)
+            _hand_on(number, frame, before[signal.Signals(number)])
 
     # under nohup a process is to outlive its terminal
     ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()

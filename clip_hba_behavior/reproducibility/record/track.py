@@ -23,7 +23,12 @@ from clip_hba_behavior.reproducibility.record.protocol import EpochDone, Event, 
 from clip_hba_behavior.reproducibility.record.tracked import TrackedState, ledger_leaves
 from clip_hba_behavior.reproducibility.state.compare import compare_leaves
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, StoppedError
-from clip_hba_behavior.reproducibility.state.rng import RngState, capture_rng_state, restore_rng_state
+from clip_hba_behavior.reproducibility.state.rng import (
+    RngState,
+    capture_rng_state,
+    refuse_no_rng_state,
+    restore_rng_state,
+)
 from clip_hba_behavior.reproducibility.state.snapshot import snapshot
 from clip_hba_behavior.reproducibility.state.tree import copy_tree, tree_digest, tree_leaves
 
@@ -46,7 +51,7 @@ class Consumer(Protocol):
 class Run:
     """A run under way: made by `track`."""
 
-    def __init__(self, consumer: Consumer, parts: Parts, device: torch.device) -> None:
+    def __init__(self, consumer: Consumer, parts: Parts, devices: Sequence[torch.device]) -> None:
         """Bring the parts together; nothing is loaded or saved before `epochs`.
 
         Raises:
@@ -59,7 +64,7 @@ class Run:
         """Steps done of the epoch under way."""
         self.metrics: dict[str, Any] = {}
         """What the last completed epoch reported."""
-        self.device = device
+        self.devices = tuple(devices)
         self.parts = dict(parts)
         self._consumer = consumer
         self._key = ""
@@ -127,20 +132,22 @@ class Run:
         Args:
             loss: of the batch, a number or a tensor of one element.
             rows: what the step trained with: row numbers, or any tree of tensors; its digest goes on record, and
-                its length weighs the loss in `mean_loss`.
+                the number of its rows weighs the loss in `mean_loss`: of a tuple or dict of several tensors that
+                of the first.
 
         Raises:
+            BadInputError: the loss is no single number, or `rows` holds something else.
             StoppedError: the loss is infinite or not a number.
             Interrupted: a signal came; the state is saved, and the process ends with exit code 75.
         """
         self._check_step()
-        value = float(loss.item() if isinstance(loss, torch.Tensor) else loss)
+        value = _number(loss)
         epoch, step = self.epoch + 1, self.step_in_epoch + 1
         if not math.isfinite(value):
             raise StoppedError(
                 f"the loss is {value} in epoch {epoch}, step {step}; the last complete state is kept"
             )
-        num_samples = len(rows) if hasattr(rows, "__len__") else 1
+        num_samples = num_rows(rows)
         self._loss_sum += value * num_samples
         self._num_samples += num_samples
         self.step_in_epoch += 1
@@ -165,13 +172,21 @@ class Run:
             raise BadInputError(
                 f"epoch {self._under_way} ends after another number of steps than it has batches\n"
                 f"  found:    {self.step_in_epoch} calls of run.step\n  expected: {self._num_batches}\n"
-                "  call run.step once for each batch"
+                "  call run.step once for each batch; for a shorter epoch ask run.batches for fewer rows"
             )
         row: dict[str, Any] = {"epoch": self._under_way}
         if self._num_samples:
             row["train_loss"] = self.mean_loss
         for name, value in (metrics or {}).items():
-            plain = value.item() if isinstance(value, torch.Tensor | np.generic) else value
+            if not isinstance(name, str) or name in ("epoch", "train_loss"):
+                raise BadInputError(
+                    f"a metric cannot be called {name!r}\n  expected: a text other than epoch and train_loss, "
+                    "which the run adds itself"
+                )
+            is_array = isinstance(value, torch.Tensor | np.ndarray | np.generic)
+            if is_array and math.prod(value.shape) != 1:
+                raise BadInputError(f"metric {name} has shape {tuple(value.shape)}; expected a single number")
+            plain = value.item() if is_array else value
             if not isinstance(plain, bool | int | float | str | None):
                 raise BadInputError(f"metric {name} is a {type(value).__name__}; expected a number or a text")
             row[name] = plain
@@ -202,6 +217,8 @@ class Run:
         It may be called in a loader's worker processes. (torch seeds a CPU generator with 32 bits, so of very many
         some are the same.)
         """
+        if not self._key:
+            raise BadInputError("run.generator was called before run.epochs: the run has no key yet")
         epoch = int(self._epoch_of_generators[0])
         return torch.Generator().manual_seed(_seed(self._key, purpose, epoch, index))
 
@@ -213,14 +230,18 @@ class Run:
 
     def restore(self, state: TrackedState, source: str) -> None:
         """Become the run that a state was taken of. Raises as `restore_parts` does."""
+        refuse_no_rng_state(state.rng_state, source, *self.devices)
+        if state.epoch_start_rng_state is not None:
+            refuse_no_rng_state(state.epoch_start_rng_state, source, *self.devices)
         restore_parts(self.parts, state.parts, source)
+        self._epoch_of_generators[0] = state.epoch
         self._key, self.epoch, self.step_in_epoch = state.key, state.epoch, state.step_in_epoch
         self._loss_sum, self._num_samples = state.loss_sum, state.num_samples
         self._epoch_start, self.metrics = state.epoch_start_rng_state, dict(state.metrics)
         self._batches = None if state.batches is None else list(state.batches)
         self._resumed = state if state.step_in_epoch else None
         self._boundary = None if state.step_in_epoch else state
-        restore_rng_state(state.rng_state)  # last: nothing may draw between this and the next step
+        restore_rng_state(state.rng_state, *self.devices)  # last: nothing may draw between this and the next step
 
     def snapshot(self) -> TrackedState:
         """Copy everything that changes in training."""
@@ -228,7 +249,7 @@ class Run:
             return self._boundary
         return TrackedState(
             parts=states_of(self.parts),
-            rng_state=snapshot(capture_rng_state(self.device)),
+            rng_state=snapshot(capture_rng_state(*self.devices)),
             key=self._key,
             epoch=self.epoch,
             step_in_epoch=self.step_in_epoch,
@@ -243,7 +264,7 @@ class Run:
         """Return a short digest of every tensor and random stream."""
         if self._is_at_boundary and self._boundary is not None:
             return ledger_leaves(self._boundary.parts, self._boundary.rng_state)
-        return ledger_leaves(states_of(self.parts), capture_rng_state(self.device))
+        return ledger_leaves(states_of(self.parts), capture_rng_state(*self.devices))
 
     # --- what must not happen between two events ------------------------------------------------------
 
@@ -254,10 +275,12 @@ class Run:
         if self._resumed is not None:
             if self._epoch_start is None:
                 raise BadInputError("the state within an epoch lacks the random states of the epoch's start")
-            restore_rng_state(self._epoch_start)  # until the first batch: what draws before it draws again
+            restore_rng_state(
+                self._epoch_start, *self.devices
+            )  # until the first batch: what draws before it draws again
             return
         self._refuse_change_after_end()
-        self._epoch_start = snapshot(capture_rng_state(self.device))
+        self._epoch_start = snapshot(capture_rng_state(*self.devices))
 
     def _refuse_change_after_end(self) -> None:
         if self._boundary is not None:
@@ -330,7 +353,7 @@ class Run:
                 "do it after the epoch's batches, before run.end_epoch",
                 with_streams=False,
             )
-            restore_rng_state(resumed.rng_state)
+            restore_rng_state(resumed.rng_state, *self.devices)
         elif self._after_step is not None and self._num_handed_out == self.step_in_epoch:  # nothing was prefetched
             before, self._after_step = self._after_step, None
             self._refuse_change(
@@ -398,10 +421,46 @@ def _seed(key: str, purpose: str, epoch: int, index: int) -> int:
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "little")
 
 
+def _number(loss: Any) -> float:
+    """Return a loss as a float."""
+    try:
+        return float(loss.item() if isinstance(loss, torch.Tensor | np.ndarray) else loss)
+    except (TypeError, ValueError, RuntimeError) as error:
+        shape = f" of shape {tuple(loss.shape)}" if hasattr(loss, "shape") else ""
+        raise BadInputError(
+            f"run.step was given a {type(loss).__name__}{shape} as the loss; expected a single number"
+        ) from error
+
+
+def num_rows(rows: Any) -> int:
+    """Return how many rows a batch has: of a tuple or dict of several tensors, those of the first."""
+    if isinstance(rows, torch.Tensor | np.ndarray):
+        return len(rows) if rows.ndim else 1
+    if isinstance(rows, Mapping):
+        return num_rows(next(iter(rows.values()))) if rows else 1
+    if isinstance(rows, list | tuple):
+        holds_several = bool(rows) and isinstance(rows[0], torch.Tensor | np.ndarray | Mapping | list | tuple)
+        return num_rows(rows[0]) if holds_several else len(rows)
+    return 1
+
+
 def _rows_digest(rows: Any) -> str:
+    return tree_digest(copy_tree(_with_tensors(rows), "rows"))[:16]
+
+
+def _with_tensors(rows: Any) -> Any:
+    """Return a tree with a tensor for each array."""
     if isinstance(rows, np.ndarray):
-        rows = torch.from_numpy(np.ascontiguousarray(rows))
-    return tree_digest(copy_tree(rows, "rows"))[:16]
+        try:
+            return torch.from_numpy(np.ascontiguousarray(rows))
+        except TypeError as error:
+            raise BadInputError(f"rows hold an array of {rows.dtype}; expected numbers") from error
+    if isinstance(rows, Mapping):
+        return {key: _with_tensors(item) for key, item in rows.items()}
+    if isinstance(rows, list | tuple) and not all(type(each) is int for each in rows):
+        copied = [_with_tensors(each) for each in rows]
+        return tuple(copied) if isinstance(rows, tuple) else copied
+    return rows
 
 
 __all__ = ["Part", "Run"]

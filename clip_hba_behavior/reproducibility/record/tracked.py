@@ -23,10 +23,21 @@ _FORMAT = "state of a tracked run"
 _STATE_FILE = re.compile(r"epoch(\d+)(?:_step(\d+))?\.pth")
 _MAX_RECORD = 16 * MIB
 _RECORD_KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("digests", "versions", "variables", "numerics"), (dict,)),
+    **dict.fromkeys(("digests", "versions", "variables", "numerics", "parts"), (dict,)),
     "settings": (dict, type(None)),  # none yet in a fork that was not opened
+    "parent": (dict, type(None)),
     "drift": (list,),
 }
+_STATE_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("parts", "rng_state", "metrics"), (dict,)),
+    "key": (str,),
+    **dict.fromkeys(("epoch", "step_in_epoch", "num_samples"), (int,)),
+    "loss_sum": (float,),
+    "batches": (list, type(None)),
+    "epoch_start_rng_state": (dict, type(None)),
+}
+_MAX_STATE_BYTES = 1024 * 1024 * MIB
+_MAX_LEAVES = 1_000  # of the ledger's lines: they would outgrow the states
 
 
 @dataclass(frozen=True)
@@ -76,12 +87,15 @@ class TrackedState:
 
 
 def ledger_leaves(parts: Mapping[str, Tree], rng_state: RngState) -> dict[str, str]:
-    """Return a short digest of every tensor of the parts and of each random stream, for the ledger."""
-    found = {
-        f"{name}{path}": leaf_digest(leaf)[:16]
-        for name, value in parts.items()
-        for path, leaf in tree_leaves(value)
-    }
+    """Return a short digest of every tensor of the parts and of each random stream, for the ledger.
+
+    Of parts with very many leaves it is one digest for each part.
+    """
+    leaves = {f"{name}{path}": leaf for name, value in parts.items() for path, leaf in tree_leaves(value)}
+    if len(leaves) > _MAX_LEAVES:
+        found = {name: tree_digest(value)[:16] for name, value in parts.items()}
+    else:
+        found = {path: leaf_digest(leaf)[:16] for path, leaf in leaves.items()}
     return found | {f"rng_state/{name}": tree_digest(stream)[:16] for name, stream in rng_state.items()}
 
 
@@ -138,7 +152,7 @@ class TrackedDirectory:
         path = self.state_file(state.position())
         self.checkpoints.mkdir(exist_ok=True)
         try:
-            publish(path, state_bytes(state, provenance))
+            publish(path, state_bytes(path, state, provenance))
         except FileExistsError as error:
             found, now = read_state(path)[0].digest(), state.digest()
             if found != now:
@@ -159,20 +173,25 @@ class TrackedDirectory:
         except (OSError, ValueError, RecursionError) as error:
             raise BadInputError(f"{self.record_file} cannot be read: {error}") from error
         for key, kind in _RECORD_KINDS.items():
-            if not isinstance(record, dict) or not isinstance(record.get(key), kind):
+            if not isinstance(record, dict) or key not in record or not isinstance(record[key], kind):
                 raise BadInputError(
-                    f"{self.record_file} is no record of a run: {key} is missing or of another kind"
+                    f"{self.record_file} is no record of a run: {key} is missing or of another kind\n"
+                    "  put back a copy of it; every state holds the same under provenance: clip-hba inspect"
                 )
-        return dict(record)
+        return dict(record) | {"drift": [str(each) for each in record["drift"]]}
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Put `run.json` in its place."""
         replace(self.record_file, (json.dumps(dict(record), indent=1) + "\n").encode())
 
 
-def state_bytes(state: TrackedState, provenance: Mapping[str, Any]) -> bytes:
-    """Return a state's file."""
-    return to_bytes(
+def state_bytes(path: Path, state: TrackedState, provenance: Mapping[str, Any]) -> bytes:
+    """Return the content of a state's file.
+
+    Raises:
+        BadInputError: it has more parts than `read_state` takes; `path` is named.
+    """
+    content = to_bytes(
         {
             "format": _FORMAT,
             "format_version": FORMAT_VERSION,
@@ -181,11 +200,13 @@ def state_bytes(state: TrackedState, provenance: Mapping[str, Any]) -> bytes:
             "provenance": dict(provenance),
         }
     )
+    safe_load.refuse_unreadable(content, path, _FORMAT)
+    return content
 
 
 def is_state(path: Path) -> bool:
     """Whether a file says that it is the state of a tracked run. Raises as `safe_load.load` does."""
-    return safe_load.load(path).get("format") == _FORMAT
+    return safe_load.load(path, max_bytes=_MAX_STATE_BYTES).get("format") == _FORMAT
 
 
 def read_state(path: Path) -> tuple[TrackedState, dict[str, Any]]:
@@ -193,9 +214,10 @@ def read_state(path: Path) -> tuple[TrackedState, dict[str, Any]]:
 
     Raises:
         AnotherFormatError: it is of a later version of this package.
+        UnreadableError: it cannot be read just now.
         BadInputError: it is not there, damaged, or no such state.
     """
-    content = safe_load.load(path)
+    content = safe_load.load(path, max_bytes=_MAX_STATE_BYTES)
     if content.get("format") != _FORMAT:
         raise BadInputError(f"{path} is no {_FORMAT}")
     version = content.get("format_version")
@@ -208,6 +230,9 @@ def read_state(path: Path) -> tuple[TrackedState, dict[str, Any]]:
     names = {each.name for each in fields(TrackedState)}
     if not isinstance(tree, dict) or tree.keys() != names or not isinstance(provenance, dict):
         raise BadInputError(f"{path} is no {_FORMAT}: parts of it are missing")
+    for name, kinds in _STATE_KINDS.items():
+        if type(tree[name]) not in kinds:
+            raise BadInputError(f"{path} is no {_FORMAT}: {name} is a {type(tree[name]).__name__}")
     state = TrackedState(**tree)
     found = state.digest()
     if found != content.get("state_digest"):
@@ -253,7 +278,15 @@ class TrackedFiles:
         Raises:
             BadInputError: the file is damaged.
         """
-        return read_state(self.files[number])[0] if number in self.files else None
+        return self.read(number)[0] if number in self.files else None
+
+    def read(self, number: int) -> tuple[TrackedState | None, dict[str, Any]]:
+        """Return the state after an epoch, and its provenance; None and nothing where there is no file.
+
+        Raises:
+            BadInputError: the file is damaged.
+        """
+        return read_state(self.files[number]) if number in self.files else (None, {})
 
     def epoch(self, number: int) -> Epoch:
         """Return all that is recorded of an epoch, and where the records contradict each other."""

@@ -11,11 +11,18 @@ from clip_hba_behavior.reproducibility.record.judge import Claim, Level, Toleran
 from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH
 from clip_hba_behavior.reproducibility.record.parts import Part
 from clip_hba_behavior.reproducibility.record.protocol import EpochDone, Event, Replay
-from clip_hba_behavior.reproducibility.record.recording import changes_from, describe_run, device_of, tracking_by
+from clip_hba_behavior.reproducibility.record.recording import (
+    changes_from,
+    describe_run,
+    devices_of,
+    machine_changes,
+    made_from_changes,
+    tracking_by,
+)
 from clip_hba_behavior.reproducibility.record.session import Report
 from clip_hba_behavior.reproducibility.record.track import Run
 from clip_hba_behavior.reproducibility.record.tracked import TrackedFiles, TrackedState
-from clip_hba_behavior.reproducibility.state.environment import environment_changes, sentences
+from clip_hba_behavior.reproducibility.state.environment import sentences
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.rng import undisturbed_generators
 
@@ -105,7 +112,10 @@ def verify(
     """
     files = TrackedFiles(Path(path).expanduser().absolute())
     known = [epoch for epoch in files.epochs() if epoch > min(files.epochs())]
-    skipped = [epoch for epoch in known if epoch - 1 not in files.files] if epochs is None else []
+    keeps_all = files.record.get("keep_checkpoints", "all") == "all"  # then a state that is not there is lost
+    skipped = (
+        [epoch for epoch in known if epoch - 1 not in files.files] if epochs is None and not keeps_all else []
+    )
     wanted = sorted(set(known) - set(skipped) if epochs is None else epochs)
     if unknown := sorted(set(wanted) - set(known)):
         raise BadInputError(f"{files.directory.path} has no epoch {unknown[0]}\n  found:    {known}")
@@ -113,13 +123,11 @@ def verify(
         raise BadInputError(f"{files.directory.path} has no completed epoch to verify")
     replaying = _Replaying(files, report)
     with undisturbed_generators(), tracking_by(replaying.track):
-        for number in wanted:
-            # from its beginning for each epoch: an object that is no part must not bring its value along
+        # Each epoch from the loop's beginning, and the last one first: what is no part, and outlives the loop in
+        # its module, would else bring the value along that it had in the run.
+        for number in sorted(wanted, reverse=True):
             replaying.wanted = [number]
-            if "track" in inspect.signature(main).parameters:
-                main(track=replaying.track)
-            else:
-                main()
+            _train(main, replaying.track)
     if not replaying.has_run:
         raise BadInputError("main(track) did not iterate over the epochs of a run that track gave it")
     found = {each.epoch: each for each in replaying.found}
@@ -137,6 +145,18 @@ def verify(
     )
 
 
+def _train(main: Callable[..., Any], track: Callable[..., Run]) -> None:
+    """Call the user's function, which may end as a script does."""
+    try:
+        if "track" in inspect.signature(main).parameters:
+            main(track=track)
+        else:
+            main()
+    except SystemExit as error:
+        if error.code not in (None, 0):
+            raise BadInputError(f"main left by sys.exit({error.code!r}), which says that it failed") from error
+
+
 class _Replaying:
     """The consumer of a run that is trained again."""
 
@@ -147,6 +167,7 @@ class _Replaying:
         self.wanted: list[int] = []
         self._files, self._report = files, report
         self._replay: Replay | None = None
+        self._made_from: Mapping[str, Any] = {}
 
     def track(
         self,
@@ -161,14 +182,14 @@ class _Replaying:
         **parts: Part,
     ) -> Run:
         """Stand for the real `track`: where the run is and how it is kept is known."""
-        record, device = self._files.record, device_of(parts)
-        found = describe_run(parts, settings, data, device)
-        environment = environment_changes(record, found)
-        changes_from(record, found, self._files.directory.path, list(environment))
-        reasons = (*sentences(environment), *record["drift"])
+        record, devices = self._files.record, devices_of(parts)
+        found = self._made_from = describe_run(parts, settings, data, devices[0])
+        machine = machine_changes(record, found)
+        changes_from(record, found, self._files.directory.path, list(machine))
+        reasons = (*sentences(machine), *record["drift"])
         if reasons:
             self.claim = Claim("L2", reasons)
-        return Run(self, parts, device)
+        return Run(self, parts, devices)
 
     def epochs(self, run: Run, last: int) -> Iterator[int]:
         """Restore the state before each epoch, yield it, and compare."""
@@ -178,16 +199,28 @@ class _Replaying:
                 continue
             try:
                 start = self._files.state(number - 1)
+                why = self._why_not(number, start)
             except BadInputError as error:
-                self.found.append(EpochVerification(number, Verdict.UNTESTED, (), str(error)))
-                continue
-            if start is None:
-                why = f"there is no state after epoch {number - 1}"
+                why = str(error)
+            if start is None or why:
                 self.found.append(EpochVerification(number, Verdict.UNTESTED, (), why))
                 continue
             run.restore(start, str(self._files.files[number - 1]))
             self._replay = Replay(run, self._report)
             yield number
+
+    def _why_not(self, number: int, start: TrackedState | None) -> str:
+        """Say why an epoch cannot be tested by this loop; empty if it can."""
+        if start is None:
+            return f"there is no state after epoch {number - 1}"
+        try:
+            _, then = self._files.read(number)
+        except BadInputError:
+            return ""  # the comparison names what is wrong with it
+        if any(f"after epoch {number - 1}, step " in each for each in self._files.record["drift"]):
+            return "it was continued otherwise within the epoch, on request"
+        changes = made_from_changes({**self._files.record, **then}, self._made_from)
+        return f"it was trained otherwise: {'; '.join(sentences(changes))}" if changes else ""
 
     def record(self, event: Event) -> None:
         """Keep what the ledger would record."""
@@ -226,10 +259,11 @@ class RunDifference:
 
     Attributes:
         runs: the two directories.
-        epochs: how many epochs both have.
+        epochs: how many epochs both have a record of, the one under way included.
         epoch: the first in which they differ; None if in none.
         differences: all in that epoch, in the order of time.
         settings: what they were made from and is not the same, a text each.
+        problems: what of their records is damaged or contradicts itself, and so was not compared.
     """
 
     runs: tuple[str, str]
@@ -237,20 +271,22 @@ class RunDifference:
     epoch: int | None
     differences: tuple[Difference, ...]
     settings: tuple[str, ...]
+    problems: tuple[str, ...] = ()
 
     def equal(self) -> bool:
-        """Whether all that both recorded is the same."""
-        return self.epoch is None
+        """Whether all that both recorded is the same, and nothing of it is damaged."""
+        return self.epoch is None and not self.problems
 
     def __str__(self) -> str:
         """Name the first difference and what may have made it."""
         lines = [f"A: {self.runs[0]}", f"B: {self.runs[1]}"]
         if self.epoch is None:
-            lines.append(f"equal in all of {self.epochs} epochs that both have")
+            but = ", but for what is damaged" if self.problems else ""
+            lines.append(f"equal in all of {self.epochs} epochs that both have{but}")
         else:
             lines.append(f"first difference: epoch {self.epoch}, {describe_difference(self.differences[0])}")
             lines += [f"  {describe_difference(each)}" for each in self.differences[1:6]]
-        return "\n".join([*lines, *self.settings])
+        return "\n".join([*lines, *(f"problem: {each}" for each in self.problems), *self.settings])
 
 
 def diff(first: str | Path, second: str | Path) -> RunDifference:
@@ -265,11 +301,12 @@ def diff(first: str | Path, second: str | Path) -> RunDifference:
     """
     pair = [TrackedFiles(Path(each).expanduser().absolute()) for each in (first, second)]
     runs = (str(pair[0].directory.path), str(pair[1].directory.path))
-    common = sorted(set(pair[0].epochs()) & set(pair[1].epochs()))
+    known = [{*each.epochs(), *each.ledger.epochs()} for each in pair]  # the epoch under way has steps alone
+    common = sorted(known[0] & known[1])
     if not common:
         raise BadInputError(
             "the two runs have no epoch in common\n"
-            + "\n".join(f"  {each.directory.path}: {list(each.epochs())}" for each in pair)
+            + "\n".join(f"  {each.directory.path}: {sorted(own)}" for each, own in zip(pair, known, strict=True))
         )
     settings = []
     for kind in ("settings", "digests", "numerics", "versions"):
@@ -279,12 +316,16 @@ def diff(first: str | Path, second: str | Path) -> RunDifference:
             for name in {**a, **b}
             if a.get(name) != b.get(name)
         ]
+    problems = [f"{name}: {each}" for name, files in zip("AB", pair, strict=True) for each in files.problems]
     for number in common:
         epochs = [each.epoch(number) for each in pair]
+        problems += [
+            f"{name}: {each.text}" for name, own in zip("AB", epochs, strict=True) for each in own.contradictions
+        ]
         found = tuple(each for each in compare_epochs(*epochs) if each.source != "records")
         if found:
-            return RunDifference(runs, len(common), number, found, tuple(settings))
-    return RunDifference(runs, len(common), None, (), tuple(settings))
+            return RunDifference(runs, len(common), number, found, tuple(settings), tuple(problems))
+    return RunDifference(runs, len(common), None, (), tuple(settings), tuple(problems))
 
 
 def describe_difference(difference: Difference) -> str:

@@ -1,5 +1,6 @@
 """Open a zip archive made by `torch.save` or TorchScript, or refuse what is none; its records are not read yet."""
 
+import errno
 import io
 import pickle
 import struct
@@ -7,12 +8,13 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.errors import BadInputError, UnreadableError
 from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_regular
 
 MAX_FILE_BYTES = 8 * 1024 * MIB  # ViT-L/14@336px has 1.7 GB in float32
-_MAX_DIRECTORY_BYTES = 4 * MIB
+_MAX_DIRECTORY_BYTES = 8 * MIB  # a state of 90,000 tensors
 
 # What a damaged or forged archive makes zipfile, the unpickler and torch raise.
 LOADING_ERRORS = (
@@ -30,6 +32,11 @@ LOADING_ERRORS = (
     TypeError,
     ValueError,
 )
+# What the machine, and not a file's content, makes a read fail with.
+_PASSING = {
+    getattr(errno, name)
+    for name in ("EIO", "ENOMEM", "EMFILE", "ENFILE", "EACCES", "EPERM", "ESTALE", "ETIMEDOUT", "ENXIO", "ENODEV")
+}
 
 
 @contextmanager
@@ -40,22 +47,34 @@ def open_archive(
 
     Raises:
         BadInputError: no such file, or no archive of `torch.save` or TorchScript.
+        UnreadableError: it cannot be read just now.
     """
     try:
         file = open_regular(path, max_bytes)
     except FileNotFoundError:
         raise BadInputError(f"there is no {what} {path}") from None
     except OSError as error:
-        raise BadInputError(f"{path} is no {what}: {error}") from None
+        raise unreadable(path, what, error) or BadInputError(f"{path} is no {what}: {error}") from None
     with file:
         size = file.seek(0, io.SEEK_END)
         try:
-            _check_directory(file, size)
+            check_directory(file, size)
             archive = zipfile.ZipFile(file)
         except LOADING_ERRORS as error:
-            raise BadInputError(f"{path} is no {what}, or a torn one ({size} bytes): {reason(error)}") from error
+            raise unreadable(path, what, error) or BadInputError(
+                f"{path} is no {what}, or a torn one ({size} bytes): {reason(error)}"
+            ) from error
         with archive:
             yield file, archive
+
+
+def unreadable(path: Path, what: str, error: Exception) -> UnreadableError | None:
+    """Return the refusal of a file that cannot be read just now; None where the error is of its content."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _PASSING):
+        return UnreadableError(
+            f"{what} {path} cannot be read just now: {reason(error)}\n  it stays where it is; try again"
+        )
+    return None
 
 
 def reason(error: Exception) -> str:
@@ -63,7 +82,7 @@ def reason(error: Exception) -> str:
     return str(error).splitlines()[0][:300] if str(error) else type(error).__name__
 
 
-def _check_directory(file: io.BufferedReader, size: int) -> None:
+def check_directory(file: BinaryIO, size: int) -> None:
     """Refuse an archive that does not end with its one directory and that directory's end record.
 
     zipfile holds the whole directory in memory, and torch's reader could find another one than zipfile.

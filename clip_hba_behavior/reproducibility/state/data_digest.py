@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
-from clip_hba_behavior.reproducibility.state.tree import copy_tree, tree_digest
+from clip_hba_behavior.reproducibility.state.tree import SCALARS, copy_tree, key_of, plain_scalar, tree_digest
 
 
 def data_digest(*values: Any) -> str:
@@ -34,11 +34,13 @@ def _as_tree(value: Any, name: str) -> Any:
     if isinstance(value, Path):
         return _of_path(value)
     if isinstance(value, dict):
-        return {key: _as_tree(item, f"{name}/{key}") for key, item in value.items()}
+        return {key_of(key, name): _as_tree(item, f"{name}/{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_as_tree(item, f"{name}/{index}") for index, item in enumerate(value)]
     if isinstance(value, torch.Tensor):
         return value
+    if value is None or isinstance(value, SCALARS):
+        return plain_scalar(value)  # nothing of it is written, so it may be of any length
     return copy_tree(value, name)
 
 

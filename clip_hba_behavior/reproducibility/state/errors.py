@@ -13,6 +13,10 @@ class AnotherFormatError(BadInputError):
     """A file of a later version of this package: it is complete, only not for this program to read."""
 
 
+class UnreadableError(BadInputError):
+    """A file cannot be read just now, by the fault of memory or disk, which says nothing of its content."""
+
+
 class InterruptedRunError(ClipHbaError):
     """A signal asked the run to leave; what there was to save is saved (exit code 75).
 

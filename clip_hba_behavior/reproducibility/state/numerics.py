@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend
@@ -66,6 +67,35 @@ def apply_numerics(num_threads: int, deterministic: bool, tf32: bool) -> None:
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
+
+
+def describe_numerics() -> dict[str, bool | int | str]:
+    """Return what of this process's settings changes bits, by name."""
+    return {
+        "num_threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        "tf32": _allows_tf32(torch.backends.cuda.matmul, torch.backends.cuda.matmul),
+        "cudnn_tf32": _allows_tf32(torch.backends.cudnn, getattr(torch.backends.cudnn, "conv", None)),
+        "cpu_matmul_precision": _precision("matmul"),
+        "cpu_conv_precision": _precision("conv"),
+    }
+
+
+def _allows_tf32(owner: Any, newer: Any) -> bool:
+    """Read a switch of TF32. Once `fp32_precision`, its newer name, was set, torch does not tell it by the old."""
+    try:
+        return bool(owner.allow_tf32)
+    except RuntimeError:
+        return bool(newer.fp32_precision == "tf32")
+
+
+def _precision(operation: str) -> str:
+    """Return how oneDNN may round float32 products on a CPU; `none` and `ieee` are both not at all."""
+    switch = getattr(getattr(torch.backends, "mkldnn", None), operation, None)  # since torch 2.9
+    found = str(getattr(switch, "fp32_precision", "none"))
+    return "none" if found == "ieee" else found
 
 
 @contextmanager

@@ -22,14 +22,22 @@ from typing import Any
 
 import torch
 
-from clip_hba_behavior.reproducibility.state.archive import LOADING_ERRORS, MAX_FILE_BYTES, open_archive, reason
-from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.archive import (
+    LOADING_ERRORS,
+    MAX_FILE_BYTES,
+    check_directory,
+    open_archive,
+    reason,
+    unreadable,
+)
+from clip_hba_behavior.reproducibility.state.errors import BadInputError, UnreadableError
 from clip_hba_behavior.reproducibility.state.untrusted import MIB
 
-_MAX_PICKLE_BYTES = 16 * MIB
-_MAX_OPCODES = 300_000
-_MAX_ITEMS = 1_000_000
-_MAX_DEPTH = 50
+_MAX_PICKLE_BYTES = 64 * MIB
+_MAX_OPCODES = 4_000_000  # 35 for a tensor: a state of 100,000
+_MAX_ITEMS = 4_000_000
+MAX_DEPTH = 50
+MAX_LENGTH_OF_BYTES = 4 * 624  # of a random state
 _MAX_DIMENSIONS = 25
 _STORAGES = {
     "torch FloatStorage": torch.float32,
@@ -80,6 +88,7 @@ def load(path: Path, what: str = "checkpoint", max_bytes: int = MAX_FILE_BYTES) 
 
     Raises:
         BadInputError: no such file, no such archive, a damaged one, or one that holds anything else.
+        UnreadableError: it cannot be read just now.
     """
     with open_archive(path, what, max_bytes) as (file, archive):
         pickled = _check_records(path, what, file, archive)
@@ -94,7 +103,9 @@ def load(path: Path, what: str = "checkpoint", max_bytes: int = MAX_FILE_BYTES) 
         except BadInputError:
             raise
         except LOADING_ERRORS as error:
-            raise BadInputError(f"{path} is no {what}: {reason(error)}") from error
+            raise unreadable(path, what, error) or BadInputError(
+                f"{path} is no {what}: {reason(error)}"
+            ) from error
     _check_kinds(path, what, copied)
     return copied
 
@@ -122,7 +133,35 @@ def _check_records(path: Path, what: str, file: io.BufferedReader, archive: zipf
     except BadInputError:
         raise
     except LOADING_ERRORS as error:
-        raise BadInputError(f"{path} is no {what}, or a torn one ({size} bytes): {reason(error)}") from error
+        raise unreadable(path, what, error) or BadInputError(
+            f"{path} is no {what}, or a torn one ({size} bytes): {reason(error)}"
+        ) from error
+
+
+def refuse_unreadable(content: bytes, path: Path, what: str) -> None:
+    """Return if `load` will take what is about to be written: nothing that can be saved may be refused later.
+
+    Args:
+        content: of the file, as `torch.save` made it.
+        path: where it is to be written.
+        what: what it is, for the message.
+
+    Raises:
+        BadInputError: it has too many parts.
+    """
+    file = io.BytesIO(content)
+    try:
+        check_directory(file, len(content))
+        with zipfile.ZipFile(file) as archive:
+            pickled = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
+        if len(pickled) > _MAX_PICKLE_BYTES:
+            raise pickle.UnpicklingError(f"its pickle has {len(pickled)} bytes")
+        _check_pickle(path, what, pickled)
+    except (zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        raise BadInputError(
+            f"{path} was not written, since it could not be read again: {error}\n"
+            "  keep fewer and larger values in it: a tensor for a long list"
+        ) from error
 
 
 def _check_pickle(path: Path, what: str, pickled: bytes) -> None:
@@ -230,7 +269,7 @@ class _NumpyArray(_Tensor):
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, _, data = state
-        if not isinstance(data, bytes) or not isinstance(dtype, _NumpyDtype) or len(data) > 4 * 624:
+        if not isinstance(data, bytes) or not isinstance(dtype, _NumpyDtype) or len(data) > MAX_LENGTH_OF_BYTES:
             raise pickle.UnpicklingError("a NumPy array that is no random state")
         if shape != (len(data) // 4,) or not data or len(data) % 4:
             raise pickle.UnpicklingError(f"a NumPy array of shape {shape!r:.50} that is no random state")
@@ -239,7 +278,7 @@ class _NumpyArray(_Tensor):
 
 def _encode(text: str, encoding: str) -> bytes:
     """Stands for `codecs.encode`, with which pickle's protocol 2 writes bytes."""
-    if encoding != "latin1" or len(text) > 4 * 624:
+    if encoding != "latin1" or len(text) > MAX_LENGTH_OF_BYTES:
         raise pickle.UnpicklingError("bytes that are no random state")
     return text.encode("latin1")
 
@@ -306,6 +345,7 @@ _STAND_INS: dict[str, object] = {
     "numpy ndarray": None,
     "numpy dtype": _StandIn(_NumpyDtype),
     "_codecs encode": _StandIn(_encode),
+    "__builtin__ bytes": _StandIn(lambda: b""),  # how pickle writes no bytes at all
     **{name: _StorageKind(dtype) for name, dtype in _STORAGES.items()},
 }
 
@@ -361,10 +401,16 @@ class _Budget:
             self.num_bytes -= len(value)
         if self.num_bytes < 0 or self.num_items < 0:
             raise BadInputError(f"{self.path} is no {self.what}: its content claims more than the file holds")
-        if depth > _MAX_DEPTH:
-            raise BadInputError(f"{self.path} is no {self.what}: it is nested more than {_MAX_DEPTH} deep")
+        if depth > MAX_DEPTH:
+            raise BadInputError(f"{self.path} is no {self.what}: it is nested more than {MAX_DEPTH} deep")
         if isinstance(value, torch.Tensor):
-            return value.clone(memory_format=torch.contiguous_format)
+            try:
+                # with its strides where it is dense: a fused optimizer's bits depend on them
+                return value.clone(memory_format=torch.preserve_format)
+            except RuntimeError as error:  # torch's way to say that there is no memory
+                raise UnreadableError(
+                    f"{self.what} {self.path} cannot be read just now: {reason(error)}\n  try again"
+                ) from error
         if isinstance(value, dict):
             return {self._key(key): self.copy(item, depth + 1) for key, item in value.items()}
         if isinstance(value, list | tuple):

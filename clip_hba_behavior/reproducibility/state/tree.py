@@ -14,6 +14,7 @@ import torch
 
 from clip_hba_behavior.reproducibility.state.digest import encode
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.safe_load import MAX_DEPTH, MAX_LENGTH_OF_BYTES
 
 ENCODING = 2  # of the digests that `tree_digest` gives; 1 is `digest.digest`
 DTYPES = (
@@ -22,43 +23,90 @@ DTYPES = (
     *(torch.complex64, torch.complex128),
 )
 Tree: TypeAlias = Any  # nested dicts, lists and tuples of tensors, numbers, texts, bytes and None
-_SCALARS = (bool, int, float, str, bytes)
+_MAX_DEPTH = MAX_DEPTH - 10  # what a state's file adds around it
+_MAX_BITS = 2000  # 255 bytes in a pickle
+SCALARS = (bool, int, float, str, bytes)
 _ESCAPES = str.maketrans({"~": "~~", "/": "~s", "[": "~l", "(": "~t", "{": "~k"})
 
 
 def copy_tree(value: object, name: str = "state") -> Tree:
     """Copy a tree: every tensor detached, on the CPU and in memory of its own, every container a plain one.
 
+    A tensor that is dense keeps its strides, such as those of channels_last: kernels of optimizers depend on them.
+
     Args:
-        value: the tree. Subclasses of dict, list, tuple and of the scalars become these.
+        value: the tree. Subclasses of dict, list, tuple, `torch.Tensor` and of the scalars become these.
         name: of the tree, for the message.
 
     Raises:
-        BadInputError: it holds something of another kind; names where.
+        BadInputError: it holds something of another kind, or what no file could give back; names where.
     """
+    return _copy(value, name, 0)
+
+
+def _copy(value: object, name: str, depth: int) -> Tree:
+    if depth > _MAX_DEPTH:
+        raise BadInputError(f"{name} is nested more than {_MAX_DEPTH} deep, which cannot be saved")
     if isinstance(value, torch.Tensor):
-        if value.layout != torch.strided or value.dtype not in DTYPES:
-            raise BadInputError(f"{name} is a tensor that cannot be saved: {value.layout}, {value.dtype}")
-        return value.detach().to("cpu", copy=True).contiguous()
+        return _copy_tensor(value, name)
     if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str | int) or isinstance(key, bool):
-                raise BadInputError(f"{name} has a key that is neither text nor integer: {key!r}")
-        return {_plain(key): copy_tree(item, f"{name}/{key}") for key, item in value.items()}
+        return {key_of(key, name): _copy(item, f"{name}/{key}", depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        copied = [copy_tree(item, f"{name}/{index}") for index, item in enumerate(value)]
+        copied = [_copy(item, f"{name}/{index}", depth + 1) for index, item in enumerate(value)]
         return tuple(copied) if isinstance(value, tuple) else copied
-    if value is None or isinstance(value, _SCALARS):
-        return _plain(value)
+    if value is None or isinstance(value, SCALARS):
+        _refuse_unwritable(value, name)
+        return plain_scalar(value)
     raise BadInputError(
         f"{name} is a {type(value).__module__}.{type(value).__qualname__}, which cannot be saved bit for bit\n"
         "  expected: tensors, numbers, texts, bytes, None, and dicts and lists of them"
     )
 
 
-def _plain(value: Any) -> Any:
+def _copy_tensor(value: torch.Tensor, name: str) -> torch.Tensor:
+    if torch.nn.parameter.is_lazy(value):
+        raise BadInputError(f"{name} has no shape yet\n  let a batch through the model first")
+    is_wrapper = type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__  # such as a DTensor
+    if value.layout != torch.strided or value.dtype not in DTYPES or value.is_meta or is_wrapper:
+        kind = f"{type(value).__name__}, {value.layout}, {value.dtype}, on {value.device}"
+        raise BadInputError(f"{name} is a tensor that cannot be saved: {kind}")
+    plain = value.detach().as_subclass(torch.Tensor)
+    return plain.resolve_conj().resolve_neg().to("cpu", copy=True)
+
+
+def key_of(key: object, name: str) -> str | int:
+    """Return a dict's key as one of Python's own.
+
+    Raises:
+        BadInputError: it is neither text nor integer; `name` is that of the dict.
+    """
+    if not isinstance(key, str | int) or isinstance(key, bool):
+        raise BadInputError(f"{name} has a key that is neither text nor integer: {key!r}")
+    plain: str | int = plain_scalar(key)
+    _refuse_unwritable(plain, f"a key of {name}")
+    return plain
+
+
+def _refuse_unwritable(value: object, name: str) -> None:
+    if isinstance(value, bytes) and len(value) > MAX_LENGTH_OF_BYTES:
+        raise BadInputError(
+            f"{name} cannot be saved\n  found:    {len(value)} bytes\n  expected: at most {MAX_LENGTH_OF_BYTES}\n"
+            "  make a tensor of them: torch.frombuffer(bytearray(value), dtype=torch.uint8)"
+        )
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise BadInputError(f"{name} is a text that no file can hold: {error}") from error
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        raise BadInputError(f"{name} cannot be saved: an integer of {value.bit_length()} bits")
+
+
+def plain_scalar(value: Any) -> Any:
     """Return a scalar as one of Python's own: `numpy.float64` is a float that a safe loader refuses."""
-    for kind in _SCALARS:
+    if isinstance(value, str):
+        return str.__str__(value)  # of a member of an enumeration its value
+    for kind in SCALARS:
         if isinstance(value, kind):
             return kind(value)  # type: ignore[arg-type]
     return value

@@ -1,6 +1,6 @@
 """Whatever has a `state_dict` is saved, and loaded completely or not at all."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from torch import nn
 
 from clip_hba_behavior.reproducibility import BadInputError, load, save
 from clip_hba_behavior.reproducibility.record.parts import states_of
+from clip_hba_behavior.reproducibility.record.tracked import ledger_leaves
 from clip_hba_behavior.reproducibility.state.tree import tree_digest
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
@@ -176,6 +177,98 @@ def test_a_part_that_does_not_become_what_was_saved_is_named(tmp_path: Path) -> 
     with pytest.raises(BadInputError, match="did not become what was saved\n  part/value: 3 != 0"):
         load(tmp_path / "state.pth", part=Forgetful(), model=other)
     assert tree_digest(states_of({"model": other})) == before
+
+
+class Broken(Forgetful):
+    """A part whose own code fails."""
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        raise KeyError("mine")
+
+
+def test_a_part_that_fails_leaves_the_others_as_they_were(tmp_path: Path) -> None:
+    save(tmp_path / "state.pth", model=nn.Linear(2, 2), part=Forgetful())
+    other = nn.Linear(2, 2)
+    before = tree_digest(states_of({"model": other}))
+    with pytest.raises(BadInputError, match="does not fit part\n  KeyError: 'mine'"):
+        load(tmp_path / "state.pth", model=other, part=Broken())
+    assert tree_digest(states_of({"model": other})) == before
+
+
+class Counts:
+    """A part whose state is a mapping with something of its own."""
+
+    def __init__(self) -> None:
+        self.counts: defaultdict[str, int] = defaultdict(int)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.counts = state["counts"]
+
+
+def test_a_defaultdict_keeps_its_factory(tmp_path: Path) -> None:
+    part, other = Counts(), Counts()
+    part.counts["a"] += 2
+    save(tmp_path / "state.pth", part=part)
+    load(tmp_path / "state.pth", part=other)
+    other.counts["b"] += 1
+    assert other.counts == {"a": 2, "b": 1}
+
+
+def many_parts() -> dict[str, Any]:
+    parameters = nn.ParameterList([torch.full((2,), 0.5) for _ in range(3000)])
+    return {"model": parameters, "optimizer": torch.optim.AdamW(parameters, 0.1)}
+
+
+def test_a_model_of_thousands_of_parameters_is_saved_and_loaded(tmp_path: Path) -> None:
+    parts = many_parts()
+    sum(each.sum() for each in parts["model"]).backward()
+    parts["optimizer"].step()
+    save(tmp_path / "new/directory/state.pth", **parts)
+    other = many_parts()
+    load(tmp_path / "new/directory/state.pth", **other)
+    assert tree_digest(states_of(other)) == tree_digest(states_of(parts))
+    leaves = ledger_leaves(states_of(parts), {})
+    assert leaves.keys() == {"model", "optimizer"}  # a line for each tensor would outgrow the states
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
+def test_strides_are_part_of_a_state(kind: str, tmp_path: Path) -> None:
+    """A fused optimizer computes other bits over moments whose strides are not the parameter's."""
+
+    def make_parts() -> dict[str, Any]:
+        torch.manual_seed(0)
+        model = nn.Conv2d(8, 16, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        own = {"AdamW": lambda: torch.optim.AdamW(model.parameters(), 0.1, fused=True),
+               "SGD": lambda: torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, fused=True)}  # fmt: skip
+        return {"model": model, "optimizer": own[kind]()}
+
+    def step(parts: dict[str, Any]) -> None:
+        inputs = torch.randn(4, 8, 6, 6)
+        parts["optimizer"].zero_grad()
+        parts["model"](inputs).square().mean().backward()
+        parts["optimizer"].step()
+
+    def moments(parts: dict[str, Any]) -> list[tuple[int, ...]]:
+        state = parts["optimizer"].state[parts["model"].weight]
+        return [each.stride() for each in state.values() if each.ndim == 4]
+
+    parts, other = make_parts(), make_parts()
+    step(parts)
+    save(tmp_path / "state.pth", **parts)
+    step(parts)
+    load(tmp_path / "state.pth", **other)
+    assert moments(other) == moments(parts) == [parts["model"].weight.stride()] * (2 if kind == "AdamW" else 1)
+    step(other)
+    assert live_digest(other) == live_digest(parts)
+    # the negative twin: moments in another order of memory
+    load(tmp_path / "state.pth", **other)
+    state = other["optimizer"].state[other["model"].weight]
+    state.update({name: each.contiguous() for name, each in state.items() if each.ndim == 4})
+    step(other)
+    assert live_digest(other) != live_digest(parts)
 
 
 @pytest.mark.parametrize("damage", ["cut", "zeros", "another file"])

@@ -1,6 +1,6 @@
 import math
 from collections import Counter, OrderedDict
-from enum import IntEnum
+from enum import Enum, IntEnum
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from clip_hba_behavior.reproducibility import digest
+from clip_hba_behavior.reproducibility.state import safe_load
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.tree import DTYPES, copy_tree, to_bytes, tree_digest, tree_leaves
 
@@ -38,8 +39,6 @@ def test_the_digest_of_a_tree_is_this_one_forever() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_dtype_is_copied_digested_and_read_back(dtype: torch.dtype, tmp_path: Path) -> None:
-    from clip_hba_behavior.reproducibility.state import safe_load
-
     tensor = torch.tensor([0, 1, 1]).to(dtype)
     other = torch.tensor([0, 1, 0]).to(dtype)
     assert tree_digest({"x": copy_tree(tensor)}) == tree_digest({"x": tensor}) != tree_digest({"x": other})
@@ -65,15 +64,66 @@ def test_a_copy_shares_no_memory() -> None:
     assert copied["x"][0].tolist() == [0, 0, 0]
 
 
+def nested(depth: int) -> Any:
+    return [nested(depth - 1)] if depth else 1
+
+
+class Colour(str, Enum):
+    RED = "red"
+
+
+class Image(torch.Tensor):
+    """Such as torchvision's."""
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"", bytes(range(256)), "ä🙂\n", 2**1999, -(2**1999), nested(38), [0.5] * 200_000, Colour.RED, {Colour.RED: 1},
+     torch.zeros(2, 3).as_subclass(Image), torch.ones(2, dtype=torch.complex64).conj(), torch.zeros(3).expand(2, 3),
+     torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last), torch.randn(3, 4).T, torch.randn(9)[::2],
+     list(range(50_000)), torch.nn.Parameter(torch.zeros(2))],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_what_is_copied_can_be_read_back(value: Any, tmp_path: Path) -> None:
+    copied = copy_tree({"x": value})
+    content = to_bytes(copied)
+    safe_load.refuse_unreadable(content, tmp_path / "file", "file")
+    (tmp_path / "file").write_bytes(content)
+    loaded = safe_load.load(tmp_path / "file")
+    assert tree_digest(loaded) == tree_digest(copied)
+    if isinstance(value, torch.Tensor):
+        assert loaded["x"].stride() == copied["x"].stride()
+        assert torch.equal(loaded["x"], value.detach().as_subclass(torch.Tensor))
+
+
+def test_a_member_of_an_enumeration_becomes_its_value() -> None:
+    assert copy_tree([Colour.RED]) == ["red"]
+
+
+def test_what_could_not_be_read_back_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safe_load, "_MAX_OPCODES", 1000)
+    content = to_bytes({"x": [0.5] * 5000})
+    with pytest.raises(BadInputError, match=r"x\.pth was not written, .* more than 1000 parts"):
+        safe_load.refuse_unreadable(content, tmp_path / "x.pth", "state")
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
         ({"a": [object()]}, r"state/a/0 is a builtins\.object"),
         ({1.5: 2}, r"key that is neither text nor integer: 1\.5"),
         ({True: 2}, "key that is neither text nor integer: True"),
-        ({"a": torch.zeros(2).to_sparse()}, "cannot be saved: torch.sparse_coo"),
+        ({"a": torch.zeros(2).to_sparse()}, r"cannot be saved: Tensor, torch\.sparse_coo"),
         ({"a": np.zeros(2)}, r"state/a is a numpy\.ndarray"),
         ({"a": {1, 2}}, r"state/a is a builtins\.set"),
+        # what torch.save writes, and a reader that trusts nobody refuses
+        ({"a": bytes(2497)}, r"state/a cannot be saved\n  found:    2497 bytes"),
+        ({"a": "\ud800"}, "state/a is a text that no file can hold"),
+        ({"\ud800": 1}, "a key of state is a text that no file can hold"),
+        ({"a": 2**2000}, "state/a cannot be saved: an integer of 2001 bits"),
+        (nested(42), "nested more than 40 deep"),
+        ({"a": torch.zeros(2, device="meta")}, r"state/a is a tensor that cannot be saved: .* on meta"),
+        (torch.nn.LazyLinear(3).state_dict(keep_vars=True), "state/weight has no shape yet"),
     ],
 )
 def test_what_has_no_encoding_is_refused_by_its_place(value: object, message: str) -> None:
@@ -113,3 +163,6 @@ def test_the_digest_of_data_tells_values_and_files_apart(tmp_path: Path) -> None
         digest(tmp_path / "nowhere")
     with pytest.raises(BadInputError, match="an array of object"):
         digest(np.array([object()]))
+    with pytest.raises(BadInputError, match=r"value 0 has a key that is neither text nor integer: \(1, 2\)"):
+        digest({(1, 2): 1})
+    assert digest(bytes(10_000)) != digest(bytes(10_001))  # of any length: nothing of it is written
