@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from clip_hba_behavior.reproducibility.record.lines import Position
 from clip_hba_behavior.reproducibility.record.quarantine import describe, keep_file
-from clip_hba_behavior.reproducibility.state.errors import AnotherFormatError, BadInputError
+from clip_hba_behavior.reproducibility.state.errors import AnotherFormatError, BadInputError, UnreadableError
 
 S = TypeVar("S")
 Refused = Sequence[tuple[Path, BadInputError]]  # damaged files, and what is wrong with each
@@ -25,12 +25,13 @@ def newest_complete(files: Mapping[Position, Path], read: Callable[[Path], S]) -
 
     Raises:
         AnotherFormatError: a file of a later version of this package is in the way.
+        UnreadableError: a file cannot be read just now, which does not make an older state the newest.
     """
     refused: list[tuple[Path, BadInputError]] = []
     for _, path in sorted(files.items(), reverse=True):
         try:
             return read(path), refused
-        except AnotherFormatError:
+        except (AnotherFormatError, UnreadableError):
             raise
         except BadInputError as error:
             refused.append((path, error))

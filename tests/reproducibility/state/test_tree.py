@@ -68,7 +68,7 @@ def nested(depth: int) -> Any:
     return [nested(depth - 1)] if depth else 1
 
 
-class Colour(str, Enum):
+class Colour(str, Enum):  # noqa: UP042  # a StrEnum is its value as text already
     RED = "red"
 
 
@@ -78,8 +78,9 @@ class Image(torch.Tensor):
 
 @pytest.mark.parametrize(
     "value",
-    [b"", bytes(range(256)), "ä🙂\n", 2**1999, -(2**1999), nested(38), [0.5] * 200_000, Colour.RED, {Colour.RED: 1},
-     torch.zeros(2, 3).as_subclass(Image), torch.ones(2, dtype=torch.complex64).conj(), torch.zeros(3).expand(2, 3),
+    [b"", bytes(range(256)), "ä🙂\n", 2**1999, -(2**1999), nested(38), [0.5] * 200_000, Colour.RED,
+     {Colour.RED: 1}, torch.zeros(2, 3).as_subclass(Image), torch.ones(2, dtype=torch.complex64).conj(),
+     torch.zeros(3).expand(2, 3),
      torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last), torch.randn(3, 4).T, torch.randn(9)[::2],
      list(range(50_000)), torch.nn.Parameter(torch.zeros(2))],
     ids=lambda value: type(value).__name__,
