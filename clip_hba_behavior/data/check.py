@@ -10,6 +10,7 @@ from clip_hba_behavior.data.survey import Survey, survey_images
 from clip_hba_behavior.data.things import (
     NUM_DIMENSIONS,
     NUM_HUMAN_IMAGES,
+    TARGET_FAULTS,
     AnnotationTable,
     DataError,
     Fault,
@@ -163,7 +164,7 @@ def check_data(
 def _check_table(path: Path, findings: _Findings) -> AnnotationTable | None:
     table, problems = examine_annotations(path)
     faults = [problem.fault for problem in problems]
-    findings.num_bad_targets += faults.count(Fault.NOT_A_NUMBER) + faults.count(Fault.NOT_FINITE)
+    findings.num_bad_targets += sum(fault in TARGET_FAULTS for fault in faults)
     findings.num_duplicates += faults.count(Fault.DUPLICATE)
     findings.problems.extend(problem.message for problem in problems)
     return table

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clip_hba_behavior.data.delimiter import DELIMITERS, find_delimiter
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_regular, open_text, quote, read_rows, shown
 
@@ -31,7 +32,9 @@ _MAX_PROMPTS_BYTES = 2**18
 _MAX_RDM_BYTES = 4 * MIB  # unpacked; the RDM of THINGS has 18 kB
 _MAX_NAME_BYTES = 255  # of a file, on any common file system
 TARGET_COLUMNS = tuple(str(dimension) for dimension in range(NUM_DIMENSIONS))
+_COLUMNS = ("image_name", *TARGET_COLUMNS)
 
+_DECIMAL_COMMA = re.compile(r"\s*[+-]?[\d.]*,\d+(e[+-]?\d+)?\s*", re.IGNORECASE | re.ASCII)
 _NUMERIC_CLASSES = {"double", "single"} | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
 
@@ -49,6 +52,10 @@ class Fault(StrEnum):
     DUPLICATE = "duplicate"
     NOT_A_NUMBER = "not a number"
     NOT_FINITE = "not finite"
+    DECIMAL_COMMA = "written with a decimal comma"
+
+
+TARGET_FAULTS = {Fault.NOT_A_NUMBER, Fault.NOT_FINITE, Fault.DECIMAL_COMMA}
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,8 @@ class AnnotationTable:
 def read_annotations(path: Path) -> AnnotationTable:
     """Read a table of targets: an index column, `image_name`, and the columns 0 to 65.
 
+    Cells are separated by commas, or by semicolons or tabs if the header is.
+
     Raises:
         DataError: The first thing that `examine_annotations` finds wrong.
     """
@@ -96,12 +105,13 @@ def examine_annotations(path: Path) -> tuple[AnnotationTable | None, tuple[Annot
         The table as far as it can be read, nan where a target is no number (None where there are no rows
         to read), and all its problems in the order of the file.
     """
-    rows = (each for each in read_rows(path, _MAX_TABLE_BYTES) if each[1])
     try:
+        delimiter = find_delimiter(path, _MAX_TABLE_BYTES, _COLUMNS)
+        rows = (each for each in read_rows(path, _MAX_TABLE_BYTES, delimiter) if each[1])
         header = next(rows, (0, []))[1]
         if not header:
             return None, (_file_problem(path, "it is empty", "export the table again"),)
-        if faulty := _header_problem(path, header):
+        if faulty := _header_problem(path, header, delimiter):
             return None, (faulty,)
         table, problems = _examine_rows(path, header, rows)
     except FileNotFoundError:
@@ -134,7 +144,10 @@ def _examine_rows(
         numbers = np.full(NUM_DIMENSIONS, np.nan)
         targets.append(numbers)
         if len(cells) != len(header):
-            message = f"it has {len(cells)} cells\n  expected: {len(header)}, as in the header\n  repair the line"
+            advice = "repair the line"
+            if len(cells) >= len(header) + NUM_DIMENSIONS // 2:  # as 0,5 gives two cells
+                advice = "if its numbers have decimal commas, export the table again with decimal points"
+            message = f"it has {len(cells)} cells\n  expected: {len(header)}, as in the header\n  {advice}"
             problems.append(AnnotationProblem(Fault.ROW, f"{path}, line {line}: {message}"))
             continue
         if reason := unsafe_name_reason(name):
@@ -154,11 +167,13 @@ def _examine_rows(
             if value is not None and math.isfinite(value):
                 numbers[dimension] = value
                 continue
-            fault = Fault.NOT_A_NUMBER if value is None else Fault.NOT_FINITE
+            fault, advice = Fault.NOT_FINITE, "repair the value"
+            if value is None:
+                fault = Fault.NOT_A_NUMBER
+            if _DECIMAL_COMMA.fullmatch(cells[column]):
+                fault, advice = Fault.DECIMAL_COMMA, "export the table again with decimal points"
             where = f"{path}, line {line}: image {shown(name)}, column {dimension}"
-            message = (
-                f"{where}: {quote(cells[column])} is {fault}\n  expected: a finite number\n  repair the value"
-            )
+            message = f"{where}: {quote(cells[column])} is {fault}\n  expected: a finite number\n  {advice}"
             problems.append(AnnotationProblem(fault, message))
     together = np.stack(targets) if targets else np.empty((0, NUM_DIMENSIONS))
     return AnnotationTable(path, tuple(names), together), problems
@@ -389,18 +404,21 @@ def _file_problem(path: Path, what: str, advice: str) -> AnnotationProblem:
     return AnnotationProblem(Fault.FILE, f"{path}: {what}\n  {advice}")
 
 
-def _header_problem(path: Path, header: Sequence[str]) -> AnnotationProblem | None:
-    wanted = ("image_name", *TARGET_COLUMNS)
+def _header_problem(path: Path, header: Sequence[str], delimiter: str) -> AnnotationProblem | None:
+    found = f"{len(header)} columns, separated by {DELIMITERS[delimiter]}: {quote(list(header))}"
+    if len(header) == 1:
+        found = f"one column, {quote(header[0])}, without {', '.join(DELIMITERS.values())}"
     for what, columns in (
-        ("missing", [column for column in wanted if column not in header]),
-        ("there twice", [column for column in wanted if header.count(column) > 1]),
+        ("missing", [column for column in _COLUMNS if column not in header]),
+        ("there twice", [column for column in _COLUMNS if header.count(column) > 1]),
     ):
         if columns:
-            shown = ", ".join(columns[:5]) + (f", ... ({len(columns)} in all)" if len(columns) > 5 else "")
+            some = ", ".join(columns[:5]) + (f", ... ({len(columns)} in all)" if len(columns) > 5 else "")
             return AnnotationProblem(
                 Fault.COLUMNS,
-                f"{path}: column{'s' if len(columns) > 1 else ''} {shown} {what}\n"
-                f"  expected: an index, image_name, and 0 to {NUM_DIMENSIONS - 1}\n  export the table again",
+                f"{path}: column{'s' if len(columns) > 1 else ''} {some} {what}\n  found:    {found}\n"
+                f"  expected: an index, image_name, and 0 to {NUM_DIMENSIONS - 1}, separated by commas, "
+                "semicolons or tabs\n  export the table again",
             )
     return None
 

@@ -31,9 +31,9 @@ def row(name: str, first: str = "0.5") -> list[str]:
     return ["0", name, first, *["1.25"] * 65]
 
 
-def write_table(path: Path, *rows: list[str], header: list[str] = HEADER) -> Path:
+def write_table(path: Path, *rows: list[str], header: list[str] = HEADER, delimiter: str = ",") -> Path:
     with path.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
+        csv.writer(file, delimiter=delimiter).writerows([header, *rows])
     return path
 
 
@@ -70,6 +70,17 @@ def test_any_index_header_column_order_and_a_byte_order_mark_are_read(tmp_path: 
     table = read_annotations(path)
     assert table.image_names == ("a.jpg",)
     assert table.targets[0].tolist() == list(range(66))
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_table_with_semicolons_or_tabs_is_the_same_table(tmp_path: Path, delimiter: str) -> None:
+    rows = [row("a.jpg", "0.3412201532504557"), row("b; c.jpg", "1e-320")]
+    tables = [
+        read_annotations(write_table(tmp_path / f"{number}.csv", *rows, delimiter=each))
+        for number, each in enumerate((",", delimiter))
+    ]
+    assert tables[0].image_names == tables[1].image_names == ("a.jpg", "b; c.jpg")
+    assert targets_digest(tables[0]) == targets_digest(tables[1])
 
 
 @with_things
@@ -112,7 +123,9 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.csv", ["0"] * len(header), header=header)
     assert message_of(lambda: read_annotations(path)) == (
         f"{path}: columns image_name, 17 missing\n"
-        "  expected: an index, image_name, and 0 to 65\n  export the table again"
+        "  found:    66 columns, separated by commas: ['', '0', '1', '2', '3', '4', '5', '6', '7', '8', ...]\n"
+        "  expected: an index, image_name, and 0 to 65, separated by commas, semicolons or tabs\n"
+        "  export the table again"
     )
 
 
@@ -126,7 +139,7 @@ def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
     [
         ("", "not a number"),
         ("abc", "not a number"),
-        ("1,5", "not a number"),
+        ("1.5,", "not a number"),
         ("1_000", "not a number"),
         ("nan", "not finite"),
         ("-inf", "not finite"),
@@ -138,6 +151,25 @@ def test_a_bad_target_is_named_with_line_image_column_and_value(tmp_path: Path, 
     assert message_of(lambda: read_annotations(path)) == (
         f"{path}, line 3: image b.jpg, column 0: {text!r} is {fault}\n"
         "  expected: a finite number\n  repair the value"
+    )
+
+
+@pytest.mark.parametrize("text", ["1,5", "-0,25", ",5", "1.234,5", "1,5E-07"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_decimal_comma_is_refused_by_name(tmp_path: Path, text: str, delimiter: str) -> None:
+    path = write_table(tmp_path / "t.csv", row("a.jpg"), row("b.jpg", text), delimiter=delimiter)
+    assert message_of(lambda: read_annotations(path)) == (
+        f"{path}, line 3: image b.jpg, column 0: {text!r} is written with a decimal comma\n"
+        "  expected: a finite number\n  export the table again with decimal points"
+    )
+
+
+def test_decimal_commas_between_commas_are_suspected(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(",".join(HEADER) + "\n0,a.jpg," + ",".join(["0,5"] * 66) + "\n")
+    assert message_of(lambda: read_annotations(path)) == (
+        f"{path}, line 2: it has 134 cells\n  expected: 68, as in the header\n"
+        "  if its numbers have decimal commas, export the table again with decimal points"
     )
 
 

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from clip_hba_behavior.data.standin import standin_backbone_directory
+from clip_hba_behavior.run.directory import RunDirectory
 from fresh_process import Outcome
-from run_tools import write_config
+from run_tools import differences, trained, write_config
 
 ClipHba = Callable[..., Outcome]
 
@@ -126,3 +127,50 @@ def test_prompts_that_the_backbone_cannot_take_are_found(
     (data / "prompts.txt").unlink()
     outcome = clip_hba("data", "check", write_config(tmp_path / "config.yaml", keys))
     assert "tokenizer:             fits the backbone; no prompts to try" in outcome.output
+
+
+def test_semicolons_and_tabs_are_read_and_give_the_same_run(
+    clip_hba: ClipHba, keys: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    runs = [trained(clip_hba, tmp_path, keys, "commas")]
+    digests = [RunDirectory(runs[0]).read_environment()["digests"]]
+    for name, delimiter in (("semicolons", ";"), ("tabs", "\t")):
+        for table in ("annotations.csv", "inference48.csv"):
+            (data / name).mkdir(exist_ok=True)
+            (data / name / table).write_text((data / table).read_text().replace(",", delimiter))
+        tables = {
+            "csv_file": str(data / name / "annotations.csv"),
+            "inference_csv_file": str(data / name / "inference48.csv"),
+        }
+        outcome = clip_hba("data", "check", write_config(tmp_path / "config.yaml", keys | tables))
+        assert outcome.code == 0, outcome.output
+        runs.append(trained(clip_hba, tmp_path, keys | tables, name))
+        digests.append(RunDirectory(runs[-1]).read_environment()["digests"])
+    assert digests == [digests[0]] * 3
+    assert differences(runs[0], runs[1]) == differences(runs[0], runs[2]) == []
+
+
+def test_decimal_commas_and_another_delimiter_are_refused_by_name(
+    clip_hba: ClipHba, keys: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "config.yaml", keys)
+    table = data / "annotations.csv"
+    text = table.read_text()
+    for content, message in (
+        (
+            text.replace(",", ";").replace(".", ",").replace(",png", ".png"),
+            "is written with a decimal comma\n  expected: a finite number\n"
+            "  export the table again with decimal points",
+        ),
+        (
+            text.replace(",", "|"),
+            f"{table}: columns image_name, 0, 1, 2, 3, ... (67 in all) missing\n"
+            "  found:    one column, '|image_name|0|1|",
+        ),
+    ):
+        table.write_text(content)
+        for arguments, code in ((("train", config), 2), (("data", "check", config), 1)):
+            outcome = clip_hba(*arguments)
+            assert outcome.code == code, outcome.output
+            assert message in outcome.output
+        assert not (tmp_path / "run").exists()
