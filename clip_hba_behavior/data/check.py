@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clip_hba_behavior.config import PreprocessingRule
+from clip_hba_behavior.data.image_files import find_images, missing_images_message
 from clip_hba_behavior.data.row_order import RowOrder, row_order, wrong_order_message
 from clip_hba_behavior.data.survey import Survey, survey_images
 from clip_hba_behavior.data.things import (
@@ -15,8 +16,6 @@ from clip_hba_behavior.data.things import (
     DataError,
     Fault,
     examine_annotations,
-    find_images,
-    missing_images_message,
     read_human_rdm,
     read_prompts,
     unsafe_name_reason,
@@ -108,6 +107,7 @@ def check_data(
     rdm_file: Path,
     prompts_file: Path,
     *,
+    image_suffix: str | None = None,
     num_prompts: int = NUM_DIMENSIONS,
     rule: PreprocessingRule = 2,
     image_size: int = 224,
@@ -121,6 +121,7 @@ def check_data(
         inference_csv_file: table of the held-out images.
         rdm_file: `RDM48_triplet.mat`.
         prompts_file: one prompt a line.
+        image_suffix: of the files, if it is not that of the names in the tables.
         num_prompts: how many are expected.
         rule: by which images are read: the configuration's `preprocessing`.
         image_size: of the backbone; smaller images are counted.
@@ -138,7 +139,7 @@ def check_data(
             "held-out images must not be trained on"
         )
     names = dict.fromkeys(name for name in (*train_names, *inference_names) if not unsafe_name_reason(name))
-    num_missing, present = _find_images(img_dir, tuple(names), findings)
+    num_missing, present = _find_images(img_dir, tuple(names), image_suffix, findings)
     survey = survey_images(present, rule, image_size, progress)
     findings.problems.extend(survey.unreadable)
     order = _check_row_order(inference, rdm_file, findings)
@@ -170,17 +171,19 @@ def _check_table(path: Path, findings: _Findings) -> AnnotationTable | None:
     return table
 
 
-def _find_images(img_dir: Path, names: Sequence[str], findings: _Findings) -> tuple[int, list[Path]]:
+def _find_images(
+    img_dir: Path, names: Sequence[str], suffix: str | None, findings: _Findings
+) -> tuple[int, list[Path]]:
     """Return how many images are missing, and where the others are."""
     try:
-        found = find_images(img_dir, names)
+        found = find_images(img_dir, names, suffix)
     except DataError as error:
         findings.problems.append(str(error))
         return (0 if img_dir.is_dir() else len(names)), []
-    missing = [name for name, path in zip(names, found, strict=True) if path is None]
-    if missing:
-        findings.problems.append(missing_images_message(img_dir, missing, len(names)))
-    return len(missing), [path for path in found if path is not None]
+    present = [path for path in found if path is not None]
+    if len(present) < len(names):
+        findings.problems.append(missing_images_message(img_dir, names, found, suffix))
+    return len(names) - len(present), present
 
 
 def _check_row_order(table: AnnotationTable | None, rdm_file: Path, findings: _Findings) -> RowOrder | None:

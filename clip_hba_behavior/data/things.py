@@ -1,4 +1,4 @@
-"""THINGS on disk: the tables of targets, the prompts, the human RDM and where the images are."""
+"""THINGS on disk: the tables of targets, the prompts, the human RDM and the images' bytes."""
 
 import csv
 import hashlib
@@ -321,52 +321,6 @@ def _read_mat(path: Path) -> _MatFile:
     return _MatFile(content)
 
 
-def locate_images(image_dir: Path, image_names: Sequence[str]) -> tuple[Path, ...]:
-    """Find each image, flat in `image_dir` or in one folder a concept.
-
-    Raises:
-        DataError: The directory or images are missing, a name would lead out of the directory, or an
-            image is found in two folders.
-    """
-    found = find_images(image_dir, image_names)
-    missing = [name for name, path in zip(image_names, found, strict=True) if path is None]
-    if missing:
-        raise DataError(missing_images_message(image_dir, missing, len(image_names)))
-    return tuple(path for path in found if path is not None)
-
-
-def missing_images_message(image_dir: Path, missing: Sequence[str], num_images: int) -> str:
-    """Return the complete message on images that are not there: the first five and the count."""
-    shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-    return (
-        f"{image_dir}: {len(missing)} of {num_images} images are missing: {shown}\n"
-        "  expected: each image flat in that directory or in one folder a concept\n"
-        "  put them there, or correct img_dir"
-    )
-
-
-def find_images(image_dir: Path, image_names: Sequence[str]) -> tuple[Path | None, ...]:
-    """Find each image as `locate_images` does; None for one that is not there.
-
-    A file straight in `image_dir` comes before one in the folder of its concept (the name without its
-    number), and that before one in any other folder.
-
-    Raises:
-        DataError: As `locate_images`, but not for missing images.
-    """
-    if not image_dir.is_dir():
-        raise DataError(f"{image_dir}: there is no such directory\n  give the directory of the images")
-    for name in image_names:
-        if reason := unsafe_name_reason(name):
-            raise DataError(f"image name {quote(name)} {reason}\n  expected: a file name\n  repair the name")
-    found = [_expected_place(image_dir, name) for name in image_names]
-    absent = {name for name, path in zip(image_names, found, strict=True) if path is None}
-    if not absent:
-        return tuple(found)
-    elsewhere = _scan_folders(image_dir, absent)
-    return tuple(path or elsewhere.get(name) for name, path in zip(image_names, found, strict=True))
-
-
 def image_digests(paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> tuple[str, ...]:
     """Return the SHA-256 of each file's bytes, in hexadecimal.
 
@@ -429,27 +383,3 @@ def _parse(text: str) -> float | None:
         return None if "_" in text else float(text)
     except ValueError:
         return None
-
-
-def _expected_place(image_dir: Path, name: str) -> Path | None:
-    concept = re.sub(r"_\d+[a-z]*$", "", Path(name).stem)
-    for path in (image_dir / name, image_dir / concept / name):
-        if path.is_file():
-            return path
-    return None
-
-
-def _scan_folders(image_dir: Path, names: set[str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in _files_in_folders(image_dir):
-        if path.name in names:
-            if path.name in found:
-                both = f"{found[path.name]} and {path}"
-                raise DataError(f"image {path.name} is there twice: {both}\n  remove one of the two")
-            found[path.name] = path
-    return found
-
-
-def _files_in_folders(image_dir: Path) -> Iterator[Path]:
-    for folder in sorted(path for path in image_dir.iterdir() if path.is_dir()):
-        yield from (path for path in sorted(folder.iterdir()) if path.is_file())

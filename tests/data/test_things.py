@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import scipy.io
 
+from clip_hba_behavior.data.image_files import locate_images
 from clip_hba_behavior.data.things import (
     AnnotationTable,
     DataError,
     Fault,
     examine_annotations,
     image_digests,
-    locate_images,
     read_annotations,
     read_human_rdm,
     read_prompts,
@@ -359,39 +359,6 @@ def test_a_truncated_mat_file_is_refused(tmp_path: Path) -> None:
 
 
 # --- images ---
-
-
-def test_images_are_found_flat_in_their_concepts_folder_and_in_any_other(tmp_path: Path) -> None:
-    paths = ["flat_01b.jpg", "ice_cream/ice_cream_01s.jpg", "camera/camera1_01b.jpg"]
-    for path in paths:
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        (tmp_path / path).write_bytes(b"")
-    names = [Path(path).name for path in paths]
-    assert locate_images(tmp_path, names) == tuple(tmp_path / path for path in paths)
-
-
-def test_missing_images_are_counted_and_the_first_five_named(tmp_path: Path) -> None:
-    (tmp_path / "here.jpg").write_bytes(b"")
-    assert message_of(lambda: locate_images(tmp_path, ["here.jpg", *(f"{i}.jpg" for i in range(7))])) == (
-        f"{tmp_path}: 7 of 8 images are missing: 0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg, ...\n"
-        "  expected: each image flat in that directory or in one folder a concept\n"
-        "  put them there, or correct img_dir"
-    )
-
-
-def test_a_missing_image_directory_is_refused(tmp_path: Path) -> None:
-    message = message_of(lambda: locate_images(tmp_path / "no", ["a.jpg"]))
-    assert message.startswith(f"{tmp_path / 'no'}: there is no such directory")
-
-
-def test_an_image_in_two_other_folders_is_refused(tmp_path: Path) -> None:
-    for folder in ("x", "y"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "a_01b.jpg").write_bytes(b"")
-    assert message_of(lambda: locate_images(tmp_path, ["a_01b.jpg"])) == (
-        f"image a_01b.jpg is there twice: {tmp_path / 'x' / 'a_01b.jpg'} and {tmp_path / 'y' / 'a_01b.jpg'}\n"
-        "  remove one of the two"
-    )
 
 
 def test_image_digests_are_sha256_of_the_bytes_and_report_progress(tmp_path: Path) -> None:

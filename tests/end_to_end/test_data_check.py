@@ -174,3 +174,48 @@ def test_decimal_commas_and_another_delimiter_are_refused_by_name(
             assert outcome.code == code, outcome.output
             assert message in outcome.output
         assert not (tmp_path / "run").exists()
+
+
+def test_images_under_another_suffix_are_told_and_found_by_image_suffix(
+    clip_hba: ClipHba, keys: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    plain = trained(clip_hba, tmp_path, keys, "plain")
+    old = trained(clip_hba, tmp_path, keys, "old")
+    text = (old / "config.yaml").read_text()
+    assert "image_suffix: null\n" in text
+    (old / "config.yaml").write_text(text.replace("image_suffix: null\n", ""))  # as before there was the key
+    tables = {}
+    for key, suffix in (("csv_file", ".jpg"), ("inference_csv_file", "")):
+        table = Path(keys[key])
+        tables[key] = str(table.with_name(f"other_{table.name}"))
+        Path(tables[key]).write_text(table.read_text().replace(".png", suffix))
+    config = write_config(tmp_path / "config.yaml", keys | tables)
+    for arguments, code in ((("train", config), 2), (("data", "check", config), 1)):
+        outcome = clip_hba(*arguments)
+        assert outcome.code == code, outcome.output
+        first = data / "images/drawn_0000.png"
+        assert (
+            f"{data / 'images'}: 108 of 108 images are missing: drawn_0000.jpg, drawn_0001.jpg, drawn_0002.jpg, "
+            "drawn_0003.jpg, drawn_0004.jpg, ...\n"
+            f"  found:    108 of them under another name, such as {first} for drawn_0000.jpg\n"
+            "  expected: each image flat in that directory or in one folder a concept\n"
+            "  set image_suffix: .png in the configuration; or rename the files, or correct the names in the "
+            "tables\n"
+        ) in outcome.output
+    outcome = clip_hba("data", "check", write_config(config, keys | tables, image_suffix=".png"))
+    assert outcome.code == 0, outcome.output
+    other = trained(clip_hba, tmp_path, keys | tables, "other", image_suffix=".png")
+    assert (
+        RunDirectory(other).read_environment()["digests"]["images"]
+        == (RunDirectory(plain).read_environment()["digests"]["images"])
+    )
+    assert clip_hba("verify", "checkpoints", other).code == 0
+
+    moved = Path(shutil.copytree(data / "images", tmp_path / "moved"))
+    for path in moved.iterdir():
+        path.rename(path.with_suffix(".PNG"))
+    where = ("--set", f"img_dir={moved}", "--set", "image_suffix=.PNG")
+    for run, settings in ((plain, ()), (old, where)):
+        outcome = clip_hba("resume", run, "--set", "epochs=2", *settings)
+        assert outcome.code == 0, outcome.output
+    assert differences(plain, old) == []
