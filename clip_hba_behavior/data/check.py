@@ -1,11 +1,13 @@
 """Look at everything that a run would read, and say all that is wrong with it at once."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from clip_hba_behavior.config import PreprocessingRule
 from clip_hba_behavior.data.image_files import find_images, missing_images_message
+from clip_hba_behavior.data.problems import group_problems
 from clip_hba_behavior.data.row_order import RowOrder, row_order, wrong_order_message
 from clip_hba_behavior.data.survey import Survey, survey_images
 from clip_hba_behavior.data.things import (
@@ -141,7 +143,7 @@ def check_data(
     names = dict.fromkeys(name for name in (*train_names, *inference_names) if not unsafe_name_reason(name))
     num_missing, present = _find_images(img_dir, tuple(names), image_suffix, findings)
     survey = survey_images(present, rule, image_size, progress)
-    findings.problems.extend(survey.unreadable)
+    findings.problems.extend(group_problems((_reason(message), message) for message in survey.unreadable))
     order = _check_row_order(inference, rdm_file, findings)
     try:
         prompts = read_prompts(prompts_file, num_prompts)
@@ -167,7 +169,7 @@ def _check_table(path: Path, findings: _Findings) -> AnnotationTable | None:
     faults = [problem.fault for problem in problems]
     findings.num_bad_targets += sum(fault in TARGET_FAULTS for fault in faults)
     findings.num_duplicates += faults.count(Fault.DUPLICATE)
-    findings.problems.extend(problem.message for problem in problems)
+    findings.problems.extend(group_problems((problem.kind(), problem.message) for problem in problems))
     return table
 
 
@@ -211,6 +213,11 @@ def _check_row_order(table: AnnotationTable | None, rdm_file: Path, findings: _F
         expected = f"at least {LEAST_ROW_ORDER_CORRELATION}"
         findings.problems.append(wrong_order_message(order, table.path, rdm_file, expected))
     return order
+
+
+def _reason(message: str) -> str:
+    """Return why an image cannot be read, without what is this image's own: its path, numbers, values."""
+    return re.sub(r"\d+|'.*'", "", message.partition(": ")[2])
 
 
 def _first(names: Sequence[str]) -> str:

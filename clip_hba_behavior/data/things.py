@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clip_hba_behavior.data.delimiter import DELIMITERS, find_delimiter
+from clip_hba_behavior.data.problems import group_problems
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_regular, open_text, quote, read_rows, shown
 
@@ -65,6 +66,10 @@ class AnnotationProblem:
     fault: Fault
     message: str
 
+    def kind(self) -> tuple[Fault, str]:
+        """Return what it shares with equal problems of other lines: the fault and the advice."""
+        return self.fault, self.message.partition("\n")[2]
+
 
 @dataclass(frozen=True)
 class AnnotationTable:
@@ -87,11 +92,13 @@ def read_annotations(path: Path) -> AnnotationTable:
     Cells are separated by commas, or by semicolons or tabs if the header is.
 
     Raises:
-        DataError: The first thing that `examine_annotations` finds wrong.
+        DataError: The first thing that `examine_annotations` finds wrong, with equal problems of other lines.
     """
     table, problems = examine_annotations(path)
     if problems:
-        raise DataError(problems[0].message)
+        first, *others = group_problems((problem.kind(), problem.message) for problem in problems)
+        more = f"\n  and {len(others)} more, which `clip-hba data check` lists" if others else ""
+        raise DataError(first + more)
     assert table is not None  # without a problem there is a table
     return table
 
@@ -151,9 +158,9 @@ def _examine_rows(
             problems.append(AnnotationProblem(Fault.ROW, f"{path}, line {line}: {message}"))
             continue
         if reason := unsafe_name_reason(name):
+            advice = "give the names alone, and their directory as img_dir" if "/" in name else "repair the line"
             message = (
-                f"image name {quote(name)} {reason}\n"
-                "  expected: a file name such as aardvark_01b.jpg\n  repair the line"
+                f"image name {quote(name)} {reason}\n  expected: a file name such as aardvark_01b.jpg\n  {advice}"
             )
             problems.append(AnnotationProblem(Fault.NAME, f"{path}, line {line}: {message}"))
         elif name in first_line_of:

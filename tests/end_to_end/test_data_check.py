@@ -219,3 +219,41 @@ def test_images_under_another_suffix_are_told_and_found_by_image_suffix(
         outcome = clip_hba("resume", run, "--set", "epochs=2", *settings)
         assert outcome.code == 0, outcome.output
     assert differences(plain, old) == []
+
+
+def test_a_fault_of_all_rows_is_told_once_with_three_examples(
+    clip_hba: ClipHba, keys: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "config.yaml", keys)
+    table = data / "annotations.csv"
+    text = table.read_text()
+    table.write_text(text.replace(",drawn_", ",/my/images/drawn_"))
+    names = table.read_text().splitlines()[1:4]
+    message = (
+        "60 times the same problem, such as\n"
+        + "".join(
+            f"    {table}, line {line}: image name {row.split(',')[1]!r} has a path separator\n"
+            for line, row in enumerate(names, start=2)
+        )
+        + "  expected: a file name such as aardvark_01b.jpg\n"
+        "  give the names alone, and their directory as img_dir\n"
+    )
+    outcome = clip_hba("train", config)
+    assert outcome.code == 2, outcome.output
+    assert message in outcome.output
+    assert len(outcome.output.splitlines()) < 12
+    outcome = clip_hba("data", "check", config)
+    assert outcome.code == 1, outcome.output
+    assert f"1 problem:\n- {message}" in outcome.output
+
+    shutil.copyfile(data / "prompts.txt", data / "images/drawn_0000.png")
+    for path in (data / "images").iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    table.write_text(text)
+    outcome = clip_hba("data", "check", config)
+    assert outcome.code == 1, outcome.output
+    assert "unreadable images:     108\n" in outcome.output
+    assert (
+        f"2 problems:\n- {data / 'images/drawn_0000.png'}: the image cannot be read: it is no JP" in outcome.output
+    )
+    assert "\n- 107 times the same problem, such as\n" in outcome.output
