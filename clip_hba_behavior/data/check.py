@@ -136,10 +136,7 @@ def check_data(
 
     overlap = sorted(set(train_names) & set(inference_names))
     if overlap:
-        findings.problems.append(
-            f"{len(overlap)} images stand in both {csv_file} and {inference_csv_file}: {_first(overlap)}; "
-            "held-out images must not be trained on"
-        )
+        findings.problems.append(overlap_message(overlap, csv_file, inference_csv_file))
     names = dict.fromkeys(name for name in (*train_names, *inference_names) if not unsafe_name_reason(name))
     num_missing, present = _find_images(img_dir, tuple(names), image_suffix, findings)
     survey = survey_images(present, rule, image_size, progress)
@@ -220,5 +217,11 @@ def _reason(message: str) -> str:
     return re.sub(r"\d+|'.*'", "", message.partition(": ")[2])
 
 
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+def overlap_message(names: Sequence[str], csv_file: Path | str, inference_csv_file: Path | str) -> str:
+    """Return the message on images that are both trained on and held out."""
+    some = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    count = "1 image stands" if len(names) == 1 else f"{len(names)} images stand"
+    return (
+        f"{count} in both {csv_file} and {inference_csv_file}: {some}; held-out images must not be trained on\n"
+        "  remove them from one of the tables"
+    )

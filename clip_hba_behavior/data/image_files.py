@@ -1,5 +1,6 @@
 """Where the files of a table's images are."""
 
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -40,7 +41,8 @@ def find_images(image_dir: Path, image_names: Sequence[str], suffix: str | None 
         DataError: As `locate_images`, but not for missing images.
     """
     if not image_dir.is_dir():
-        raise DataError(f"{image_dir}: there is no such directory\n  give the directory of the images")
+        what = "it is no directory" if image_dir.exists() else "there is no such directory"
+        raise DataError(f"{image_dir}: {what}\n  give the directory of the images")
     name_of: dict[str, str] = {}
     for name in image_names:
         if reason := unsafe_name_reason(name):
@@ -75,10 +77,14 @@ def missing_images_message(
     files = list(_all_files(image_dir))
     like = {_likeness(path.name): path for path in files}
     instead = {name: like[_likeness(name)] for name in missing if _likeness(name) in like}
+    no_files = [path for name in missing if os.path.lexists(path := image_dir / _file_name(name, suffix))]
     advice = "put them there, or correct img_dir"
     if instead:
         name, path = next(iter(instead.items()))
-        found = f"{len(instead)} of them under another name, such as {path} for {_file_name(name, suffix)}"
+        file_name = _file_name(name, suffix)
+        looks_equal = _composed(path.name) == _composed(file_name)
+        found = f"{len(instead)} of them under another name, such as {path} for "
+        found += f"{file_name!a}, in another Unicode form" if looks_equal else quote(file_name)
         advice = "rename the files, or correct the names in the tables"
         counts = Counter(path.suffix for path in instead.values() if _IMAGE_SUFFIX.fullmatch(path.suffix))
         suffixes = [each for each, _ in counts.most_common()]
@@ -88,8 +94,10 @@ def missing_images_message(
                 some_of = "" if num_found == len(missing) else f", by which {num_found} of them are found"
                 advice = f"{key}{some_of}; or {advice}"
                 break
+    elif no_files:
+        found = f"{len(no_files)} of them no files: {shown(str(no_files[0]))} is a directory or a broken link"
     else:
-        found = f"{len(files)} file{'' if len(files) == 1 else 's'} there"
+        found = f"{len(files)} file{'' if len(files) == 1 else 's'} in it and its folders"
         found += f", such as {shown(files[0].name)}" if files else ""
     return (
         f"{image_dir}: {len(missing)} of {len(image_names)} images are missing: {some}\n"
@@ -123,8 +131,12 @@ def _stem(name: str) -> str:
 
 
 def _likeness(name: str) -> str:
-    """Return what a name has in common with those that differ in suffix, capitals or Unicode form alone."""
-    return unicodedata.normalize("NFC", _stem(name)).casefold()
+    """Return what names have in common that differ in suffix, capitals, blanks around or Unicode form alone."""
+    return _composed(_stem(name.strip())).casefold()
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _expected_place(image_dir: Path, name: str) -> Path | None:

@@ -36,6 +36,12 @@ TARGET_COLUMNS = tuple(str(dimension) for dimension in range(NUM_DIMENSIONS))
 _COLUMNS = ("image_name", *TARGET_COLUMNS)
 
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?[\d.]*,\d+(e[+-]?\d+)?\s*", re.IGNORECASE | re.ASCII)
+_OTHER_FORMATS = (
+    (b"\xff\xfe", "UTF-16 text", "save it as UTF-8"),
+    (b"\xfe\xff", "UTF-16 text", "save it as UTF-8"),
+    (b"PK\x03\x04", "a zip archive, as Excel's .xlsx is", "export it as text: a table as CSV"),
+    (b"\x1f\x8b", "compressed by gzip", "decompress it"),
+)
 _NUMERIC_CLASSES = {"double", "single"} | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
 
@@ -123,7 +129,9 @@ def examine_annotations(path: Path) -> tuple[AnnotationTable | None, tuple[Annot
         table, problems = _examine_rows(path, header, rows)
     except FileNotFoundError:
         return None, (_file_problem(path, "there is no such file", "give the path of the CSV file"),)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        return None, (_file_problem(path, *_not_utf8(error)),)
+    except (OSError, csv.Error) as error:
         return None, (
             _file_problem(path, f"it is not a readable CSV file: {error}", "export the table again as CSV"),
         )
@@ -215,7 +223,8 @@ def read_prompts(path: Path, expected: int = NUM_DIMENSIONS) -> tuple[str, ...]:
     except OSError as error:
         raise DataError(f"{path}: it cannot be read: {error}\n  give a text file, one prompt a line") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: it is not UTF-8 text: {error}\n  save it as UTF-8") from error
+        what, advice = _not_utf8(error)
+        raise DataError(f"{path}: {what}\n  {advice}") from error
     prompts = text.removesuffix("\n").split("\n") if text else []
     for number, prompt in enumerate(prompts, start=1):
         if not prompt.strip():
@@ -359,6 +368,16 @@ def targets_digest(table: AnnotationTable) -> str:
         total.update(len(encoded).to_bytes(8, "little") + encoded)
     total.update(np.ascontiguousarray(table.targets, dtype="<f8").tobytes())
     return total.hexdigest()
+
+
+def _not_utf8(error: UnicodeDecodeError) -> tuple[str, str]:
+    """Return what a file is that is not UTF-8, and the advice."""
+    for start, what, advice in _OTHER_FORMATS:
+        if error.object.startswith(start):
+            return f"it is {what}, not UTF-8 text", advice
+    before = error.object[max(0, error.start - 20) : error.start].decode(errors="replace")
+    where = f"after {quote(before)}" if before else "at the beginning"
+    return f"it is not UTF-8 text: byte 0x{error.object[error.start]:02x} {where}", "save it as UTF-8"
 
 
 def _file_problem(path: Path, what: str, advice: str) -> AnnotationProblem:

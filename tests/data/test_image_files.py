@@ -33,7 +33,7 @@ def test_missing_images_are_counted_and_the_first_five_named(tmp_path: Path) -> 
     (tmp_path / "here.jpg").write_bytes(b"")
     assert message_of(lambda: locate_images(tmp_path, ["here.jpg", *(f"{i}.jpg" for i in range(7))])) == (
         f"{tmp_path}: 7 of 8 images are missing: 0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg, ...\n"
-        "  found:    1 file there, such as here.jpg\n"
+        "  found:    1 file in it and its folders, such as here.jpg\n"
         "  expected: each image flat in that directory or in one folder a concept\n"
         "  put them there, or correct img_dir"
     )
@@ -91,10 +91,18 @@ def test_a_suffix_replaces_that_of_an_image_or_is_added(
             "set image_suffix: .png in the configuration, by which 1 of them are found",
         ),
         (["a.jpg", "b.jpg"], ["a.jpg", "b.png"], None, "1 of them", "rename the files"),
+        (["a.jpg ", " b.jpg"], ["a.jpg", "b.jpg"], None, "2 of them", "rename the files"),
+        (["a.jpg"], ["a"], None, "1 of them", "rename the files"),
         (["A.jpg", "b.jpg"], ["a.jpg", "B.jpg"], None, "2 of them", "rename the files"),
         (["u\u0308.jpg"], ["\u00fc.jpg"], None, "1 of them", "rename the files"),  # two forms of one u with dots
-        (["a.jpg"], ["a.jpg.crdownload"], None, "1 file there, such as a.jpg.crdownload", "put them there"),
-        (["a.jpg"], [], None, "0 files there\n", "put them there, or correct img_dir"),
+        (
+            ["a.jpg"],
+            ["a.jpg.crdownload"],
+            None,
+            "1 file in it and its folders, such as a.jpg.",
+            "put them there",
+        ),
+        (["a.jpg"], [], None, "0 files in it and its folders\n", "put them there, or correct img_dir"),
     ],
 )
 def test_what_is_there_in_place_of_missing_images_is_told_with_the_key_that_helps(
@@ -114,4 +122,21 @@ def test_two_names_of_one_file_are_refused(tmp_path: Path) -> None:
     assert message_of(lambda: locate_images(tmp_path, ["a.png", "a.jpg"], ".jpg")) == (
         "images a.png and a.jpg are both the file a.jpg by image_suffix .jpg\n"
         "  leave image_suffix out, or remove one of the two from the tables"
+    )
+
+
+def test_a_name_in_another_unicode_form_is_told_apart(tmp_path: Path) -> None:
+    put(tmp_path, "\u00fc.jpg")
+    message = message_of(lambda: locate_images(tmp_path, ["u\u0308.jpg"]))
+    assert f"such as {tmp_path}/\u00fc.jpg for 'u\\u0308.jpg', in another Unicode form\n" in message
+
+
+def test_directories_and_broken_links_are_no_images(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").mkdir()
+    (tmp_path / "b.jpg").symlink_to(tmp_path / "nowhere")
+    message = message_of(lambda: locate_images(tmp_path, ["a.jpg", "b.jpg"]))
+    assert f"found:    2 of them no files: {tmp_path}/a.jpg is a directory or a broken link\n" in message
+    put(tmp_path, "file")
+    assert message_of(lambda: locate_images(tmp_path / "file", ["a.jpg"])) == (
+        f"{tmp_path / 'file'}: it is no directory\n  give the directory of the images"
     )

@@ -102,9 +102,12 @@ def test_a_missing_table_is_refused(tmp_path: Path) -> None:
     [
         (b"", "it is empty"),
         (b"\n\n", "it is empty"),
-        (b"\xff\xfe\x00\x01", "it is not a readable CSV file"),
+        ("index,image_name".encode("utf-16"), "it is UTF-16 text, not UTF-8 text\n  save it as UTF-8"),
+        (b"PK\x03\x04\xff", "it is a zip archive, as Excel's .xlsx is, not UTF-8 text\n  export it as text"),
+        (b"\x1f\x8b\x08", "it is compressed by gzip, not UTF-8 text\n  decompress it"),
+        ("index,größe".encode("latin-1"), "it is not UTF-8 text: byte 0xf6 after 'index,gr'\n  save it as UTF-8"),
         (b'a,"b\n', "it is not a readable CSV file"),
-        (b"\x89PNG\r\n\x1a\n", "it is not a readable CSV file"),
+        (b"\x89PNG\r\n\x1a\n", "it is not UTF-8 text: byte 0x89 at the beginning"),
         (",".join(HEADER).encode() + b"\n", "it has a header but no rows"),
     ],
 )

@@ -1,5 +1,6 @@
 """`clip-hba data check` and the same faults in `train`: what is said of data that a user may bring."""
 
+import gzip
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -197,7 +198,7 @@ def test_images_under_another_suffix_are_told_and_found_by_image_suffix(
         assert (
             f"{data / 'images'}: 108 of 108 images are missing: drawn_0000.jpg, drawn_0001.jpg, drawn_0002.jpg, "
             "drawn_0003.jpg, drawn_0004.jpg, ...\n"
-            f"  found:    108 of them under another name, such as {first} for drawn_0000.jpg\n"
+            f"  found:    108 of them under another name, such as {first} for 'drawn_0000.jpg'\n"
             "  expected: each image flat in that directory or in one folder a concept\n"
             "  set image_suffix: .png in the configuration; or rename the files, or correct the names in the "
             "tables\n"
@@ -257,3 +258,42 @@ def test_a_fault_of_all_rows_is_told_once_with_three_examples(
         f"2 problems:\n- {data / 'images/drawn_0000.png'}: the image cannot be read: it is no JP" in outcome.output
     )
     assert "\n- 107 times the same problem, such as\n" in outcome.output
+
+
+def test_tables_in_other_encodings_and_formats_are_refused_by_name(
+    clip_hba: ClipHba, keys: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "config.yaml", keys)
+    table = data / "annotations.csv"
+    text = table.read_text()
+    for content, message in (
+        (text.encode("utf-16"), "it is UTF-16 text, not UTF-8 text\n  save it as UTF-8"),
+        (text.replace("drawn_0003", "größe").encode("latin-1"), "it is not UTF-8 text: byte 0xf6 after '"),
+        (gzip.compress(text.encode()), "it is compressed by gzip, not UTF-8 text\n  decompress it"),
+    ):
+        table.write_bytes(content)
+        for arguments, code in ((("train", config), 2), (("data", "check", config), 1)):
+            outcome = clip_hba(*arguments)
+            assert outcome.code == code, outcome.output
+            assert f"{table}: {message}" in outcome.output
+
+
+def test_held_out_images_that_are_trained_on_are_told_at_the_head_of_a_run(
+    clip_hba: ClipHba, keys: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    held_out = (data / "inference48.csv").read_text().splitlines()
+    table = data / "annotations.csv"
+    table.write_text(table.read_text() + held_out[1] + "\n")
+    config = write_config(tmp_path / "config.yaml", keys)
+    message = (
+        f"1 image stands in both {table} and {data / 'inference48.csv'}: {held_out[1].split(',')[1]}; "
+        "held-out images must not be trained on\n  remove them from one of the tables"
+    )
+    outcome = clip_hba("data", "check", config)
+    assert outcome.code == 1, outcome.output
+    assert f"\n1 problem:\n- {message}\n" in outcome.output
+    outcome = clip_hba("train", config)
+    assert outcome.code == 0, outcome.output
+    assert f"{message}\n  the run goes on, but its behavioral RSA is of images that it may" in outcome.output
+    assert outcome.output.index(message) < outcome.output.index("Epoch 1/1")
+    assert message in (tmp_path / "run/training_log.txt").read_text()
