@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -43,6 +44,7 @@ _UNUSED_BY: dict[PerturbType, tuple[str, ...]] = {
 # the digests of what is there, which are recorded and compared on their own.
 FREE_KEYS = {
     *DATA_KEYS,
+    "image_suffix",
     "backbone",
     "tokenizer",
     "trust_backbone_file",
@@ -95,6 +97,11 @@ class Config(BaseModel):
     )
     RDM48_triplet_dir: str | None = Field(None, description="The file RDM48_triplet.mat with the human 48x48 RDM.")
     prompts_file: str | None = Field(None, description="Text file with 66 prompts, one a line.")
+    image_suffix: str | None = Field(
+        None,
+        description="Suffix of the image files, such as .jpg, if it is not that of the names in the tables: it "
+        "replaces .jpg, .png and the like at a name's end, and is added to a name without.",
+    )
 
     backbone: str = Field(
         STANDIN,
@@ -253,6 +260,13 @@ class Config(BaseModel):
         if type(rule) is bool:  # which Python takes for 0 or 1
             raise ValueError("expected 1 or 2")
         return rule
+
+    @field_validator("image_suffix")
+    @classmethod
+    def _suffix_has_its_dot(cls, suffix: str | None) -> str | None:
+        if suffix is not None and not re.fullmatch(r"\.[A-Za-z0-9]+", suffix):
+            raise ValueError("expected a dot and letters or digits, such as .jpg")
+        return suffix
 
     @field_validator("device")
     @classmethod

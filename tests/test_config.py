@@ -53,6 +53,8 @@ def test_a_new_configuration_has_rule_2_and_a_record_without_a_rule_had_rule_1()
             {"perturb_type": "random_target"},
             "perturb_type is random_target, so perturb_epoch, the first perturbed",
         ),
+        ({"image_suffix": "jpg"}, "image_suffix: found 'jpg', expected a dot and letters or digits, such as .jpg"),
+        ({"image_suffix": "./a.jpg"}, "image_suffix: found './a.jpg', expected a dot and letters or digits"),
         ({"preprocessing": 3}, "preprocessing: found 3, expected 1 or 2"),
         ({"preprocessing": True}, "preprocessing: found True, expected 1 or 2"),
         ({"perturb_type": "image_noise", "perturb_epoch": 0}, "perturb_epoch: found 0"),

@@ -1,21 +1,23 @@
 """Look at everything that a run would read, and say all that is wrong with it at once."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from clip_hba_behavior.config import PreprocessingRule
+from clip_hba_behavior.data.image_files import find_images, missing_images_message
+from clip_hba_behavior.data.problems import group_problems
 from clip_hba_behavior.data.row_order import RowOrder, row_order, wrong_order_message
 from clip_hba_behavior.data.survey import Survey, survey_images
 from clip_hba_behavior.data.things import (
     NUM_DIMENSIONS,
     NUM_HUMAN_IMAGES,
+    TARGET_FAULTS,
     AnnotationTable,
     DataError,
     Fault,
     examine_annotations,
-    find_images,
-    missing_images_message,
     read_human_rdm,
     read_prompts,
     unsafe_name_reason,
@@ -107,6 +109,7 @@ def check_data(
     rdm_file: Path,
     prompts_file: Path,
     *,
+    image_suffix: str | None = None,
     num_prompts: int = NUM_DIMENSIONS,
     rule: PreprocessingRule = 2,
     image_size: int = 224,
@@ -120,6 +123,7 @@ def check_data(
         inference_csv_file: table of the held-out images.
         rdm_file: `RDM48_triplet.mat`.
         prompts_file: one prompt a line.
+        image_suffix: of the files, if it is not that of the names in the tables.
         num_prompts: how many are expected.
         rule: by which images are read: the configuration's `preprocessing`.
         image_size: of the backbone; smaller images are counted.
@@ -132,14 +136,11 @@ def check_data(
 
     overlap = sorted(set(train_names) & set(inference_names))
     if overlap:
-        findings.problems.append(
-            f"{len(overlap)} images stand in both {csv_file} and {inference_csv_file}: {_first(overlap)}; "
-            "held-out images must not be trained on"
-        )
+        findings.problems.append(overlap_message(overlap, csv_file, inference_csv_file))
     names = dict.fromkeys(name for name in (*train_names, *inference_names) if not unsafe_name_reason(name))
-    num_missing, present = _find_images(img_dir, tuple(names), findings)
+    num_missing, present = _find_images(img_dir, tuple(names), image_suffix, findings)
     survey = survey_images(present, rule, image_size, progress)
-    findings.problems.extend(survey.unreadable)
+    findings.problems.extend(group_problems((_reason(message), message) for message in survey.unreadable))
     order = _check_row_order(inference, rdm_file, findings)
     try:
         prompts = read_prompts(prompts_file, num_prompts)
@@ -163,23 +164,25 @@ def check_data(
 def _check_table(path: Path, findings: _Findings) -> AnnotationTable | None:
     table, problems = examine_annotations(path)
     faults = [problem.fault for problem in problems]
-    findings.num_bad_targets += faults.count(Fault.NOT_A_NUMBER) + faults.count(Fault.NOT_FINITE)
+    findings.num_bad_targets += sum(fault in TARGET_FAULTS for fault in faults)
     findings.num_duplicates += faults.count(Fault.DUPLICATE)
-    findings.problems.extend(problem.message for problem in problems)
+    findings.problems.extend(group_problems((problem.kind(), problem.message) for problem in problems))
     return table
 
 
-def _find_images(img_dir: Path, names: Sequence[str], findings: _Findings) -> tuple[int, list[Path]]:
+def _find_images(
+    img_dir: Path, names: Sequence[str], suffix: str | None, findings: _Findings
+) -> tuple[int, list[Path]]:
     """Return how many images are missing, and where the others are."""
     try:
-        found = find_images(img_dir, names)
+        found = find_images(img_dir, names, suffix)
     except DataError as error:
         findings.problems.append(str(error))
         return (0 if img_dir.is_dir() else len(names)), []
-    missing = [name for name, path in zip(names, found, strict=True) if path is None]
-    if missing:
-        findings.problems.append(missing_images_message(img_dir, missing, len(names)))
-    return len(missing), [path for path in found if path is not None]
+    present = [path for path in found if path is not None]
+    if len(present) < len(names):
+        findings.problems.append(missing_images_message(img_dir, names, found, suffix))
+    return len(names) - len(present), present
 
 
 def _check_row_order(table: AnnotationTable | None, rdm_file: Path, findings: _Findings) -> RowOrder | None:
@@ -209,5 +212,16 @@ def _check_row_order(table: AnnotationTable | None, rdm_file: Path, findings: _F
     return order
 
 
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+def _reason(message: str) -> str:
+    """Return why an image cannot be read, without what is this image's own: its path, numbers, values."""
+    return re.sub(r"\d+|'.*'", "", message.partition(": ")[2])
+
+
+def overlap_message(names: Sequence[str], csv_file: Path | str, inference_csv_file: Path | str) -> str:
+    """Return the message on images that are both trained on and held out."""
+    some = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    count = "1 image stands" if len(names) == 1 else f"{len(names)} images stand"
+    return (
+        f"{count} in both {csv_file} and {inference_csv_file}: {some}; held-out images must not be trained on\n"
+        "  remove them from one of the tables"
+    )

@@ -183,7 +183,7 @@ def _open(file: IO[bytes], path: Path) -> ImageFile:
     for magic, decoder in _DECODERS:
         if prefix.startswith(magic):
             return decoder(file, str(path))
-    raise ValueError("it is no JPEG, PNG, BMP, WebP, TIFF or GIF file")
+    raise ValueError("it is no JPEG, PNG, BMP, WebP, TIFF or GIF file" if prefix else "the file is empty")
 
 
 def _tile_size(image: ImageFile) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""THINGS on disk: the tables of targets, the prompts, the human RDM and where the images are."""
+"""THINGS on disk: the tables of targets, the prompts, the human RDM and the images' bytes."""
 
 import csv
 import hashlib
@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clip_hba_behavior.data.delimiter import DELIMITERS, find_delimiter
+from clip_hba_behavior.data.problems import group_problems
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_regular, open_text, quote, read_rows, shown
 
@@ -31,7 +33,15 @@ _MAX_PROMPTS_BYTES = 2**18
 _MAX_RDM_BYTES = 4 * MIB  # unpacked; the RDM of THINGS has 18 kB
 _MAX_NAME_BYTES = 255  # of a file, on any common file system
 TARGET_COLUMNS = tuple(str(dimension) for dimension in range(NUM_DIMENSIONS))
+_COLUMNS = ("image_name", *TARGET_COLUMNS)
 
+_DECIMAL_COMMA = re.compile(r"\s*[+-]?[\d.]*,\d+(e[+-]?\d+)?\s*", re.IGNORECASE | re.ASCII)
+_OTHER_FORMATS = (
+    (b"\xff\xfe", "UTF-16 text", "save it as UTF-8"),
+    (b"\xfe\xff", "UTF-16 text", "save it as UTF-8"),
+    (b"PK\x03\x04", "a zip archive, as Excel's .xlsx is", "export it as text: a table as CSV"),
+    (b"\x1f\x8b", "compressed by gzip", "decompress it"),
+)
 _NUMERIC_CLASSES = {"double", "single"} | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
 
@@ -49,6 +59,10 @@ class Fault(StrEnum):
     DUPLICATE = "duplicate"
     NOT_A_NUMBER = "not a number"
     NOT_FINITE = "not finite"
+    DECIMAL_COMMA = "written with a decimal comma"
+
+
+TARGET_FAULTS = {Fault.NOT_A_NUMBER, Fault.NOT_FINITE, Fault.DECIMAL_COMMA}
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,10 @@ class AnnotationProblem:
 
     fault: Fault
     message: str
+
+    def kind(self) -> tuple[Fault, str]:
+        """Return what it shares with equal problems of other lines: the fault and the advice."""
+        return self.fault, self.message.partition("\n")[2]
 
 
 @dataclass(frozen=True)
@@ -77,12 +95,16 @@ class AnnotationTable:
 def read_annotations(path: Path) -> AnnotationTable:
     """Read a table of targets: an index column, `image_name`, and the columns 0 to 65.
 
+    Cells are separated by commas, or by semicolons or tabs if the header is.
+
     Raises:
-        DataError: The first thing that `examine_annotations` finds wrong.
+        DataError: The first thing that `examine_annotations` finds wrong, with equal problems of other lines.
     """
     table, problems = examine_annotations(path)
     if problems:
-        raise DataError(problems[0].message)
+        first, *others = group_problems((problem.kind(), problem.message) for problem in problems)
+        more = f"\n  and {len(others)} more, which `clip-hba data check` lists" if others else ""
+        raise DataError(first + more)
     assert table is not None  # without a problem there is a table
     return table
 
@@ -96,17 +118,20 @@ def examine_annotations(path: Path) -> tuple[AnnotationTable | None, tuple[Annot
         The table as far as it can be read, nan where a target is no number (None where there are no rows
         to read), and all its problems in the order of the file.
     """
-    rows = (each for each in read_rows(path, _MAX_TABLE_BYTES) if each[1])
     try:
+        delimiter = find_delimiter(path, _MAX_TABLE_BYTES, _COLUMNS)
+        rows = (each for each in read_rows(path, _MAX_TABLE_BYTES, delimiter) if each[1])
         header = next(rows, (0, []))[1]
         if not header:
             return None, (_file_problem(path, "it is empty", "export the table again"),)
-        if faulty := _header_problem(path, header):
+        if faulty := _header_problem(path, header, delimiter):
             return None, (faulty,)
         table, problems = _examine_rows(path, header, rows)
     except FileNotFoundError:
         return None, (_file_problem(path, "there is no such file", "give the path of the CSV file"),)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        return None, (_file_problem(path, *_not_utf8(error)),)
+    except (OSError, csv.Error) as error:
         return None, (
             _file_problem(path, f"it is not a readable CSV file: {error}", "export the table again as CSV"),
         )
@@ -134,13 +159,16 @@ def _examine_rows(
         numbers = np.full(NUM_DIMENSIONS, np.nan)
         targets.append(numbers)
         if len(cells) != len(header):
-            message = f"it has {len(cells)} cells\n  expected: {len(header)}, as in the header\n  repair the line"
+            advice = "repair the line"
+            if len(cells) >= len(header) + NUM_DIMENSIONS // 2:  # as 0,5 gives two cells
+                advice = "if its numbers have decimal commas, export the table again with decimal points"
+            message = f"it has {len(cells)} cells\n  expected: {len(header)}, as in the header\n  {advice}"
             problems.append(AnnotationProblem(Fault.ROW, f"{path}, line {line}: {message}"))
             continue
         if reason := unsafe_name_reason(name):
+            advice = "give the names alone, and their directory as img_dir" if "/" in name else "repair the line"
             message = (
-                f"image name {quote(name)} {reason}\n"
-                "  expected: a file name such as aardvark_01b.jpg\n  repair the line"
+                f"image name {quote(name)} {reason}\n  expected: a file name such as aardvark_01b.jpg\n  {advice}"
             )
             problems.append(AnnotationProblem(Fault.NAME, f"{path}, line {line}: {message}"))
         elif name in first_line_of:
@@ -154,11 +182,13 @@ def _examine_rows(
             if value is not None and math.isfinite(value):
                 numbers[dimension] = value
                 continue
-            fault = Fault.NOT_A_NUMBER if value is None else Fault.NOT_FINITE
+            fault, advice = Fault.NOT_FINITE, "repair the value"
+            if value is None:
+                fault = Fault.NOT_A_NUMBER
+            if _DECIMAL_COMMA.fullmatch(cells[column]):
+                fault, advice = Fault.DECIMAL_COMMA, "export the table again with decimal points"
             where = f"{path}, line {line}: image {shown(name)}, column {dimension}"
-            message = (
-                f"{where}: {quote(cells[column])} is {fault}\n  expected: a finite number\n  repair the value"
-            )
+            message = f"{where}: {quote(cells[column])} is {fault}\n  expected: a finite number\n  {advice}"
             problems.append(AnnotationProblem(fault, message))
     together = np.stack(targets) if targets else np.empty((0, NUM_DIMENSIONS))
     return AnnotationTable(path, tuple(names), together), problems
@@ -193,7 +223,8 @@ def read_prompts(path: Path, expected: int = NUM_DIMENSIONS) -> tuple[str, ...]:
     except OSError as error:
         raise DataError(f"{path}: it cannot be read: {error}\n  give a text file, one prompt a line") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: it is not UTF-8 text: {error}\n  save it as UTF-8") from error
+        what, advice = _not_utf8(error)
+        raise DataError(f"{path}: {what}\n  {advice}") from error
     prompts = text.removesuffix("\n").split("\n") if text else []
     for number, prompt in enumerate(prompts, start=1):
         if not prompt.strip():
@@ -306,52 +337,6 @@ def _read_mat(path: Path) -> _MatFile:
     return _MatFile(content)
 
 
-def locate_images(image_dir: Path, image_names: Sequence[str]) -> tuple[Path, ...]:
-    """Find each image, flat in `image_dir` or in one folder a concept.
-
-    Raises:
-        DataError: The directory or images are missing, a name would lead out of the directory, or an
-            image is found in two folders.
-    """
-    found = find_images(image_dir, image_names)
-    missing = [name for name, path in zip(image_names, found, strict=True) if path is None]
-    if missing:
-        raise DataError(missing_images_message(image_dir, missing, len(image_names)))
-    return tuple(path for path in found if path is not None)
-
-
-def missing_images_message(image_dir: Path, missing: Sequence[str], num_images: int) -> str:
-    """Return the complete message on images that are not there: the first five and the count."""
-    shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-    return (
-        f"{image_dir}: {len(missing)} of {num_images} images are missing: {shown}\n"
-        "  expected: each image flat in that directory or in one folder a concept\n"
-        "  put them there, or correct img_dir"
-    )
-
-
-def find_images(image_dir: Path, image_names: Sequence[str]) -> tuple[Path | None, ...]:
-    """Find each image as `locate_images` does; None for one that is not there.
-
-    A file straight in `image_dir` comes before one in the folder of its concept (the name without its
-    number), and that before one in any other folder.
-
-    Raises:
-        DataError: As `locate_images`, but not for missing images.
-    """
-    if not image_dir.is_dir():
-        raise DataError(f"{image_dir}: there is no such directory\n  give the directory of the images")
-    for name in image_names:
-        if reason := unsafe_name_reason(name):
-            raise DataError(f"image name {quote(name)} {reason}\n  expected: a file name\n  repair the name")
-    found = [_expected_place(image_dir, name) for name in image_names]
-    absent = {name for name, path in zip(image_names, found, strict=True) if path is None}
-    if not absent:
-        return tuple(found)
-    elsewhere = _scan_folders(image_dir, absent)
-    return tuple(path or elsewhere.get(name) for name, path in zip(image_names, found, strict=True))
-
-
 def image_digests(paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> tuple[str, ...]:
     """Return the SHA-256 of each file's bytes, in hexadecimal.
 
@@ -385,22 +370,35 @@ def targets_digest(table: AnnotationTable) -> str:
     return total.hexdigest()
 
 
+def _not_utf8(error: UnicodeDecodeError) -> tuple[str, str]:
+    """Return what a file is that is not UTF-8, and the advice."""
+    for start, what, advice in _OTHER_FORMATS:
+        if error.object.startswith(start):
+            return f"it is {what}, not UTF-8 text", advice
+    before = error.object[max(0, error.start - 20) : error.start].decode(errors="replace")
+    where = f"after {quote(before)}" if before else "at the beginning"
+    return f"it is not UTF-8 text: byte 0x{error.object[error.start]:02x} {where}", "save it as UTF-8"
+
+
 def _file_problem(path: Path, what: str, advice: str) -> AnnotationProblem:
     return AnnotationProblem(Fault.FILE, f"{path}: {what}\n  {advice}")
 
 
-def _header_problem(path: Path, header: Sequence[str]) -> AnnotationProblem | None:
-    wanted = ("image_name", *TARGET_COLUMNS)
+def _header_problem(path: Path, header: Sequence[str], delimiter: str) -> AnnotationProblem | None:
+    found = f"{len(header)} columns, separated by {DELIMITERS[delimiter]}: {quote(list(header))}"
+    if len(header) == 1:
+        found = f"one column, {quote(header[0])}, without {', '.join(DELIMITERS.values())}"
     for what, columns in (
-        ("missing", [column for column in wanted if column not in header]),
-        ("there twice", [column for column in wanted if header.count(column) > 1]),
+        ("missing", [column for column in _COLUMNS if column not in header]),
+        ("there twice", [column for column in _COLUMNS if header.count(column) > 1]),
     ):
         if columns:
-            shown = ", ".join(columns[:5]) + (f", ... ({len(columns)} in all)" if len(columns) > 5 else "")
+            some = ", ".join(columns[:5]) + (f", ... ({len(columns)} in all)" if len(columns) > 5 else "")
             return AnnotationProblem(
                 Fault.COLUMNS,
-                f"{path}: column{'s' if len(columns) > 1 else ''} {shown} {what}\n"
-                f"  expected: an index, image_name, and 0 to {NUM_DIMENSIONS - 1}\n  export the table again",
+                f"{path}: column{'s' if len(columns) > 1 else ''} {some} {what}\n  found:    {found}\n"
+                f"  expected: an index, image_name, and 0 to {NUM_DIMENSIONS - 1}, separated by commas, "
+                "semicolons or tabs\n  export the table again",
             )
     return None
 
@@ -411,27 +409,3 @@ def _parse(text: str) -> float | None:
         return None if "_" in text else float(text)
     except ValueError:
         return None
-
-
-def _expected_place(image_dir: Path, name: str) -> Path | None:
-    concept = re.sub(r"_\d+[a-z]*$", "", Path(name).stem)
-    for path in (image_dir / name, image_dir / concept / name):
-        if path.is_file():
-            return path
-    return None
-
-
-def _scan_folders(image_dir: Path, names: set[str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in _files_in_folders(image_dir):
-        if path.name in names:
-            if path.name in found:
-                both = f"{found[path.name]} and {path}"
-                raise DataError(f"image {path.name} is there twice: {both}\n  remove one of the two")
-            found[path.name] = path
-    return found
-
-
-def _files_in_folders(image_dir: Path) -> Iterator[Path]:
-    for folder in sorted(path for path in image_dir.iterdir() if path.is_dir()):
-        yield from (path for path in sorted(folder.iterdir()) if path.is_file())

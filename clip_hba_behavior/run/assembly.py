@@ -50,6 +50,7 @@ def check_data_of(config: Config) -> DataReport:
             backbone = error
         report = check_data(
             *(Path(str(getattr(data, key))) for key in DATA_KEYS),
+            image_suffix=data.image_suffix,
             rule=data.preprocessing,
             image_size=backbone.vision_config.image_size if isinstance(backbone, ClipConfig) else 224,
             progress=lambda done, total: here.interruptible().report("opening images", done, total),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_hba_behavior.config import STANDIN, Config, make_config
+from clip_hba_behavior.data.check import overlap_message
 from clip_hba_behavior.data.row_order import LEAST_SHARE, row_order, wrong_order_message
 from clip_hba_behavior.reproducibility.record.ledger import LEDGER
 from clip_hba_behavior.reproducibility.record.protocol import EpochDone
@@ -121,6 +122,7 @@ def _begin(config: Config, parent: Checkpoint | None, check: Check) -> Path:
     ):
         _announce(config, here.logger)
         trainer, environment = build_trainer(config, here)
+        _warn_of_overlap(config, trainer.inputs, here.logger)
         _warn_of_row_order(config, trainer.inputs, here.logger)
         directory.check_space(_bytes_to_come(trainer))
         if parent is None:
@@ -280,6 +282,18 @@ def _announce(config: Config, logger: logging.Logger) -> None:
         logger.info("No csv_file given: training on the synthetic data set, images drawn from 66-d vectors")
     if config.backbone == STANDIN:
         logger.info("No backbone given: the small CLIP that comes with the package")
+
+
+def _warn_of_overlap(config: Config, inputs: Inputs, logger: logging.Logger) -> None:
+    """Say so where held-out images are trained on."""
+    num_images = inputs.num_images()
+    both = set(inputs.image_paths[:num_images]) & set(inputs.image_paths[num_images:])
+    if both:
+        names = sorted(path.name for path in both)
+        logger.warning(
+            "%s\n  the run goes on, but its behavioral RSA is of images that it may have been trained on",
+            overlap_message(names, str(config.csv_file), str(config.inference_csv_file)),
+        )
 
 
 def _warn_of_row_order(config: Config, inputs: Inputs, logger: logging.Logger) -> None:

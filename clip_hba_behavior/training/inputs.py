@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from clip_hba_behavior.config import Config
 from clip_hba_behavior.data import things
 from clip_hba_behavior.data.augmentation import Augmentation, augmented_batches
+from clip_hba_behavior.data.image_files import locate_images
 from clip_hba_behavior.data.images import Preprocessing, load_pixels
 from clip_hba_behavior.model.backbone import load_backbone
 from clip_hba_behavior.model.clip import Clip, TowerName
@@ -164,7 +165,8 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
             f"{inference.path} does not fit the human RDM\n  found:    {len(inference.image_names)} images\n"
             f"  expected: {len(human_rdm)}, one for each row of {config.RDM48_triplet_dir}"
         )
-    paths = things.locate_images(Path(str(config.img_dir)), [*annotations.image_names, *inference.image_names])
+    names = [*annotations.image_names, *inference.image_names]
+    paths = locate_images(Path(str(config.img_dir)), names, config.image_suffix)
     backbone = LazyBackbone(config, device)
     model_config = backbone.get().config
     vision, text = model_config.vision_config, model_config.text_config

@@ -133,7 +133,7 @@ def test_bad_targets_duplicates_overlap_and_hostile_names_are_all_reported(data:
     assert "column 3: 'inf' is not finite" in text
     assert f"line 3: image {TRAIN[0]} is there already, in line 2" in text
     assert "image name '../secret.png' has a path separator" in text
-    assert f"1 images stand in both {data / 'train.csv'} and {data / 'held_out.csv'}: {HELD_OUT[9]}; " in text
+    assert f"1 image stands in both {data / 'train.csv'} and {data / 'held_out.csv'}: {HELD_OUT[9]}; " in text
     assert len(report.problems) == 5
     assert "5 problems:" in str(report)
 

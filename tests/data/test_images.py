@@ -92,7 +92,7 @@ def test_a_truncated_image_is_refused_with_path_and_reason(tmp_path: Path, name:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "it is no JPEG, PNG, BMP, WebP, TIFF or GIF file"),
+        (b"", "the file is empty"),
         (b"hello, I am a text", "it is no JPEG, PNG, BMP, WebP, TIFF or GIF file"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "it is no JPEG, PNG, BMP, WebP, TIFF or GIF file"),
         (b"P6\n1 1\n255\n\0\0\0", "it is no JPEG, PNG, BMP, WebP, TIFF or GIF file"),

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import scipy.io
 
+from clip_hba_behavior.data.image_files import locate_images
 from clip_hba_behavior.data.things import (
     AnnotationTable,
     DataError,
     Fault,
     examine_annotations,
     image_digests,
-    locate_images,
     read_annotations,
     read_human_rdm,
     read_prompts,
@@ -31,9 +31,9 @@ def row(name: str, first: str = "0.5") -> list[str]:
     return ["0", name, first, *["1.25"] * 65]
 
 
-def write_table(path: Path, *rows: list[str], header: list[str] = HEADER) -> Path:
+def write_table(path: Path, *rows: list[str], header: list[str] = HEADER, delimiter: str = ",") -> Path:
     with path.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
+        csv.writer(file, delimiter=delimiter).writerows([header, *rows])
     return path
 
 
@@ -72,6 +72,17 @@ def test_any_index_header_column_order_and_a_byte_order_mark_are_read(tmp_path: 
     assert table.targets[0].tolist() == list(range(66))
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_table_with_semicolons_or_tabs_is_the_same_table(tmp_path: Path, delimiter: str) -> None:
+    rows = [row("a.jpg", "0.3412201532504557"), row("b; c.jpg", "1e-320")]
+    tables = [
+        read_annotations(write_table(tmp_path / f"{number}.csv", *rows, delimiter=each))
+        for number, each in enumerate((",", delimiter))
+    ]
+    assert tables[0].image_names == tables[1].image_names == ("a.jpg", "b; c.jpg")
+    assert targets_digest(tables[0]) == targets_digest(tables[1])
+
+
 @with_things
 @pytest.mark.parametrize(("name", "rows"), [("1806train", 1806), ("48val", 48), ("48val_reordered", 48)])
 def test_the_real_tables_are_read_without_a_problem(name: str, rows: int) -> None:
@@ -91,9 +102,12 @@ def test_a_missing_table_is_refused(tmp_path: Path) -> None:
     [
         (b"", "it is empty"),
         (b"\n\n", "it is empty"),
-        (b"\xff\xfe\x00\x01", "it is not a readable CSV file"),
+        ("index,image_name".encode("utf-16"), "it is UTF-16 text, not UTF-8 text\n  save it as UTF-8"),
+        (b"PK\x03\x04\xff", "it is a zip archive, as Excel's .xlsx is, not UTF-8 text\n  export it as text"),
+        (b"\x1f\x8b\x08", "it is compressed by gzip, not UTF-8 text\n  decompress it"),
+        ("index,größe".encode("latin-1"), "it is not UTF-8 text: byte 0xf6 after 'index,gr'\n  save it as UTF-8"),
         (b'a,"b\n', "it is not a readable CSV file"),
-        (b"\x89PNG\r\n\x1a\n", "it is not a readable CSV file"),
+        (b"\x89PNG\r\n\x1a\n", "it is not UTF-8 text: byte 0x89 at the beginning"),
         (",".join(HEADER).encode() + b"\n", "it has a header but no rows"),
     ],
 )
@@ -112,7 +126,9 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.csv", ["0"] * len(header), header=header)
     assert message_of(lambda: read_annotations(path)) == (
         f"{path}: columns image_name, 17 missing\n"
-        "  expected: an index, image_name, and 0 to 65\n  export the table again"
+        "  found:    66 columns, separated by commas: ['', '0', '1', '2', '3', '4', '5', '6', '7', '8', ...]\n"
+        "  expected: an index, image_name, and 0 to 65, separated by commas, semicolons or tabs\n"
+        "  export the table again"
     )
 
 
@@ -126,7 +142,7 @@ def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
     [
         ("", "not a number"),
         ("abc", "not a number"),
-        ("1,5", "not a number"),
+        ("1.5,", "not a number"),
         ("1_000", "not a number"),
         ("nan", "not finite"),
         ("-inf", "not finite"),
@@ -138,6 +154,25 @@ def test_a_bad_target_is_named_with_line_image_column_and_value(tmp_path: Path, 
     assert message_of(lambda: read_annotations(path)) == (
         f"{path}, line 3: image b.jpg, column 0: {text!r} is {fault}\n"
         "  expected: a finite number\n  repair the value"
+    )
+
+
+@pytest.mark.parametrize("text", ["1,5", "-0,25", ",5", "1.234,5", "1,5E-07"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_decimal_comma_is_refused_by_name(tmp_path: Path, text: str, delimiter: str) -> None:
+    path = write_table(tmp_path / "t.csv", row("a.jpg"), row("b.jpg", text), delimiter=delimiter)
+    assert message_of(lambda: read_annotations(path)) == (
+        f"{path}, line 3: image b.jpg, column 0: {text!r} is written with a decimal comma\n"
+        "  expected: a finite number\n  export the table again with decimal points"
+    )
+
+
+def test_decimal_commas_between_commas_are_suspected(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(",".join(HEADER) + "\n0,a.jpg," + ",".join(["0,5"] * 66) + "\n")
+    assert message_of(lambda: read_annotations(path)) == (
+        f"{path}, line 2: it has 134 cells\n  expected: 68, as in the header\n"
+        "  if its numbers have decimal commas, export the table again with decimal points"
     )
 
 
@@ -202,7 +237,9 @@ def test_examining_a_table_reports_every_problem_in_the_order_of_the_file(tmp_pa
     assert table is not None
     assert table.image_names == ("a.jpg", "../x", "a.jpg", "c.jpg", "d.jpg")
     assert np.isnan(table.targets[:, 0]).tolist() == [True, False, True, True, False]
-    assert message_of(lambda: read_annotations(path)) == problems[0].message
+    assert message_of(lambda: read_annotations(path)) == (
+        f"{problems[0].message}\n  and 4 more, which `clip-hba data check` lists"
+    )
 
 
 def test_the_digest_of_targets_sees_every_bit_name_and_order(tmp_path: Path) -> None:
@@ -327,39 +364,6 @@ def test_a_truncated_mat_file_is_refused(tmp_path: Path) -> None:
 
 
 # --- images ---
-
-
-def test_images_are_found_flat_in_their_concepts_folder_and_in_any_other(tmp_path: Path) -> None:
-    paths = ["flat_01b.jpg", "ice_cream/ice_cream_01s.jpg", "camera/camera1_01b.jpg"]
-    for path in paths:
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        (tmp_path / path).write_bytes(b"")
-    names = [Path(path).name for path in paths]
-    assert locate_images(tmp_path, names) == tuple(tmp_path / path for path in paths)
-
-
-def test_missing_images_are_counted_and_the_first_five_named(tmp_path: Path) -> None:
-    (tmp_path / "here.jpg").write_bytes(b"")
-    assert message_of(lambda: locate_images(tmp_path, ["here.jpg", *(f"{i}.jpg" for i in range(7))])) == (
-        f"{tmp_path}: 7 of 8 images are missing: 0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg, ...\n"
-        "  expected: each image flat in that directory or in one folder a concept\n"
-        "  put them there, or correct img_dir"
-    )
-
-
-def test_a_missing_image_directory_is_refused(tmp_path: Path) -> None:
-    message = message_of(lambda: locate_images(tmp_path / "no", ["a.jpg"]))
-    assert message.startswith(f"{tmp_path / 'no'}: there is no such directory")
-
-
-def test_an_image_in_two_other_folders_is_refused(tmp_path: Path) -> None:
-    for folder in ("x", "y"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "a_01b.jpg").write_bytes(b"")
-    assert message_of(lambda: locate_images(tmp_path, ["a_01b.jpg"])) == (
-        f"image a_01b.jpg is there twice: {tmp_path / 'x' / 'a_01b.jpg'} and {tmp_path / 'y' / 'a_01b.jpg'}\n"
-        "  remove one of the two"
-    )
 
 
 def test_image_digests_are_sha256_of_the_bytes_and_report_progress(tmp_path: Path) -> None:

@@ -61,8 +61,13 @@ def open_text(
     return io.TextIOWrapper(open_regular(path, max_bytes), encoding=encoding, newline=newline, errors=errors)
 
 
-def read_rows(path: Path, max_bytes: int) -> Iterator[tuple[int, list[str]]]:
+def read_rows(path: Path, max_bytes: int, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
     """Read a CSV file row by row, so that no more than one row is held.
+
+    Args:
+        path: of the file.
+        max_bytes: more are refused.
+        delimiter: what separates the cells.
 
     Yields:
         The number of the row's last line, and its cells.
@@ -86,7 +91,7 @@ def read_rows(path: Path, max_bytes: int) -> Iterator[tuple[int, list[str]]]:
             yield line
 
     with open_text(path, max_bytes, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(lines(file), strict=True)
+        reader = csv.reader(lines(file), delimiter=delimiter, strict=True)
         for cells in reader:
             taken = 0
             yield reader.line_num, cells
