@@ -346,16 +346,19 @@ def slurm(
     account: Annotated[str | None, typer.Option(help="Account.")] = None,
     gres: Annotated[str | None, typer.Option(help="GPU, such as gpu:h100:1.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory, such as 16G.")] = None,
-    cpus: Annotated[int, typer.Option(min=1, help="Processor cores.")] = 1,
+    cpus: Annotated[
+        int | None, typer.Option(min=1, help="Processor cores; without it, one for each of the run's threads.")
+    ] = None,
     setup: Annotated[list[str] | None, typer.Option(help="Shell line that loads the environment.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="Further option of sbatch.")] = None,
     submit: Annotated[bool, typer.Option("--submit", help="Submit it, too.")] = False,
 ) -> None:
     """Print the SLURM script of one run, which saves before a preemption or the time limit, and comes back."""
-    from clip_hba_behavior.sweep.job import job_script, resources_of, submit_job
+    from clip_hba_behavior.sweep.job import job_script, submit_job
 
-    named = {"partition": partition, "account": account, "gres": gres, "memory": memory}
-    resources = resources_of({**named, "time": time, "cpus": cpus, "setup": setup or [], "options": option or []})
+    named = {"partition": partition, "account": account, "gres": gres, "memory": memory, "cpus": cpus}
+    resources = {key: value for key, value in named.items() if value is not None}
+    resources |= {"time": time, "setup": setup or [], "options": option or []}
     script, run = job_script(config, settings or [], run_dir, resources)
     print(f"job {submit_job(script, run)}: {run}; its log is {run}.slurm.log" if submit else script, end="")
     if submit:

@@ -20,7 +20,7 @@ from clip_hba_behavior.sweep.plan import SlurmSettings
 from clip_hba_behavior.sweep.slurm import batch_script, coming_back, submit_script
 
 
-def resources_of(given: Mapping[str, Any]) -> SlurmSettings:
+def _resources_of(given: Mapping[str, Any]) -> SlurmSettings:
     """Check what a job is to get.
 
     Raises:
@@ -35,17 +35,25 @@ def resources_of(given: Mapping[str, Any]) -> SlurmSettings:
 
 
 def job_script(
-    config_file: Path, settings: list[str], run_dir: Path | None, slurm: SlurmSettings
+    config_file: Path, settings: list[str], run_dir: Path | None, resources: Mapping[str, Any]
 ) -> tuple[str, Path]:
     """Return the script of a job that trains a run to its end, and the run's directory.
 
+    Args:
+        config_file: of the run.
+        settings: `key=value` that take its keys' place.
+        run_dir: where the run goes, if not where the configuration says.
+        resources: what the job is to get, as in a sweep's `slurm`; without `cpus`, a core for each of the run's
+            threads.
+
     Raises:
-        BadInputError: the configuration cannot be used, or the directory holds something else.
+        BadInputError: an option or the configuration cannot be used, or the directory holds something else.
     """
     keys = read_config_file(config_file) | parse_settings(settings)
     if run_dir is not None:
         keys["run_dir"] = str(run_dir)
     config = make_config(keys)
+    slurm = _resources_of({"cpus": config.num_threads, **resources})
     run = RunDirectory(run_directory_of(config))
     if not list_checkpoints(run.checkpoints):  # else the job goes on with it
         refuse_bad_start(config)

@@ -97,6 +97,9 @@ def test_a_job_script_has_what_a_preempted_job_needs(
     assert outcome.code == 0
     for line in ("#SBATCH --requeue", "#SBATCH --signal=B:USR2@60", "#SBATCH --gres=gpu:1", 'trap "" USR2'):
         assert line in outcome.output.splitlines()
+    assert "#SBATCH --cpus-per-task=1\n" in outcome.output
+    more = clip_hba("slurm", config, "--set", "num_threads=3", "--run-dir", tmp_path / "run")
+    assert "#SBATCH --cpus-per-task=3\n" in more.output
     script = tmp_path / "job.sh"
     script.write_text(outcome.output)
     for _ in range(2):  # the second time it goes on with what the first did
