@@ -387,8 +387,8 @@ def directory_of_a_gigabyte(directory: Path) -> Path:
 
 def directory_of_many_records() -> bytes:
     entry = struct.pack("<4s4B4HL2L5H2L", b"PK\1\2", 20, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-    end = b"PK\5\6" + struct.pack("<HHHHLLH", 0, 0, 0, 0, 110_000 * 46, 0, 0)
-    return entry * 110_000 + end
+    end = b"PK\5\6" + struct.pack("<HHHHLLH", 0, 0, 0, 0, 220_000 * 46, 0, 0)
+    return entry * 220_000 + end
 
 
 CHECKPOINTS: list[tuple[str, Build]] = [
@@ -432,6 +432,10 @@ CHECKPOINTS: list[tuple[str, Build]] = [
         bytes_of("nested", holding(raw=b"\x80\x02}X\x01\0\0\0w" + b"]" * 100_000 + b"a" * 99_999 + b"s.")),
     ),
     ("parts", bytes_of("objects", holding(raw=b"\x80\x02](" + b"}" * 10_000_000 + b"e."))),
+    (
+        "it holds no parameters",
+        bytes_of("many_objects", holding(raw=b"\x80\x02}X\1\0\0\0w](" + b"}" * 1_490_000 + b"es.")),
+    ),
     ("parts", bytes_of("kept_under_2_31", holding(raw=b"\x80\x02]r\xff\xff\xff\x7f."))),
     ("claims more than the file holds", bytes_of("one_text_often", one_text_often)),
     ("", bytes_of("encoded_often", encoded_often)),

@@ -14,7 +14,7 @@ from clip_hba_behavior.reproducibility.state.errors import BadInputError, Unread
 from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_regular
 
 MAX_FILE_BYTES = 8 * 1024 * MIB  # ViT-L/14@336px has 1.7 GB in float32
-_MAX_DIRECTORY_BYTES = 8 * MIB  # a state of 90,000 tensors
+_MAX_DIRECTORY_BYTES = 8 * MIB  # 90 bytes for a tensor
 
 # What a damaged or forged archive makes zipfile, the unpickler and torch raise.
 LOADING_ERRORS = (

@@ -33,9 +33,9 @@ from clip_hba_behavior.reproducibility.state.archive import (
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, UnreadableError
 from clip_hba_behavior.reproducibility.state.untrusted import MIB
 
-_MAX_PICKLE_BYTES = 64 * MIB
-_MAX_OPCODES = 4_000_000  # 35 for a tensor: a state of 100,000
-_MAX_ITEMS = 4_000_000
+_MAX_PICKLE_BYTES = 32 * MIB
+_MAX_OPCODES = 1_500_000  # 35 for a tensor: a state of 40,000
+_MAX_ITEMS = 1_500_000
 MAX_DEPTH = 50
 MAX_LENGTH_OF_BYTES = 4 * 624  # of a random state
 _MAX_DIMENSIONS = 25
