@@ -181,7 +181,8 @@ def fork(
 ) -> None:
     """Start from another run's state, perturb some epochs, and train on."""
     from clip_hba_behavior.config import parse_settings, read_config_file
-    from clip_hba_behavior.run.request import fork_config, refuse_bad_start
+    from clip_hba_behavior.run.fork_request import fork_config
+    from clip_hba_behavior.run.request import refuse_bad_start
 
     options = {
         "perturb_type": perturb,
@@ -457,9 +458,9 @@ def sweep_status(sweep: Sweep) -> None:
 @sweep_app.command("table")
 def sweep_table(sweep: Sweep) -> None:
     """Aggregate the finished runs into sweep.csv and sweep.parquet."""
-    from clip_hba_behavior.sweep.commands import collect, read_plan
+    from clip_hba_behavior.sweep.commands import table
 
-    raise typer.Exit(collect(read_plan(sweep)))
+    raise typer.Exit(table(sweep))
 
 
 @sweep_app.command("cancel")

@@ -14,7 +14,7 @@ from clip_hba_behavior.reproducibility.record.ledger import LEDGER_NAME
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.files import publish, replace, sync_directory
 from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_text, quote
-from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints, name_epochs
 from clip_hba_behavior.run.results import RESULTS_NAME
 
 # Of another run's history, with lines that it has still to repeat; its checkpoints follow.
@@ -181,9 +181,8 @@ class RunDirectory:
         """
         found = list_checkpoints(self.checkpoints)
         if epoch not in found:
-            which = f"epochs {min(found)} to {max(found)}" if found else "none"
             raise BadInputError(
-                f"{self.path} has no checkpoint of epoch {epoch}\n  found:    {which}\n"
+                f"{self.path} has no checkpoint of epoch {epoch}\n  found:    {name_epochs(found)}\n"
                 "  give --from-epoch one of those"
             )
         return found[epoch]

@@ -7,6 +7,7 @@ import random
 import re
 import statistics
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from clip_hba_behavior.reproducibility.record.lease import hold
@@ -14,7 +15,7 @@ from clip_hba_behavior.reproducibility.record.signals import stopping_on_signals
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
 from clip_hba_behavior.reproducibility.state.files import replace
 from clip_hba_behavior.run.advice import command_line, go_on_with
-from clip_hba_behavior.run.checkpoint_files import list_checkpoints
+from clip_hba_behavior.run.checkpoint_files import list_checkpoints, name_epochs
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.log import session
 from clip_hba_behavior.sweep import slurm
@@ -37,10 +38,13 @@ def plan(sweep: Path) -> int:
         for run in chain:
             shares = f", continues {run.extends}" if run.extends else ""
             print(f"{run.name}: epochs {planned.first_own_epoch(run)} to {planned.last_epoch}{shares}")
+    print()
+    for line in _left_out(planned):
+        print(line)
     seconds, checkpoint = _cost_of_an_epoch(planned)
     runs, trained, alone = len(planned.runs()), planned.epochs_to_train(), planned.epochs_alone()
     files = trained + runs
-    print(f"\n{runs} runs, {trained} epochs to train; {alone} if each began at the baseline")
+    print(f"{runs} runs, {trained} epochs to train; {alone} if each began at the baseline")
     if seconds is None:
         print("the baseline's log tells no times")
     else:
@@ -51,6 +55,23 @@ def plan(sweep: Path) -> int:
         )
     print(f"{files} checkpoints of {checkpoint / 1e6:.2f} MB: {files * checkpoint / 1e9:.2f} GB")
     return 0
+
+
+def _left_out(planned: Plan) -> Iterator[str]:
+    """Name the perturbations that are asked for, but would go beyond the baseline's last epoch."""
+    windows = Counter((run.epoch, run.length) for run in planned.left_out)
+    if not windows:
+        return
+    yield (
+        f"{len(planned.left_out)} run{'s are' if len(planned.left_out) > 1 else ' is'} left out: "
+        f"the perturbation would go beyond the baseline's last epoch, {planned.last_epoch}"
+    )
+    for (epoch, length), number in windows.items():
+        yield f"  {name_epochs(range(epoch, epoch + length))}: {number} of them"
+    if planned.file.epochs != "all":  # else a longer baseline would have as many at its end
+        end = max(epoch + length - 1 for epoch, length in windows)
+        longer = command_line("resume", planned.baseline, "--set", f"epochs={end}")
+        yield f"  to have them, train the baseline further: {longer}"
 
 
 def _cost_of_an_epoch(planned: Plan) -> tuple[float | None, int]:
@@ -94,6 +115,21 @@ def run(sweep: Path, engine: str) -> int:
     return collect(planned)
 
 
+def table(sweep: Path) -> int:
+    """Aggregate the finished runs of a sweep, as `collect` does.
+
+    Raises:
+        BadInputError: the sweep has not begun.
+    """
+    planned = read_plan(sweep)
+    if not planned.directory.is_dir():
+        begin = command_line("sweep", "run", sweep)
+        raise BadInputError(
+            f"there is nothing in {planned.directory} yet: the sweep has not begun\n  begin: {begin}"
+        )
+    return collect(planned)
+
+
 def collect(planned: Plan) -> int:
     """Aggregate the finished runs into the table; return 0 if that is all of them and every control holds."""
     from clip_hba_behavior.sweep.table import aggregate, write_table
@@ -109,6 +145,8 @@ def collect(planned: Plan) -> int:
     controls = {row["run"] for row in rows if row["kind"] == "none"}
     failed = sorted({row["run"] for row in rows if row["kind"] == "none" and not row["equals_baseline"]})
     print(f"{len(finished)} of {len(states)} runs are done")
+    for line in _left_out(planned):
+        print(line)
     if controls:
         print(f"controls equal to the baseline byte for byte: {len(controls) - len(failed)} of {len(controls)}")
     for name in failed:

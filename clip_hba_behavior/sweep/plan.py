@@ -170,6 +170,7 @@ class Plan:
         directory: the sweep's.
         last_epoch: where the baseline ends, and every fork.
         chains: runs that share a beginning, shortest perturbation first; chains are independent.
+        left_out: runs that are asked for, but whose perturbation would go beyond the last epoch.
     """
 
     file: SweepFile
@@ -177,6 +178,7 @@ class Plan:
     directory: Path
     last_epoch: int
     chains: tuple[tuple[Run, ...], ...]
+    left_out: tuple[Run, ...] = ()
 
     def runs(self) -> list[Run]:
         """Return all runs, chain by chain."""
@@ -293,17 +295,17 @@ def make_plan(file: SweepFile) -> Plan:
         for kind in dict.fromkeys(file.kinds):
             seeds = file.seeds[:1] if kind in _WITHOUT_SEED else list(dict.fromkeys(file.seeds))
             for seed in seeds:
-                chains.append(_chain(kind, epoch, seed, sorted(set(file.lengths)), last))
+                chains.append(_chain(kind, epoch, seed, sorted(set(file.lengths))))
     directory = Path(file.directory).expanduser().absolute()
-    return Plan(file, baseline.path, directory, last, tuple(chain for chain in chains if chain))
+    fitting = (tuple(run for run in chain if run.epoch + run.length - 1 <= last) for chain in chains)
+    left_out = tuple(run for chain in chains for run in chain if run.epoch + run.length - 1 > last)
+    return Plan(file, baseline.path, directory, last, tuple(chain for chain in fitting if chain), left_out)
 
 
-def _chain(kind: str, epoch: int, seed: int, lengths: list[int], last: int) -> tuple[Run, ...]:
-    """Return the runs of one beginning; a perturbation that outlasts the baseline is cut to its end."""
+def _chain(kind: str, epoch: int, seed: int, lengths: list[int]) -> tuple[Run, ...]:
+    """Return the runs of one beginning, the shortest perturbation first."""
     chain: list[Run] = []
     for length in lengths:
-        if epoch + length - 1 > last:
-            break
         name = f"e{epoch:03}_{kind}_l{length}_s{seed}"
         # the shorter one must train on beyond its window, or there is no state to go on from
         extends = chain[-1].name if chain else None

@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import os
+import shlex
 import shutil
 import signal
 import time
@@ -448,7 +449,7 @@ def no_run(run: Path) -> None:
 
 
 REFUSED = {
-    epoch_missing: "epoch2_dora_params.pth\n  found:    epochs 0 to 5",
+    epoch_missing: "epoch2_dora_params.pth\n  found:    epochs 0 to 1, 3 to 5",
     damaged: "epoch2_dora_params.pth",
     changed: "is not the state that its run recorded\n  in the file:   ",
     partial: "does not hold the complete training state\n  found:    parameters and random states",
@@ -495,7 +496,10 @@ def test_a_parent_that_changes_while_it_is_copied_leaves_no_fork(baseline: Path,
         (["--perturb", "image_noise", "--perturb-length", "0"], "perturb_length: found 0"),
         (["--perturb", "image_noise", "--set", "perturb_epoch=2"], "expected: some of epochs 3 to 5"),
         (["--perturb", "image_noise", "--set", "perturb_epoch=6"], "found:    epochs 6 to 6 to perturb"),
-        (["--perturb", "none", "--epochs", "2"], "epochs is 2, but the fork's first epoch, training_run, is 3"),
+        (
+            ["--perturb", "none", "--epochs", "2"],
+            "it begins with epoch 3, and ends before\n  found:    last epoch 2",
+        ),
         (["--perturb", "none", "--early-stopping", "on"], "fork_early_stopping: found 'on'"),
         (["--perturb", "none", "--set", "training_run=2"], "training_run: a fork gets these from BASELINE"),
         (["--perturb", "none", "--set", "random_seed=6"], "of another random_seed"),
@@ -510,6 +514,44 @@ def test_what_means_nothing_is_refused(
     assert outcome.code == 2, outcome.output
     assert message in outcome.output
     assert not (tmp_path / "fork").exists()
+
+
+def offered(output: str, label: str) -> list[str]:
+    """The words of the command that a line of the output offers."""
+    (line,) = [each.strip() for each in output.splitlines() if each.strip().startswith(label)]
+    return shlex.split(line.removeprefix(label))[1:]
+
+
+def test_a_window_beyond_the_end_is_refused_and_the_commands_offered_do_what_they_say(
+    baseline: Path, clip_hba: ClipHba, tmp_path: Path
+) -> None:
+    fork = tmp_path / "my fork"
+    options = [*KINDS["random_target"], "--perturb-length", 3, "--set", "perturb_rule=earlier"]
+    outcome = clip_hba("fork", baseline, "--at-epoch", LAST, *options, "--run-dir", fork)
+    assert outcome.code == 2, outcome.output
+    assert "the perturbation goes beyond the fork's last epoch" in outcome.output
+    assert f"epochs {LAST} to {LAST + 2} to perturb" in outcome.output
+    assert f"expected: some of epochs {LAST} to {LAST}, where the baseline ends" in outcome.output
+    assert not fork.exists()
+    further = offered(outcome.output, "train further:")
+    assert further[further.index("--epochs") + 1] == str(LAST + 2)
+    assert clip_hba(*further).code == 0
+    config = RunDirectory(fork).read_config()
+    assert (config.perturb_length, config.perturb_seed, config.perturb_rule) == (3, 7, "earlier")
+    assert max(list_checkpoints(fork / "dora_params")) == LAST + 2
+    fork.rename(tmp_path / "long")
+    assert clip_hba(*offered(outcome.output, "or perturb less:")).code == 0
+    assert RunDirectory(fork).read_config().perturb_length == 1
+
+
+def test_the_log_says_that_a_window_in_a_configuration_is_cut(
+    keys: dict[str, Any], clip_hba: ClipHba, tmp_path: Path
+) -> None:
+    window = {"perturb_type": "label_shuffle", "perturb_epoch": 2, "perturb_length": 3, "epochs": 2}
+    config = write_config(tmp_path / "c.yaml", keys, **window)
+    outcome = clip_hba("train", config, "--run-dir", tmp_path / "run")
+    assert outcome.code == 0, outcome.output
+    assert "Perturbed by label_shuffle: epoch 2; 2 more would be beyond the last epoch, 2" in outcome.output
 
 
 def test_a_key_without_effect_is_left_out_with_one_line_in_the_log(

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -5,6 +6,8 @@ import pytest
 
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.sweep.plan import make_plan, make_sweep_file
+from fresh_process import Outcome
+from sweep_tools import write_sweep
 
 
 def baseline_of(tmp_path: Path, epochs: int) -> Path:
@@ -27,6 +30,7 @@ def test_a_full_sweep_has_every_epoch_kind_length_and_seed_and_a_control_an_epoc
     kinds = ["random_target", "label_shuffle", "image_noise", "uniform_images"]
     plan = sweep_of(tmp_path, kinds=kinds, lengths=[1, 2])
     # length 2 does not fit into the last epoch
+    assert [(run.epoch, run.length) for run in plan.left_out] == [(12, 2)] * 4
     assert len(plan.runs()) == 12 * (1 + 4 * 2) - 4
     assert len({run.name for run in plan.runs()}) == len(plan.runs())
     assert sum(run.kind == "none" for run in plan.runs()) == 12
@@ -70,3 +74,24 @@ def test_reseeded_forks_are_so_many_an_epoch(tmp_path: Path) -> None:
 def test_a_wrong_sweep_is_refused_with_what_is_wrong(keys: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=message):
         sweep_of(tmp_path, **keys)
+
+
+def test_windows_beyond_the_end_are_named_by_plan_and_table(
+    clip_hba: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    baseline = baseline_of(tmp_path, 4)
+    (baseline / "training_log.txt").touch()
+    keys = {"epochs": [4], "kinds": ["label_shuffle", "uniform_images"], "lengths": [1, 2], "controls": False}
+    sweep = write_sweep(tmp_path, baseline, **keys)
+    outcome = clip_hba("sweep", "table", sweep)
+    assert outcome.code == 2, outcome.output
+    assert f"clip-hba sweep run {sweep}" in outcome.output
+    (tmp_path / "sweep").mkdir()
+    for command, code in (("plan", 0), ("table", 1)):
+        outcome = clip_hba("sweep", command, sweep)
+        assert outcome.code == code, outcome.output
+        assert (
+            "2 runs are left out: the perturbation would go beyond the baseline's last epoch, 4" in outcome.output
+        )
+        assert "  epochs 4 to 5: 2 of them\n" in outcome.output
+        assert f"clip-hba resume {baseline} --set epochs=5" in outcome.output
