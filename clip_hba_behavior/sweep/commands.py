@@ -39,7 +39,7 @@ def plan(sweep: Path) -> int:
             shares = f", continues {run.extends}" if run.extends else ""
             print(f"{run.name}: epochs {planned.first_own_epoch(run)} to {planned.last_epoch}{shares}")
     print()
-    for line in _left_out(planned):
+    for line in _not_in_the_table(planned):
         print(line)
     seconds, checkpoint = _cost_of_an_epoch(planned)
     runs, trained, alone = len(planned.runs()), planned.epochs_to_train(), planned.epochs_alone()
@@ -57,21 +57,30 @@ def plan(sweep: Path) -> int:
     return 0
 
 
-def _left_out(planned: Plan) -> Iterator[str]:
-    """Name the perturbations that are asked for, but would go beyond the baseline's last epoch."""
-    windows = Counter((run.epoch, run.length) for run in planned.left_out)
-    if not windows:
-        return
-    yield (
-        f"{len(planned.left_out)} run{'s are' if len(planned.left_out) > 1 else ' is'} left out: "
-        f"the perturbation would go beyond the baseline's last epoch, {planned.last_epoch}"
-    )
-    for (epoch, length), number in windows.items():
-        yield f"  {name_epochs(range(epoch, epoch + length))}: {number} of them"
-    if planned.file.epochs != "all":  # else a longer baseline would have as many at its end
-        end = max(epoch + length - 1 for epoch, length in windows)
-        longer = command_line("resume", planned.baseline, "--set", f"epochs={end}")
-        yield f"  to have them, train the baseline further: {longer}"
+def _not_in_the_table(planned: Plan) -> Iterator[str]:
+    """Name the runs that someone may expect in the table: asked for but impossible, or there but not asked for."""
+    left_out = Counter((run.epoch, run.length) for run in planned.left_out)
+    if left_out:
+        yield (
+            f"{_runs(left_out.total())} left out: the perturbation would go beyond the baseline's last epoch, "
+            f"{planned.last_epoch}"
+        )
+        for (epoch, length), number in left_out.items():
+            yield f"  {name_epochs(range(epoch, epoch + length))}: {number} of them"
+        if planned.file.epochs != "all":  # else a longer baseline would have as many at its end
+            end = max(epoch + length - 1 for epoch, length in left_out)
+            longer = command_line("resume", planned.baseline, "--set", f"epochs={end}")
+            yield f"  to have them, train the baseline further: {longer}"
+    folder = planned.directory / "runs"
+    there = {each.name for each in folder.iterdir() if each.is_dir()} if folder.is_dir() else set()
+    if others := sorted(there - {run.name for run in planned.runs()}):
+        names = ", ".join(others)
+        yield f"{_runs(len(others))} in {folder}, but not in the sweep's file, so not in the table: {names}"
+        yield "  to have them in the table, ask for them in the file; else give the sweep another directory"
+
+
+def _runs(number: int) -> str:
+    return f"{number} runs are" if number != 1 else "1 run is"
 
 
 def _cost_of_an_epoch(planned: Plan) -> tuple[float | None, int]:
@@ -145,7 +154,7 @@ def collect(planned: Plan) -> int:
     controls = {row["run"] for row in rows if row["kind"] == "none"}
     failed = sorted({row["run"] for row in rows if row["kind"] == "none" and not row["equals_baseline"]})
     print(f"{len(finished)} of {len(states)} runs are done")
-    for line in _left_out(planned):
+    for line in _not_in_the_table(planned):
         print(line)
     if controls:
         print(f"controls equal to the baseline byte for byte: {len(controls) - len(failed)} of {len(controls)}")
@@ -172,6 +181,8 @@ def status(sweep: Path) -> int:
             if found.detail:
                 print(f"  {_indented(found.detail)}")
     for line in slurm.describe_jobs(planned):
+        print(line)
+    for line in _not_in_the_table(planned):
         print(line)
     print(", ".join(f"{number} {state}" for state, number in counts.items()))
     return 0 if counts["done"] == counts.total() else 1
