@@ -38,13 +38,12 @@ def fork_config(baseline: Path, at_epoch: int, given: Mapping[str, Any]) -> Conf
             before its perturbation does; or a key is wrong.
     """
     asked = dict(given)
-    path = baseline.expanduser().absolute()
-    run = RunDirectory(path.parent if path.name == "dora_params" else path)
-    if not run.config_file.is_file():
-        raise BadInputError(
-            f"there is no run in {path}: it has no config.yaml\n"
-            "  for loose checkpoints use `clip-hba train` with training_run and baseline_dora_directory"
-        )
+    run = RunDirectory.at(baseline)
+    try:
+        run.refuse_if_no_run()
+    except BadInputError as error:
+        loose = "\n  for loose checkpoints use `clip-hba train` with training_run and baseline_dora_directory"
+        raise BadInputError(f"{error}{loose if list_checkpoints(run.path) else ''}") from None
     taken = sorted({"training_run", "baseline_dora_directory"} & given.keys())
     if taken:
         raise BadInputError(f"{', '.join(taken)}: a fork gets these from BASELINE and --at-epoch; leave them out")

@@ -13,7 +13,7 @@ from clip_hba_behavior.reproducibility.record.lines import read_lines
 from clip_hba_behavior.reproducibility.record.record_file import has_pending
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
-from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.directory import RunDirectory, is_tracked
 from clip_hba_behavior.run.results import RESULTS, parse_row
 
 _STOPPED = "Stopped early after epoch"  # what the log of such a run ends with
@@ -64,7 +64,7 @@ def list_runs(directory: Path) -> Iterator[Listed]:
 
 def _list(directory: Path, root: Path) -> Iterator[Listed]:
     name = str(directory.relative_to(root))
-    if (directory / "run.json").is_file():
+    if is_tracked(directory):
         yield _loop(directory, name)
         return
     if (directory / "config.yaml").is_file() and (directory / "dora_params").is_dir():

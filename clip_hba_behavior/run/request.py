@@ -130,7 +130,7 @@ def resumption(
     Raises:
         BadInputError: there is no run or no such epoch, the new directory is used, or a setting cannot be changed.
     """
-    source = RunDirectory(Path(run_dir).expanduser().absolute())
+    source = RunDirectory.at(run_dir)
     if from_epoch is not None and new_dir is None:
         raise BadInputError("--from-epoch needs a new --run-dir: epochs that exist are never replaced")
     source.refuse_if_no_run()

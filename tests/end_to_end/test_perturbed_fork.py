@@ -4,7 +4,6 @@ import itertools
 import json
 import logging
 import os
-import shlex
 import shutil
 import signal
 import time
@@ -28,7 +27,7 @@ from clip_hba_behavior.run.fork import publish_first_state
 from clip_hba_behavior.run.life import start_fork
 from clip_hba_behavior.training.state import TrainingState
 from fresh_process import Outcome
-from run_tools import differences, rewrite_state, write_config
+from run_tools import differences, offered, rewrite_state, write_config
 
 ClipHba = Callable[..., Outcome]
 
@@ -516,12 +515,6 @@ def test_what_means_nothing_is_refused(
     assert not (tmp_path / "fork").exists()
 
 
-def offered(output: str, label: str) -> list[str]:
-    """The words of the command that a line of the output offers."""
-    (line,) = [each.strip() for each in output.splitlines() if each.strip().startswith(label)]
-    return shlex.split(line.removeprefix(label))[1:]
-
-
 def test_a_window_beyond_the_end_is_refused_and_the_commands_offered_do_what_they_say(
     baseline: Path, clip_hba: ClipHba, tmp_path: Path
 ) -> None:
@@ -542,6 +535,31 @@ def test_a_window_beyond_the_end_is_refused_and_the_commands_offered_do_what_the
     fork.rename(tmp_path / "long")
     assert clip_hba(*offered(outcome.output, "or perturb less:")).code == 0
     assert RunDirectory(fork).read_config().perturb_length == 1
+
+
+def test_a_fork_that_cannot_begin_names_a_command_that_does(
+    baseline: Path, clip_hba: ClipHba, tmp_path: Path
+) -> None:
+    where = ["--perturb", "none", "--run-dir", tmp_path / "fork"]
+    outcome = clip_hba("fork", baseline, "--at-epoch", 30, *where)
+    assert outcome.code == 2, outcome.output
+    assert "--at-epoch 30 needs " in outcome.output
+    assert f"found:    epochs 0 to {LAST} in that directory\n  expected: epoch 29" in outcome.output
+    assert "training_run" not in outcome.output
+    assert offered(outcome.output, "or train the baseline further first:")[-1] == "epochs=29"
+    possible = offered(outcome.output, "fork where there is one:")
+    assert possible[possible.index("--at-epoch") + 1] == str(LAST)
+    assert clip_hba(*possible).code == 0
+    (tmp_path / "fork").rename(tmp_path / "first")
+
+    outcome = clip_hba("fork", baseline, "--at-epoch", LAST + 1, *where)
+    assert outcome.code == 2, outcome.output
+    assert (
+        f"found:    last epoch {LAST}, where the baseline ends\n  expected: at least {LAST + 1}" in outcome.output
+    )
+    further = offered(outcome.output, "train further:")
+    assert further[further.index("--epochs") + 1] == str(LAST + 1)
+    assert clip_hba(*further).code == 0
 
 
 def test_the_log_says_that_a_window_in_a_configuration_is_cut(
