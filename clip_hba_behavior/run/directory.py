@@ -106,10 +106,10 @@ class RunDirectory:
             BadInputError: there is none, or it is the run of a training loop of the user's own.
         """
         if is_tracked(self.path):
-            call = f"fork({str(self.path)!r}, EPOCH, NEW_DIRECTORY)"
+            fork = f"from clip_hba_behavior.reproducibility import fork; fork({str(self.path)!r}, EPOCH, NEW)"
             raise BadInputError(
                 f"{self.path} is the run of a training loop of your own\n"
-                f"  to go on with it, start your script again\n  to fork it, in Python: from clip_hba_behavior.reproducibility import fork; {call}"
+                f"  to go on with it, start your script again\n  to fork it, in Python: {fork}"
             )
         if not self.config_file.is_file():
             raise BadInputError(f"there is no run in {self.path}: it has no config.yaml")
@@ -152,7 +152,8 @@ class RunDirectory:
         names = sorted(each.name for each in self.path.iterdir())
         some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         raise BadInputError(
-            f"the run directory {self.path} is not empty, and holds no run: found {some}\n  {_elsewhere(self.path)}"
+            f"the run directory {self.path} is not empty, and holds no run: found {some}\n"
+            f"  {_elsewhere(self.path)}"
         )
 
     def _never_began(self) -> bool:

@@ -87,4 +87,4 @@ def test_the_run_of_a_loop_of_ones_own_is_sent_to_its_script(
     assert outcome.code == 2, outcome.output
     assert f"{tmp_path / 'loop'} is the run of a training loop of your own" in outcome.output
     assert "start your script again" in outcome.output
-    assert f"import fork; fork('{tmp_path / 'loop'}', EPOCH, NEW_DIRECTORY)" in outcome.output
+    assert f"import fork; fork('{tmp_path / 'loop'}', EPOCH, NEW)" in outcome.output
