@@ -262,13 +262,31 @@ class RunDirectory:
         best = {"epoch": epoch, "test_loss": test_loss, "checkpoint": str(file)}
         replace(self.path / "best.json", (json.dumps(best) + "\n").encode())
 
+    def read_best(self) -> tuple[int, float]:
+        """Return "the model" of the run: the epoch with the lowest test loss, and that loss.
+
+        Raises:
+            BadInputError: `best.json` is not there, or damaged.
+        """
+        path = self.path / "best.json"
+        try:
+            with open_text(path, MIB) as file:
+                best = json.load(file)
+            return int(best["epoch"]), float(best["test_loss"])
+        except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+            again = command_line("resume", self.path)
+            raise BadInputError(f"{path} cannot be read: {error}\n  write it again: {again}") from None
+
+    def forks(self) -> list[str]:
+        """Return the lines of `forks.txt`: of each fork that began here, epoch and directory."""
+        try:
+            return self.forks_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+
     def forked_epochs(self) -> set[int]:
         """Return the epochs that forks began with, as they wrote them down here."""
-        try:
-            lines = self.forks_file.read_text(encoding="utf-8", errors="replace").splitlines()
-        except FileNotFoundError:
-            return set()
-        return {int(line.partition(" ")[0]) for line in lines if line.partition(" ")[0].isdecimal()}
+        return {int(line.partition(" ")[0]) for line in self.forks() if line.partition(" ")[0].isdecimal()}
 
     def note_fork(self, epoch: int, fork: Path) -> None:
         """Write down that a fork begins with the state after `epoch`, so that its checkpoint stays."""
