@@ -1,6 +1,7 @@
 """Lists of runs and caches: one that is damaged is listed with its fault, and hides no other."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -73,7 +74,7 @@ def test_the_test_loss_of_a_loop_is_listed_where_it_records_one(clip_hba: ClipHb
 def test_inspect_shows_a_run(within: str, clip_hba: ClipHba, tmp_path: Path) -> None:
     run = Path(shutil.copytree(OLD_RUN, tmp_path / "run"))
     config = run / "config.yaml"  # recorded without the paths of its machine
-    config.write_text(config.read_text().replace("{DATA}", "/data").replace("{RUNS}", "/runs"))
+    config.write_text(re.sub(r"\{[A-Z]+\}", "/elsewhere", config.read_text()))
     environment = json.loads((run / "environment.json").read_text())
     changed = {"parent": {"run": "/base", "epoch": 4}, "drift": ["torch: 1 became 2", "threads: 1 became 3"]}
     (run / "environment.json").write_text(json.dumps(environment | changed))
