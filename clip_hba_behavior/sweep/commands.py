@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clip_hba_behavior.reproducibility.record.lease import hold
-from clip_hba_behavior.reproducibility.record.signals import stopping_on_signals
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
 from clip_hba_behavior.reproducibility.state.files import replace
 from clip_hba_behavior.run.advice import command_line, go_on_with
@@ -21,6 +20,7 @@ from clip_hba_behavior.run.log import session
 from clip_hba_behavior.sweep import slurm
 from clip_hba_behavior.sweep.local import cancel_local, run_locally
 from clip_hba_behavior.sweep.plan import Plan, Run, make_plan, read_sweep_file
+from clip_hba_behavior.sweep.progress import SweepProgress
 from clip_hba_behavior.sweep.status import Status, status_of
 
 _EPOCH_SECONDS = re.compile(r"Epoch \d+/\d+: .* ([0-9.]+) s$")
@@ -111,13 +111,15 @@ def run(sweep: Path, engine: str) -> int:
     def report(each: Run, status: Status) -> None:
         nonlocal done
         done += 1
+        progress.end(each.name)
         print(f"[{done}/{total}] {each.name}: {status.state}", flush=True)
         if status.detail:
             print(f"  {_indented(status.detail)}", flush=True)
 
-    with stopping_on_signals() as stop, hold(planned.directory):
+    with session() as here, hold(planned.directory):
+        progress = SweepProgress(planned, here.report)
         try:
-            run_locally(planned, stop, report)
+            run_locally(planned, here.stop, report, progress.look)
         except InterruptedRunError as error:
             error.next_step = go_on_with(command_line("sweep", "resume", sweep))
             raise
