@@ -52,7 +52,7 @@ def fork_config(baseline: Path, at_epoch: int, given: Mapping[str, Any]) -> Conf
     place = {"training_run": at_epoch, "baseline_dora_directory": str(run.checkpoints)}
     own = make_config({**asked, **place})
     theirs = run.read_config()
-    _refuse_no_state(run, at_epoch, given)
+    _refuse_no_state(run, at_epoch, given, own.perturb_length if own.perturb_type != "none" else 1)
     config = make_config(theirs.model_dump(include=FREE_KEYS) | own.model_dump(include=own.model_fields_set))
     if "epochs" not in given:
         config = make_config(config.model_dump(include=config.model_fields_set) | {"epochs": end_of_fork(config)})
@@ -66,7 +66,7 @@ def end_of_fork(config: Config) -> int:
     return min(config.epochs, last) if last >= config.training_run else config.epochs
 
 
-def _refuse_no_state(run: RunDirectory, at_epoch: int, given: Mapping[str, Any]) -> None:
+def _refuse_no_state(run: RunDirectory, at_epoch: int, given: Mapping[str, Any], length: int) -> None:
     states = list_checkpoints(run.checkpoints)
     if at_epoch - 1 in states:
         return
@@ -75,7 +75,8 @@ def _refuse_no_state(run: RunDirectory, at_epoch: int, given: Mapping[str, Any])
         nearest = min(states, key=lambda epoch: abs(epoch - (at_epoch - 1)))
         first = min(nearest + 1, max(1, *states))  # beyond the last one there is nothing to train without --epochs
         if first - 1 in states:
-            advice = f"\n  fork where there is one: {_command(run, first, given)}"
+            end = {"epochs": first + length - 1} if first + length - 1 > max(states) else {}
+            advice = f"\n  fork where there is one: {_command(run, first, end | dict(given))}"
     if states and at_epoch - 1 > max(states):
         further = command_line("resume", run.path, "--set", f"epochs={at_epoch - 1}")
         advice += f"\n  or train the baseline further first: {further}"
@@ -106,7 +107,7 @@ def _refuse_early_end(run: RunDirectory, config: Config, given: Mapping[str, Any
         raise BadInputError(
             "the perturbation goes beyond the fork's last epoch\n"
             f"  found:    epochs {begin} to {last} to perturb\n"
-            f"  expected: some of epochs {first} to {end}, {whose}\n"
+            f"  expected: none beyond epoch {end}, {whose}\n"
             f"  train further:    {_command(run, first, {**given, 'epochs': last})}{shorter}"
         )
 

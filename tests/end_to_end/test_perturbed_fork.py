@@ -524,7 +524,7 @@ def test_a_window_beyond_the_end_is_refused_and_the_commands_offered_do_what_the
     assert outcome.code == 2, outcome.output
     assert "the perturbation goes beyond the fork's last epoch" in outcome.output
     assert f"epochs {LAST} to {LAST + 2} to perturb" in outcome.output
-    assert f"expected: some of epochs {LAST} to {LAST}, where the baseline ends" in outcome.output
+    assert f"expected: none beyond epoch {LAST}, where the baseline ends" in outcome.output
     assert not fork.exists()
     further = offered(outcome.output, "train further:")
     assert further[further.index("--epochs") + 1] == str(LAST + 2)
@@ -547,6 +547,9 @@ def test_a_fork_that_cannot_begin_names_a_command_that_does(
     assert f"found:    epochs 0 to {LAST} in that directory\n  expected: epoch 29" in outcome.output
     assert "training_run" not in outcome.output
     assert offered(outcome.output, "or train the baseline further first:")[-1] == "epochs=29"
+    longer = clip_hba("fork", baseline, "--at-epoch", 30, "--perturb-length", 3, *KINDS["image_noise"], *where[2:])
+    assert offered(longer.output, "fork where there is one:")[-2:] == ["--run-dir", str(tmp_path / "fork")]
+    assert f"--at-epoch {LAST} --perturb image_noise" in longer.output.replace(f" --epochs {LAST + 2}", "")
     possible = offered(outcome.output, "fork where there is one:")
     assert possible[possible.index("--at-epoch") + 1] == str(LAST)
     assert clip_hba(*possible).code == 0
