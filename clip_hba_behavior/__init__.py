@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from clip_hba_behavior.run.checkpoint import read_checkpoint, save_dora_parameters
     from clip_hba_behavior.run.life import resume, run_behavioral_training, start, train_model
     from clip_hba_behavior.training.state import TrainingState
+    from clip_hba_behavior.use.load import load_model
 
 # Torch reads it at its first allocation: large tensors in huge pages, of which the kernel has far fewer to
 # clear. It changes no bit; a training step on the CPU takes a tenth less time.
@@ -44,6 +45,7 @@ _HOMES = {
     "StoppedError": "reproducibility.state.errors",
     "load_and_restore_rng_state": "reproducibility.state.rng",
     "TrainingState": "training.state",
+    "load_model": "use.load",
     "resume": "run.life",
     "run_behavioral_training": "run.life",
     "start": "run.life",
@@ -61,6 +63,7 @@ __all__ = [
     "__version__",
     "compare",
     "load_and_restore_rng_state",
+    "load_model",
     "make_config",
     "read_checkpoint",
     "resume",

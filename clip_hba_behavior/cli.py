@@ -181,7 +181,8 @@ def fork(
 ) -> None:
     """Start from another run's state, perturb some epochs, and train on."""
     from clip_hba_behavior.config import parse_settings, read_config_file
-    from clip_hba_behavior.run.request import fork_config, refuse_bad_start
+    from clip_hba_behavior.run.fork_request import fork_config
+    from clip_hba_behavior.run.request import refuse_bad_start
 
     options = {
         "perturb_type": perturb,
@@ -201,16 +202,23 @@ def fork(
 
 
 @app.command()
-def inspect(checkpoint: Annotated[Path, typer.Argument(help="An epochN_dora_params.pth of any age.")]) -> None:
-    """Show what a checkpoint holds; nothing in it is run."""
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A run's directory, or an epochN_dora_params.pth of any age.")],
+) -> None:
+    """Show what a run is, or what a checkpoint holds; nothing in it is run."""
+    if path.is_dir():
+        from clip_hba_behavior.run.summary import describe_run
+
+        print(describe_run(path))
+        return
     from clip_hba_behavior.reproducibility.state.archive import open_archive
 
-    with open_archive(checkpoint, "checkpoint"):
+    with open_archive(path, "checkpoint"):
         pass
     from clip_hba_behavior.run.checkpoint import describe, read_checkpoint
     from clip_hba_behavior.verification.tracked import describe_state
 
-    print(describe_state(checkpoint) or describe(read_checkpoint(checkpoint)))
+    print(describe_state(path) or describe(read_checkpoint(path)))
 
 
 @app.command()
@@ -384,7 +392,8 @@ def cache_list(cache_dir: CacheDir = None, runs_dir: RunsDir = Path("runs")) -> 
     """Show what the frozen features take, and which runs use them."""
     from clip_hba_behavior.run.caches import as_table
 
-    print(as_table(_caches(cache_dir, runs_dir)))
+    caches, faults = _caches(cache_dir, runs_dir)
+    print("\n".join([as_table(caches), *faults]))
 
 
 @cache_app.command("clean")
@@ -398,13 +407,16 @@ def cache_clean(
     """Remove caches that none of the runs uses; they can be filled again."""
     from clip_hba_behavior.run.caches import as_table, remove
 
-    removed, busy = remove(each for each in _caches(cache_dir, runs_dir) if everything or not each.runs)
+    caches, faults = _caches(cache_dir, runs_dir)
+    for fault in faults:
+        print(fault)
+    removed, busy = remove(each for each in caches if everything or not each.runs)
     print(f"removed\n{as_table(removed)}" if removed else "nothing to remove")
     for each in busy:
         print(f"{each.path} is being filled, and stays")
 
 
-def _caches(cache_dir: Path | None, runs_dir: Path) -> "list[Cache]":
+def _caches(cache_dir: Path | None, runs_dir: Path) -> "tuple[list[Cache], list[str]]":
     from clip_hba_behavior.config import make_config
     from clip_hba_behavior.run.caches import list_caches
     from clip_hba_behavior.run.listing import list_runs
@@ -460,9 +472,9 @@ def sweep_status(sweep: Sweep) -> None:
 @sweep_app.command("table")
 def sweep_table(sweep: Sweep) -> None:
     """Aggregate the finished runs into sweep.csv and sweep.parquet."""
-    from clip_hba_behavior.sweep.commands import collect, read_plan
+    from clip_hba_behavior.sweep.commands import table
 
-    raise typer.Exit(collect(read_plan(sweep)))
+    raise typer.Exit(table(sweep))
 
 
 @sweep_app.command("cancel")

@@ -1,6 +1,5 @@
 """The configuration: every key typed, documented and checked; unknown keys are refused."""
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.untrusted import open_text, quote, shown
+from clip_hba_behavior.wrong_keys import explain
 
 STANDIN = "standin"
 Positive = Annotated[int, Field(ge=1)]
@@ -340,8 +340,12 @@ def _can_be_a_path(text: str) -> bool:
         return False
 
 
+class _TwiceError(BadInputError):
+    """A mapping gives a key twice: one of the values would be dropped."""
+
+
 class _PlainLoader(yaml.SafeLoader):
-    """Builds plain values; an alias may stand for one value only, so that a few lines stay a few values."""
+    """Builds plain values, and drops none; an alias may stand for one value only: few lines stay few values."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         is_alias = self.check_event(yaml.AliasEvent)
@@ -349,6 +353,16 @@ class _PlainLoader(yaml.SafeLoader):
         if is_alias and not isinstance(node, yaml.ScalarNode):
             raise yaml.YAMLError("an alias stands for a list or a mapping; write the values out")
         return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for name, line in ((key.value, key.start_mark.line + 1) for key, _ in node.value):
+            if isinstance(name, str) and name in lines:
+                raise _TwiceError(
+                    f"the key {shown(name)} is given twice, in line {lines[name]} and in line {line}; keep one"
+                )
+            lines[str(name)] = line
+        return super().construct_mapping(node, deep)
 
 
 def make_config(given: Mapping[str, Any]) -> Config:
@@ -364,7 +378,7 @@ def make_config(given: Mapping[str, Any]) -> Config:
         return Config.model_validate(dict(given))
     except ValidationError as error:
         details = error.errors()
-        lines = [_explain(detail, given) for detail in details[:_MAX_SHOWN]]
+        lines = [explain(detail, Config.model_fields, "docs/configuration.md") for detail in details[:_MAX_SHOWN]]
         lines += [f"and {len(details) - _MAX_SHOWN} more"] if len(details) > _MAX_SHOWN else []
         raise BadInputError("the configuration is wrong\n  " + "\n  ".join(lines)) from None
 
@@ -377,22 +391,11 @@ def as_recorded(keys: Mapping[str, Any]) -> dict[str, Any]:
     return {**_BEFORE_THE_KEY, **keys}
 
 
-def _explain(detail: Any, given: Mapping[str, Any]) -> str:
-    location = shown(".".join(str(part) for part in detail["loc"]))
-    if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(location, Config.model_fields, n=1)
-        return f"{location}: no such key" + (
-            f"; did you mean {near[0]}?" if near else "; see docs/configuration.md"
-        )
-    message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "expected").rstrip(".")
-    return f"{location}: found {quote(detail['input'])}, {message}" if location else message
-
-
 def read_config_file(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds one mapping of keys to plain values.
 
     Raises:
-        BadInputError: no such file, not YAML, or no mapping.
+        BadInputError: no such file, not YAML, no mapping, or a key is given twice.
     """
     try:
         with open_text(path, _MAX_BYTES) as file:
@@ -403,6 +406,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise BadInputError(f"{path} cannot be read: {error}") from None
     try:
         content = yaml.load(text, _PlainLoader)
+    except _TwiceError as error:
+        raise BadInputError(f"{path}: {error}") from None
     except _YAML_ERRORS as error:
         reason = " ".join(str(error).split())[:1000] or type(error).__name__
         raise BadInputError(f"{path} is no YAML file: {reason}") from None
@@ -417,17 +422,21 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     """Read `key=value` settings from the command line; values are YAML.
 
     Raises:
-        BadInputError: a setting without `=`, or a value that is no YAML.
+        BadInputError: a setting without `=`, a key that is set twice, or a value that is no YAML.
     """
     parsed: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
             raise BadInputError(f"--set {shown(setting)}: expected key=value")
+        if key.strip() in parsed:
+            raise BadInputError(f"--set {shown(setting)}: {shown(key.strip())} is set twice; keep one")
         try:
             if len(text) > _MAX_BYTES:
                 raise ValueError
             parsed[key.strip()] = yaml.load(text, _PlainLoader)
+        except _TwiceError as error:
+            raise BadInputError(f"--set {shown(setting)}: {error}") from None
         except _YAML_ERRORS:
             raise BadInputError(f"--set {shown(setting)}: the value is no YAML") from None
     return parsed

@@ -20,7 +20,7 @@ A configuration is a YAML file with one `key: value` a line. Every key has a def
 what it changes. `clip-hba train CONFIG.yaml --set key=value` overrides a key; the value is YAML, so a list is
 `--set 'augmentation=[horizontal_flip, color_jitter]'`. `--set` may be given several times.
 
-- Nothing is guessed: an unknown key, a wrong type or a value out of range is refused with exit code 2, and
+- Nothing is guessed: an unknown key, one given twice, a wrong type or value is refused with exit code 2, and
   nothing is written.
 - The five data keys (`csv_file` to `prompts_file`) go together: all of them, or none for the synthetic data set.
 - `backbone` has a default too, the small CLIP that comes with it. Name your own when you name your data.

@@ -1,5 +1,6 @@
 """Tools of the tests: configurations as files, and two runs compared byte for byte."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,12 @@ def recorded_run_keys(reference: Path, things: Path) -> dict[str, Any]:
         "batch_size": 16,
         "num_threads": 1,
     }
+
+
+def offered(output: str, label: str) -> list[str]:
+    """The words of the command that a line of the output offers."""
+    (line,) = [each.strip() for each in output.splitlines() if each.strip().startswith(label)]
+    return shlex.split(line.removeprefix(label))[1:]
 
 
 def differences(first: Path, second: Path) -> list[str]:

@@ -36,6 +36,9 @@ def test_a_new_configuration_has_rule_2_and_a_record_without_a_rule_had_rule_1()
     [
         ({"epohcs": 3}, "epohcs: no such key; did you mean epochs?"),
         ({"nonsense_key_xyz": 3}, "nonsense_key_xyz: no such key; see docs/configuration.md"),
+        ({"learning_rate": 3}, "learning_rate: no such key; did you mean lr?"),
+        ({"seed": 3}, "seed: no such key; did you mean random_seed?"),
+        ({"batchsize": 3}, "batchsize: no such key; did you mean batch_size?"),
         ({"lr": 0}, "lr: found 0, expected greater than 0"),
         ({"lr": "fast"}, "lr: found 'fast', expected a valid number"),
         ({"lr": float("nan")}, "lr: found nan, expected a finite number"),
@@ -119,6 +122,8 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path: Path) -> None:
         ("1: 2\n", "expected one `key: value` a line"),
         ("run_dir: 2020-13-45\n", "is no YAML file"),
         ("a: " + "[" * 5000, "is no YAML file"),
+        ("lr: 1\nrank: 2\n'lr': 3\n", "config.yaml: the key lr is given twice, in line 1 and in line 3; keep one"),
+        ("a: {b: 1, b: 1}\n", "the key b is given twice, in line 1 and in line 1"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_refused(
@@ -134,6 +139,11 @@ def test_a_file_that_is_no_configuration_is_refused(
 def test_a_setting_without_a_value_is_refused() -> None:
     with pytest.raises(BadInputError, match="expected key=value"):
         parse_settings(["epochs"])
+
+
+def test_a_key_that_is_set_twice_is_refused() -> None:
+    with pytest.raises(BadInputError, match="--set lr=2: lr is set twice; keep one"):
+        parse_settings(["lr=1", "lr=2"])
 
 
 def test_free_keys_are_no_part_of_the_trajectory() -> None:

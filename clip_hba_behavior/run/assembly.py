@@ -5,10 +5,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from clip_hba_behavior.config import DATA_KEYS, STANDIN, Config, make_config
 from clip_hba_behavior.data.check import DataReport, check_data
 from clip_hba_behavior.data.standin import standin_backbone_directory, write_standin_dataset
 from clip_hba_behavior.model.architecture import ClipConfig
+from clip_hba_behavior.model.clip import Clip
 from clip_hba_behavior.model.clip_hba import CLIPHBA
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
@@ -60,6 +63,25 @@ def check_data_of(config: Config) -> DataReport:
     return dataclasses.replace(report, model=lines, problems=(*report.problems, *model.problems))
 
 
+def build_model(config: Config, backbone: Clip, end_positions: torch.Tensor) -> CLIPHBA:
+    """Make the model of a configuration; its low-rank factors are zero until drawn or loaded.
+
+    Args:
+        config: with the keys that shape the model.
+        backbone: on its device.
+        end_positions: `[66] int64`, each prompt's end token, there too.
+    """
+    return CLIPHBA(
+        backbone,
+        config.vision_layers,
+        config.transformer_layers,
+        config.rank,
+        config.dora_dropout,
+        end_positions,
+        config.sdpa_backend,
+    )
+
+
 def build_trainer(config: Config, session: Session) -> tuple[Trainer, dict[str, Any]]:
     """Make the trainer with the run's split; its parameters are drawn, or restored, afterwards.
 
@@ -79,14 +101,6 @@ def build_trainer(config: Config, session: Session) -> tuple[Trainer, dict[str, 
     apply_numerics(int(config.num_threads or 1), config.deterministic, config.tf32)
     with_data = with_standin(config)
     inputs = load_inputs(with_data, device, session.report)
-    model = CLIPHBA(
-        inputs.backbone.get(),
-        config.vision_layers,
-        config.transformer_layers,
-        config.rank,
-        config.dora_dropout,
-        inputs.end_positions,
-        config.sdpa_backend,
-    )
+    model = build_model(config, inputs.backbone.get(), inputs.end_positions)
     split = seed_protocol.begin(config.random_seed, inputs.num_images(), config.train_portion)
     return Trainer(config, model, inputs, split), describe_environment(config, inputs)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.untrusted import quote
 from clip_hba_behavior.run.directory import RunDirectory
 
 # Of a cache's key and of a run's settings: what both name.
@@ -37,8 +38,8 @@ class Cache:
     runs: tuple[str, ...]
 
 
-def list_caches(cache_dir: Path, runs: Iterable[Path]) -> list[Cache]:
-    """Return the caches in a directory, the largest first.
+def list_caches(cache_dir: Path, runs: Iterable[Path]) -> tuple[list[Cache], list[str]]:
+    """Return the caches in a directory, the largest first, and a line for each cache or run that is damaged.
 
     Args:
         cache_dir: where caches are.
@@ -49,13 +50,21 @@ def list_caches(cache_dir: Path, runs: Iterable[Path]) -> list[Cache]:
     """
     if not cache_dir.is_dir():
         raise BadInputError(f"there is no directory of caches {cache_dir}\n  give --cache-dir")
-    users = [(str(each), environment) for each in runs if (environment := _environment(each)) is not None]
-    found = []
-    for folder in cache_dir.iterdir():
+    users: list[tuple[str, dict[str, Any]]] = []
+    found, faults = [], []
+    for run in runs:
+        try:
+            users.append((str(run), RunDirectory(run).read_environment()))
+        except BadInputError as error:
+            faults.append(f"{run}: not known which caches it uses: {str(error).replace(chr(10), ';')}")
+    for folder in sorted(cache_dir.iterdir()):
         try:
             key = json.loads((folder / "key.json").read_bytes())
         except (OSError, ValueError):
             continue  # no cache: such as the synthetic data set
+        if not isinstance(key, dict):
+            faults.append(f"{folder}: key.json is damaged: found {quote(key)}")
+            continue
         files = [each.stat() for each in folder.iterdir()]
         found.append(
             Cache(
@@ -67,7 +76,7 @@ def list_caches(cache_dir: Path, runs: Iterable[Path]) -> list[Cache]:
                 runs=tuple(name for name, environment in users if _is_of(key, environment)),
             )
         )
-    return sorted(found, key=lambda each: -each.num_bytes)
+    return sorted(found, key=lambda each: -each.num_bytes), faults
 
 
 def remove(caches: Iterable[Cache]) -> tuple[list[Cache], list[Cache]]:
@@ -87,13 +96,6 @@ def remove(caches: Iterable[Cache]) -> tuple[list[Cache], list[Cache]]:
             shutil.rmtree(each.path)
             removed.append(each)
     return removed, busy
-
-
-def _environment(run: Path) -> dict[str, Any] | None:
-    try:
-        return RunDirectory(run).read_environment()
-    except BadInputError:
-        return None
 
 
 def _is_of(key: Mapping[str, Any], environment: Mapping[str, Any]) -> bool:
@@ -128,4 +130,4 @@ def as_table(caches: list[Cache]) -> str:
             f"{each.age_seconds / 86400:.0f} d old; used by {users}"
         )
     total = sum(each.num_bytes for each in caches)
-    return "\n".join([*lines, f"{len(caches)} caches, {total / 1e6:.1f} MB"])
+    return "\n".join([*lines, f"{len(caches)} cache{'s' if len(caches) != 1 else ''}, {total / 1e6:.1f} MB"])

@@ -1,6 +1,7 @@
 """Where the checkpoints of a run are: their names, and what of them a directory holds. Nothing is read."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 _FILE_NAME = re.compile(r"epoch(\d+)_dora_params\.pth")
@@ -20,6 +21,20 @@ def list_checkpoints(directory: Path) -> dict[int, Path]:
         if match:
             found[int(match[1])] = path
     return dict(sorted(found.items()))
+
+
+def name_epochs(epochs: Iterable[int]) -> str:
+    """Return the numbers of epochs for a person: `epochs 0 to 3, 5`, or `none`."""
+    stretches: list[list[int]] = []
+    for epoch in sorted(epochs):
+        if stretches and epoch == stretches[-1][-1] + 1:
+            stretches[-1].append(epoch)
+        else:
+            stretches.append([epoch])
+    parts = [f"{each[0]} to {each[-1]}" if len(each) > 1 else str(each[0]) for each in stretches]
+    if not parts:
+        return "none"
+    return f"epoch{'s' if sum(map(len, stretches)) > 1 else ''} {', '.join(parts)}"
 
 
 def step_checkpoint_path(directory: Path, epoch: int, step: int) -> Path:

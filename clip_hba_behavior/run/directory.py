@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +15,8 @@ from clip_hba_behavior.reproducibility.record.ledger import LEDGER_NAME
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.files import publish, replace, sync_directory
 from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_text, quote
-from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
+from clip_hba_behavior.run.advice import command_line, free_directory, go_on_with
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints, name_epochs
 from clip_hba_behavior.run.results import RESULTS_NAME
 
 # Of another run's history, with lines that it has still to repeat; its checkpoints follow.
@@ -32,6 +34,11 @@ _ENVIRONMENT_KINDS: dict[str, tuple[type, ...]] = {
 _ADDED_LATER = ("package", "variables", "package_changes")
 
 
+def is_tracked(path: Path) -> bool:
+    """Whether a directory holds a run of `track`: one of a training loop of the user's own."""
+    return (path / "run.json").is_file()
+
+
 class RunDirectory:
     """Paths and files of one run. Files that record the run are never replaced, only added to."""
 
@@ -47,6 +54,15 @@ class RunDirectory:
         self.config_file = path / "config.yaml"
         self.environment_file = path / "environment.json"
         self.lease: Lease | None = None
+
+    @classmethod
+    def at(cls, path: str | os.PathLike[str]) -> "RunDirectory":
+        """Name the run that a person means by a path: its directory, or the `dora_params` within."""
+        named = Path(path).expanduser().absolute()
+        beside = ("config.yaml", LEDGER_NAME, "environment.json")
+        if named.name == "dora_params" and any((named.parent / each).is_file() for each in beside):
+            named = named.parent
+        return cls(named)
 
     # --- who may write ------------------------------------------------------------------------------
 
@@ -87,8 +103,14 @@ class RunDirectory:
         """Return if there is a run here.
 
         Raises:
-            BadInputError: there is none.
+            BadInputError: there is none, or it is the run of a training loop of the user's own.
         """
+        if is_tracked(self.path):
+            fork = f"from clip_hba_behavior.reproducibility import fork; fork({str(self.path)!r}, EPOCH, NEW)"
+            raise BadInputError(
+                f"{self.path} is the run of a training loop of your own\n"
+                f"  to go on with it, start your script again\n  to fork it, in Python: {fork}"
+            )
         if not self.config_file.is_file():
             raise BadInputError(f"there is no run in {self.path}: it has no config.yaml")
 
@@ -113,14 +135,26 @@ class RunDirectory:
         """Return if a run can begin here.
 
         Raises:
-            BadInputError: it holds a run already, or something else.
+            BadInputError: it holds a run already, or something else, or is a file.
         """
-        if self.path.exists() and not self._never_began():
-            holds = "a run" if self.config_file.exists() else "other files"
+        for each in (self.path, *self.path.parents):
+            if each.exists() and not each.is_dir():
+                raise BadInputError(
+                    f"the run directory {self.path} cannot be: {each} is a file\n  {_elsewhere(each)}"
+                )
+        if not self.path.exists() or self._never_began():
+            return
+        if self.config_file.is_file() and list_checkpoints(self.checkpoints):
             raise BadInputError(
-                f"the run directory {self.path} is not empty: it holds {holds}\n"
-                f"  go on with it by `clip-hba resume {self.path}`, or give another --run-dir"
+                f"the run directory {self.path} is not empty: it holds a run\n"
+                f"  {go_on_with(command_line('resume', self.path))}\n  or {_elsewhere(self.path)}"
             )
+        names = sorted(each.name for each in self.path.iterdir())
+        some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        raise BadInputError(
+            f"the run directory {self.path} is not empty, and holds no run: found {some}\n"
+            f"  {_elsewhere(self.path)}"
+        )
 
     def _never_began(self) -> bool:
         """Whether nothing is here but what a start leaves that was killed before its first state."""
@@ -181,9 +215,8 @@ class RunDirectory:
         """
         found = list_checkpoints(self.checkpoints)
         if epoch not in found:
-            which = f"epochs {min(found)} to {max(found)}" if found else "none"
             raise BadInputError(
-                f"{self.path} has no checkpoint of epoch {epoch}\n  found:    {which}\n"
+                f"{self.path} has no checkpoint of epoch {epoch}\n  found:    {name_epochs(found)}\n"
                 "  give --from-epoch one of those"
             )
         return found[epoch]
@@ -229,13 +262,31 @@ class RunDirectory:
         best = {"epoch": epoch, "test_loss": test_loss, "checkpoint": str(file)}
         replace(self.path / "best.json", (json.dumps(best) + "\n").encode())
 
+    def read_best(self) -> tuple[int, float]:
+        """Return "the model" of the run: the epoch with the lowest test loss, and that loss.
+
+        Raises:
+            BadInputError: `best.json` is not there, or damaged.
+        """
+        path = self.path / "best.json"
+        try:
+            with open_text(path, MIB) as file:
+                best = json.load(file)
+            return int(best["epoch"]), float(best["test_loss"])
+        except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+            again = command_line("resume", self.path)
+            raise BadInputError(f"{path} cannot be read: {error}\n  write it again: {again}") from None
+
+    def forks(self) -> list[str]:
+        """Return the lines of `forks.txt`: of each fork that began here, epoch and directory."""
+        try:
+            return self.forks_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+
     def forked_epochs(self) -> set[int]:
         """Return the epochs that forks began with, as they wrote them down here."""
-        try:
-            lines = self.forks_file.read_text(encoding="utf-8", errors="replace").splitlines()
-        except FileNotFoundError:
-            return set()
-        return {int(line.partition(" ")[0]) for line in lines if line.partition(" ")[0].isdecimal()}
+        return {int(line.partition(" ")[0]) for line in self.forks() if line.partition(" ")[0].isdecimal()}
 
     def note_fork(self, epoch: int, fork: Path) -> None:
         """Write down that a fork begins with the state after `epoch`, so that its checkpoint stays."""
@@ -273,3 +324,7 @@ class RunDirectory:
 
 def _is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def _elsewhere(taken: Path) -> str:
+    return f"give another --run-dir, such as {shlex.quote(str(free_directory(taken)))}"

@@ -12,9 +12,10 @@ from clip_hba_behavior.reproducibility.state.errors import BadInputError, NotRep
 from clip_hba_behavior.reproducibility.state.files import publish
 from clip_hba_behavior.reproducibility.state.rng import load_and_restore_rng_state, seed_generators
 from clip_hba_behavior.run.checkpoint import Checkpoint, read_checkpoint, read_named
-from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path
 from clip_hba_behavior.run.directory import RunDirectory
-from clip_hba_behavior.run.request import FORK_KEYS, first_state_file, fork_config
+from clip_hba_behavior.run.fork_request import end_of_fork, fork_config
+from clip_hba_behavior.run.request import FORK_KEYS, first_state_file
 from clip_hba_behavior.training.trainer import Trainer
 
 SPLIT_KEYS = {"random_seed", "train_portion"}
@@ -26,18 +27,16 @@ def fork_of(baseline: Path, at_epoch: int, given: Mapping[str, Any]) -> tuple[Co
     Args:
         baseline: a run's directory.
         at_epoch: the fork's first own epoch.
-        given: the fork's own keys. A perturbation without `perturb_epoch` begins with the fork; a fork without
-            `epochs` ends with its baseline.
+        given: the fork's own keys, as for `fork_config`.
 
     Raises:
-        BadInputError: there is no run or no such state, the state is not complete or not the one recorded, or a
-            key is wrong.
+        BadInputError: as `fork_config`; or the state is not complete, or not the one recorded.
     """
     config = fork_config(baseline, at_epoch, given)
     parent = read_parent(config)
     assert parent is not None  # it has a baseline_dora_directory
     parent.whole_state()
-    return inherit(config, parent, own_end="epochs" in given), parent
+    return inherit(config, parent, own_end=True), parent
 
 
 def read_parent(config: Config) -> Checkpoint | None:
@@ -121,7 +120,7 @@ def inherit(config: Config, parent: Checkpoint, own_end: bool = False) -> Config
     Args:
         config: the fork's, with its own keys set and no others.
         parent: what it starts from.
-        own_end: `epochs` stands, even behind the baseline's last epoch.
+        own_end: `epochs` stands, even beyond the baseline's last epoch.
 
     Raises:
         BadInputError: the fork's keys have no effect in the epochs that it trains.
@@ -131,9 +130,8 @@ def inherit(config: Config, parent: Checkpoint, own_end: bool = False) -> Config
     inherited = {key: value for key, value in theirs.items() if key not in (*PERTURB_KEYS, *FORK_KEYS)}
     if "device" in parent.provenance:
         inherited["device"] = parent.provenance["device"]
-    last = max(list_checkpoints(parent.path.parent))
-    if last >= config.training_run and not own_end:  # else the baseline is not beyond the fork's start
-        given["epochs"] = min(config.epochs, last)
+    if not own_end:
+        given["epochs"] = end_of_fork(config)
     return make_config(inherited | given)
 
 

@@ -29,7 +29,9 @@ def head_lines(trainer: Trainer, directory: Path) -> Iterator[str]:
     perturbed = [epoch for epoch in range(1, config.epochs + 1) if trainer.perturbation.kind_in(epoch) != "none"]
     if perturbed:
         which = f"epochs {perturbed[0]} to {perturbed[-1]}" if len(perturbed) > 1 else f"epoch {perturbed[0]}"
-        yield f"Perturbed by {config.perturb_type}: {which}"
+        cut = config.perturb_length - len(perturbed)
+        beyond = f"; {cut} more would be beyond the last epoch, {config.epochs}" if cut > 0 else ""
+        yield f"Perturbed by {config.perturb_type}: {which}{beyond}"
     metrics = trainer.metrics
     yield (
         f"{f'After epoch {trainer.epoch}' if trainer.epoch else 'Before training'}: "

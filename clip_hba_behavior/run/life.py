@@ -261,6 +261,25 @@ def _continue(
     load_and_restore_rng_state({"rng_state": state.rng_state}, here.logger)
     with _resumed_if_interrupted(target):  # what was changed on request is on record by now
         train_model(trainer, target, environment, here)
+    if (trainer.epoch, trainer.step_in_epoch) == after:
+        here.logger.info(
+            "Nothing was left to train\n  to train further: %s", _further(trainer, target, environment)
+        )
+
+
+def _further(trainer: Trainer, run: RunDirectory, environment: Mapping[str, Any]) -> str:
+    """Return the command that trains a run further which has come to its end."""
+    config, settings = trainer.config, []
+    if trainer.epoch >= config.epochs:
+        settings.append(f"epochs={2 * max(1, config.epochs)}")
+    if _stops_early(config, environment) and trainer.should_stop():
+        settings.append(f"early_stopping_patience={2 * trainer.early_stopping.epochs_no_improve}")
+    return command_line("resume", run.path, *(word for each in settings for word in ("--set", each)))
+
+
+def _stops_early(config: Config, environment: Mapping[str, Any]) -> bool:
+    """Whether a run's counters may end it; by default not a fork's, which is compared with its baseline."""
+    return environment["parent"] is None or config.fork_early_stopping != "off"
 
 
 @contextmanager
@@ -363,8 +382,7 @@ def train_model(
         NotReproducibleError: what a file already records was not reached again.
     """
     config, logger, stop = trainer.config, session.logger, session.stop
-    # By default a fork is not stopped by the counters that it inherits: it is compared with its baseline.
-    stop_early = environment["parent"] is None or config.fork_early_stopping != "off"
+    stop_early = _stops_early(config, environment)
     after = (trainer.epoch, trainer.step_in_epoch)
     ledger = RecordFile(directory.ledger_file, after, LEDGER)
     results = RecordFile(directory.results_file, after, RESULTS)

@@ -2,18 +2,20 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from clip_hba_behavior.reproducibility.record.lease import holder_of
-from clip_hba_behavior.reproducibility.record.ledger import LEDGER_NAME
+from clip_hba_behavior.reproducibility.record.ledger import LEDGER_NAME, read_ledger
 from clip_hba_behavior.reproducibility.record.lines import read_lines
 from clip_hba_behavior.reproducibility.record.record_file import has_pending
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_text, quote
+from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
-from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.directory import RunDirectory, is_tracked
 from clip_hba_behavior.run.results import RESULTS, parse_row
 
 _STOPPED = "Stopped early after epoch"  # what the log of such a run ends with
@@ -50,6 +52,10 @@ class Listed:
     age_seconds: float = 0.0
     detail: str = ""
 
+    def progress(self) -> str:
+        """Return the newest epoch, and how many there will be where that is recorded."""
+        return f"{'-' if self.epoch is None else self.epoch}" + (f"/{self.epochs}" if self.epochs else "")
+
 
 def list_runs(directory: Path) -> Iterator[Listed]:
     """Yield every run and sweep below a directory, in the order of their names; what is in a run is no other run.
@@ -64,7 +70,7 @@ def list_runs(directory: Path) -> Iterator[Listed]:
 
 def _list(directory: Path, root: Path) -> Iterator[Listed]:
     name = str(directory.relative_to(root))
-    if (directory / "run.json").is_file():
+    if is_tracked(directory):
         yield _loop(directory, name)
         return
     if (directory / "config.yaml").is_file() and (directory / "dora_params").is_dir():
@@ -78,6 +84,19 @@ def _list(directory: Path, root: Path) -> Iterator[Listed]:
             yield from _list(each, root)
 
 
+def list_one(directory: Path) -> Listed:
+    """Return what is to be told of one run.
+
+    Raises:
+        BadInputError: there is none in this directory.
+    """
+    found = next(_list(directory, directory), None) if directory.is_dir() else None
+    if found is None or found.path != "." or found.kind == "sweep":
+        below = f"\n  list the runs below it: {command_line('runs', directory)}" if found is not None else ""
+        raise BadInputError(f"there is no run in {directory}{below}")
+    return found
+
+
 def _sweep_state(directory: Path) -> str:
     return "under way" if holder_of(directory) else "finished" if (directory / "sweep.csv").is_file() else "begun"
 
@@ -89,8 +108,7 @@ def _run(directory: Path, name: str) -> Listed:
     about["epoch"] = max(files, default=None)
     try:
         about["epochs"] = run.read_config().epochs
-        parent = run.read_environment().get("parent")
-        about["parent"] = f"{parent['run']}, epoch {parent['epoch']}" if parent and "run" in parent else None
+        about["parent"] = _parent(run.read_environment())
         rows = [parse_row(line) for line in read_lines(run.results_file, RESULTS).found.values()]
     except (BadInputError, OSError) as error:
         return Listed(name, "run", "damaged", detail=str(error).partition("\n")[0], **about)
@@ -99,6 +117,16 @@ def _run(directory: Path, name: str) -> Listed:
         about |= {"best_test_loss": float(best["test_loss"]), "rsa_rho": float(best["behavioral_rsa_rho"])}
     state, detail = _state_of_run(run, about["epoch"], about["epochs"])
     return Listed(name, "run", state, detail=detail, **about)
+
+
+def _parent(record: Mapping[str, Any]) -> str | None:
+    """Return which run and epoch a run says that it began from."""
+    parent = record.get("parent")
+    if parent is None:
+        return None
+    if not isinstance(parent, dict) or not {"run", "epoch"} <= parent.keys():
+        raise BadInputError(f"its record of its parent is damaged: {quote(parent)}")
+    return f"{parent['run']}, epoch {parent['epoch']}"
 
 
 def _state_of_run(run: RunDirectory, epoch: int | None, epochs: int) -> tuple[str, str]:
@@ -122,16 +150,36 @@ def _loop(directory: Path, name: str) -> Listed:
         if (stem := each.stem.removeprefix("epoch")).isdecimal()
     ]  # fmt: skip
     about["epoch"] = max(epochs, default=None)
+    try:
+        about["parent"] = _parent(read_loop_record(directory))
+        ends = [record["metrics"] for _, record in read_ledger(directory / LEDGER_NAME).ends()]
+    except (BadInputError, OSError) as error:
+        return Listed(name, "loop", "damaged", detail=str(error).partition("\n")[0], **about)
+    # the loop names its metrics itself; by this name there often is one
+    losses = [each["test_loss"] for each in ends if isinstance(each, dict) and "test_loss" in each]
+    about["best_test_loss"] = min((each for each in losses if isinstance(each, float)), default=None)
     holder = holder_of(directory)
     state = "under way" if holder else "never began" if not epochs else "at rest"
     if not holder and has_pending(directory / LEDGER_NAME):
         state = "waiting"
-    try:
-        parent = json.loads((directory / "run.json").read_bytes()).get("parent")
-    except (OSError, ValueError, AttributeError) as error:
-        return Listed(name, "loop", "damaged", detail=f"run.json: {error}", **about)
-    about["parent"] = f"{parent['run']}, epoch {parent['epoch']}" if isinstance(parent, dict) else None
     return Listed(name, "loop", state, detail=holder or "", **about)
+
+
+def read_loop_record(directory: Path) -> dict[str, Any]:
+    """Read `run.json` of a run of `track`, without torch.
+
+    Raises:
+        BadInputError: it cannot be read, or holds no record.
+    """
+    path = directory / "run.json"
+    try:
+        with open_text(path, 16 * MIB) as file:
+            record = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInputError(f"{path} cannot be read: {error}") from None
+    if not isinstance(record, dict):
+        raise BadInputError(f"{path} is damaged: found {quote(record)}, expected the record of a run")
+    return record
 
 
 def _sizes(files: list[Path]) -> dict[str, Any]:
@@ -150,16 +198,15 @@ def as_table(listed: list[Listed]) -> str:
     head = ("run", "state", "epochs", "test loss", "RSA rho", "size", "age", "from")
     rows = [head]
     for each in listed:
-        of = f"{'-' if each.epoch is None else each.epoch}" + (f"/{each.epochs}" if each.epochs else "")
         rows.append(
             (
                 each.path if each.kind == "run" else f"{each.path} ({each.kind})",
                 each.state,
-                of if each.kind != "sweep" else "",
+                each.progress() if each.kind != "sweep" else "",
                 "" if each.best_test_loss is None else f"{each.best_test_loss:.4f}",
                 "" if each.rsa_rho is None else f"{each.rsa_rho:.4f}",
-                _size(each.num_bytes),
-                _age(each.age_seconds),
+                in_bytes(each.num_bytes),
+                in_time(each.age_seconds),
                 each.parent or "",
             )
         )
@@ -171,14 +218,16 @@ def as_table(listed: list[Listed]) -> str:
     return "\n".join(lines)
 
 
-def _size(num_bytes: int) -> str:
+def in_bytes(num_bytes: int) -> str:
+    """Return a number of bytes as a person tells it."""
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if num_bytes >= size:
             return f"{num_bytes / size:.1f} {unit}"
     return f"{num_bytes / 1e3:.0f} kB"
 
 
-def _age(seconds: float) -> str:
+def in_time(seconds: float) -> str:
+    """Return an age as a person tells it."""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"

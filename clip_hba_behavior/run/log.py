@@ -99,11 +99,12 @@ def _drawing() -> Iterator[Report]:
         tasks: dict[str, TaskID] = {}
 
         def draw(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total, completed=done)
-            progress.update(tasks[what], completed=done, total=total)
+            name = _name_of(what)
+            if name not in tasks:
+                tasks[name] = progress.add_task(what, total=total, completed=done)
+            progress.update(tasks[name], description=what, completed=done, total=total)
             if done >= total:
-                progress.remove_task(tasks.pop(what))
+                progress.remove_task(tasks.pop(name))
 
         yield draw
 
@@ -116,17 +117,22 @@ def _logging(logger: logging.Logger) -> Iterator[Report]:
     def log(what: str, done: int, total: int) -> None:
         if what == EPOCHS:  # each has a line of its own
             return
-        now = time.monotonic()
-        began, before = started.setdefault(what, (now, done))
-        if now - last.setdefault(what, now) >= SECONDS_BETWEEN_LINES and done > before:
-            last[what] = now
+        name, now = _name_of(what), time.monotonic()
+        began, before = started.setdefault(name, (now, done))
+        if now - last.setdefault(name, now) >= SECONDS_BETWEEN_LINES and done > before:
+            last[name] = now
             left = (now - began) / (done - before) * (total - done)
             logger.info("%s: %d of %d (%.0f %%), %s left", what, done, total, 100 * done / total, _duration(left))
         if done >= total:
-            started.pop(what, None)
-            last.pop(what, None)
+            started.pop(name, None)
+            last.pop(name, None)
 
     yield log
+
+
+def _name_of(what: str) -> str:
+    """Return what stays the same of it: in brackets stands what changes on the way."""
+    return what.partition(" (")[0]
 
 
 def _duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from clip_hba_behavior.config import FREE_KEYS, Config, make_config
 from clip_hba_behavior.model.backbone_names import refuse_no_tokenizer, resolve_backbone
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
-from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints, name_epochs
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.resolution import resolve_config, run_directory_of
 
@@ -43,36 +43,6 @@ def refuse_no_model(config: Config) -> None:
         refuse_no_tokenizer(config.tokenizer)
 
 
-def fork_config(baseline: Path, at_epoch: int, given: Mapping[str, Any]) -> Config:
-    """Return the fork's own keys, and where data and backbone are as the baseline says.
-
-    Args:
-        baseline: a run's directory.
-        at_epoch: the fork's first own epoch.
-        given: the fork's own keys. A perturbation without `perturb_epoch` begins with the fork.
-
-    Raises:
-        BadInputError: there is no run, or a key is wrong.
-    """
-    given = dict(given)
-    if given.get("perturb_type", "none") != "none":
-        given.setdefault("perturb_epoch", at_epoch)
-    path = baseline.expanduser().absolute()
-    run = RunDirectory(path.parent if path.name == "dora_params" else path)
-    if not run.config_file.is_file():
-        raise BadInputError(
-            f"there is no run in {path}: it has no config.yaml\n"
-            "  for loose checkpoints use `clip-hba train` with training_run and baseline_dora_directory"
-        )
-    taken = sorted({"training_run", "baseline_dora_directory"} & given.keys())
-    if taken:
-        raise BadInputError(f"{', '.join(taken)}: a fork gets these from BASELINE and --at-epoch; leave them out")
-    place = {"training_run": at_epoch, "baseline_dora_directory": str(run.checkpoints)}
-    own = make_config({**given, **place})
-    theirs = run.read_config().model_dump(include=FREE_KEYS)
-    return make_config(theirs | own.model_dump(include=own.model_fields_set))
-
-
 def first_state_file(config: Config) -> Path | None:
     """Find the state that a fork starts from: the baseline's after epoch `training_run - 1`.
 
@@ -93,12 +63,11 @@ def first_state_file(config: Config) -> Path | None:
     epoch = config.training_run - 1
     found = list_checkpoints(directory)
     if epoch not in found:
-        which = f"epochs {min(found)} to {max(found)}" if found else "none"
         # an earlier configuration may name a directory with training_run 1, and mean no fork
         hint = ", or leave it out for a run that is no fork" if epoch == 0 else ""
         raise BadInputError(
             f"training_run {config.training_run} needs {checkpoint_path(directory, epoch)}\n"
-            f"  found:    {which} in that directory\n  expected: epoch {epoch}\n"
+            f"  found:    {name_epochs(found)} in that directory\n  expected: epoch {epoch}\n"
             f"  set baseline_dora_directory to the baseline's dora_params{hint}"
         )
     return found[epoch]
@@ -161,7 +130,7 @@ def resumption(
     Raises:
         BadInputError: there is no run or no such epoch, the new directory is used, or a setting cannot be changed.
     """
-    source = RunDirectory(Path(run_dir).expanduser().absolute())
+    source = RunDirectory.at(run_dir)
     if from_epoch is not None and new_dir is None:
         raise BadInputError("--from-epoch needs a new --run-dir: epochs that exist are never replaced")
     source.refuse_if_no_run()

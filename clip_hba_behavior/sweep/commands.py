@@ -7,19 +7,20 @@ import random
 import re
 import statistics
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from clip_hba_behavior.reproducibility.record.lease import hold
-from clip_hba_behavior.reproducibility.record.signals import stopping_on_signals
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
 from clip_hba_behavior.reproducibility.state.files import replace
 from clip_hba_behavior.run.advice import command_line, go_on_with
-from clip_hba_behavior.run.checkpoint_files import list_checkpoints
+from clip_hba_behavior.run.checkpoint_files import list_checkpoints, name_epochs
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.log import session
 from clip_hba_behavior.sweep import slurm
 from clip_hba_behavior.sweep.local import cancel_local, run_locally
 from clip_hba_behavior.sweep.plan import Plan, Run, make_plan, read_sweep_file
+from clip_hba_behavior.sweep.progress import SweepProgress
 from clip_hba_behavior.sweep.status import Status, status_of
 
 _EPOCH_SECONDS = re.compile(r"Epoch \d+/\d+: .* ([0-9.]+) s$")
@@ -37,10 +38,13 @@ def plan(sweep: Path) -> int:
         for run in chain:
             shares = f", continues {run.extends}" if run.extends else ""
             print(f"{run.name}: epochs {planned.first_own_epoch(run)} to {planned.last_epoch}{shares}")
+    print()
+    for line in _not_in_the_table(planned):
+        print(line)
     seconds, checkpoint = _cost_of_an_epoch(planned)
     runs, trained, alone = len(planned.runs()), planned.epochs_to_train(), planned.epochs_alone()
     files = trained + runs
-    print(f"\n{runs} runs, {trained} epochs to train; {alone} if each began at the baseline")
+    print(f"{runs} runs, {trained} epochs to train; {alone} if each began at the baseline")
     if seconds is None:
         print("the baseline's log tells no times")
     else:
@@ -51,6 +55,32 @@ def plan(sweep: Path) -> int:
         )
     print(f"{files} checkpoints of {checkpoint / 1e6:.2f} MB: {files * checkpoint / 1e9:.2f} GB")
     return 0
+
+
+def _not_in_the_table(planned: Plan) -> Iterator[str]:
+    """Name the runs that someone may expect in the table: asked for but impossible, or there but not asked for."""
+    left_out = Counter((run.epoch, run.length) for run in planned.left_out)
+    if left_out:
+        yield (
+            f"{_runs(left_out.total())} left out: the perturbation would go beyond the baseline's last epoch, "
+            f"{planned.last_epoch}"
+        )
+        for (epoch, length), number in left_out.items():
+            yield f"  {name_epochs(range(epoch, epoch + length))}: {number} of them"
+        if planned.file.epochs != "all":  # else a longer baseline would have as many at its end
+            end = max(epoch + length - 1 for epoch, length in left_out)
+            longer = command_line("resume", planned.baseline, "--set", f"epochs={end}")
+            yield f"  to have them, train the baseline further: {longer}"
+    folder = planned.directory / "runs"
+    there = {each.name for each in folder.iterdir() if each.is_dir()} if folder.is_dir() else set()
+    if others := sorted(there - {run.name for run in planned.runs()}):
+        names = ", ".join(others)
+        yield f"{_runs(len(others))} in {folder}, but not in the sweep's file, so not in the table: {names}"
+        yield "  to have them in the table, ask for them in the file; else give the sweep another directory"
+
+
+def _runs(number: int) -> str:
+    return f"{number} runs are" if number != 1 else "1 run is"
 
 
 def _cost_of_an_epoch(planned: Plan) -> tuple[float | None, int]:
@@ -81,16 +111,33 @@ def run(sweep: Path, engine: str) -> int:
     def report(each: Run, status: Status) -> None:
         nonlocal done
         done += 1
+        progress.end(each.name)
         print(f"[{done}/{total}] {each.name}: {status.state}", flush=True)
         if status.detail:
             print(f"  {_indented(status.detail)}", flush=True)
 
-    with stopping_on_signals() as stop, hold(planned.directory):
+    with session() as here, hold(planned.directory):
+        progress = SweepProgress(planned, here.report)
         try:
-            run_locally(planned, stop, report)
+            run_locally(planned, here.stop, report, progress.look)
         except InterruptedRunError as error:
             error.next_step = go_on_with(command_line("sweep", "resume", sweep))
             raise
+    return collect(planned)
+
+
+def table(sweep: Path) -> int:
+    """Aggregate the finished runs of a sweep, as `collect` does.
+
+    Raises:
+        BadInputError: the sweep has not begun.
+    """
+    planned = read_plan(sweep)
+    if not planned.directory.is_dir():
+        begin = command_line("sweep", "run", sweep)
+        raise BadInputError(
+            f"there is nothing in {planned.directory} yet: the sweep has not begun\n  begin: {begin}"
+        )
     return collect(planned)
 
 
@@ -109,6 +156,8 @@ def collect(planned: Plan) -> int:
     controls = {row["run"] for row in rows if row["kind"] == "none"}
     failed = sorted({row["run"] for row in rows if row["kind"] == "none" and not row["equals_baseline"]})
     print(f"{len(finished)} of {len(states)} runs are done")
+    for line in _not_in_the_table(planned):
+        print(line)
     if controls:
         print(f"controls equal to the baseline byte for byte: {len(controls) - len(failed)} of {len(controls)}")
     for name in failed:
@@ -134,6 +183,8 @@ def status(sweep: Path) -> int:
             if found.detail:
                 print(f"  {_indented(found.detail)}")
     for line in slurm.describe_jobs(planned):
+        print(line)
+    for line in _not_in_the_table(planned):
         print(line)
     print(", ".join(f"{number} {state}" for state, number in counts.items()))
     return 0 if counts["done"] == counts.total() else 1

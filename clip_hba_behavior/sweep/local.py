@@ -23,7 +23,9 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 _MAX_BREAKS = 3  # a worker that dies thrice without any run coming to its end is no accident
 
 
-def run_locally(plan: Plan, stop: StopRequest, report: Callable[[Run, Status], None]) -> None:
+def run_locally(
+    plan: Plan, stop: StopRequest, report: Callable[[Run, Status], None], look: Callable[[], None]
+) -> None:
     """Execute every chain of a plan; a run that fails ends its chain, not the others.
 
     A worker that is killed takes its run with it; another resumes it.
@@ -32,6 +34,7 @@ def run_locally(plan: Plan, stop: StopRequest, report: Callable[[Run, Status], N
         plan: what to do.
         stop: when a signal has come, the workers are told to save and leave; no further run begins.
         report: called with each run that ended.
+        look: called every half a second, to tell of the progress.
 
     Raises:
         InterruptedRunError: a signal came; what is done is kept.
@@ -43,7 +46,7 @@ def run_locally(plan: Plan, stop: StopRequest, report: Callable[[Run, Status], N
         _check(stop)
         before = len(waiting)
         try:
-            waiting = _pass(plan, waiting, stop, report)
+            waiting = _pass(plan, waiting, stop, report, look)
         except _BrokenPassError as broken:
             breaks = breaks + 1 if len(broken.waiting) == before else 0
             waiting = broken.waiting
@@ -63,7 +66,11 @@ class _BrokenPassError(Exception):
 
 
 def _pass(
-    plan: Plan, chains: list[tuple[Run, ...]], stop: StopRequest, report: Callable[[Run, Status], None]
+    plan: Plan,
+    chains: list[tuple[Run, ...]],
+    stop: StopRequest,
+    report: Callable[[Run, Status], None],
+    look: Callable[[], None],
 ) -> list[tuple[Run, ...]]:
     """Execute chains with one pool; return those that are left."""
     context = multiprocessing.get_context("forkserver")
@@ -91,6 +98,7 @@ def _pass(
                 for run, status in outcomes:
                     report(run, status)
                 del left[futures[future]]
+            look()
     return list(left.values())
 
 

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from clip_hba_behavior.config import Config, make_config, read_config_file
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
-from clip_hba_behavior.reproducibility.state.untrusted import quote
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.wrong_keys import explain, suggestion
 
 Kind = Literal["random_target", "label_shuffle", "image_noise", "uniform_images"]
 Positive = Annotated[int, Field(ge=1)]
@@ -115,6 +115,14 @@ class SweepFile(BaseModel):
         default_factory=lambda: SlurmSettings.model_validate({}), description="For --engine slurm."
     )
 
+    @field_validator("epochs", mode="before")
+    @classmethod
+    def _epochs_are_all_or_numbers(cls, given: Any) -> Any:
+        numbers = given if isinstance(given, list) else [None]
+        if given != "all" and not all(type(each) is int and each >= 1 for each in numbers):
+            raise ValueError("expected all, or a list of epochs from 1 on, such as [3, 10]")
+        return given
+
     @field_validator("settings")
     @classmethod
     def _settings_are_keys_of_a_configuration(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -170,6 +178,7 @@ class Plan:
         directory: the sweep's.
         last_epoch: where the baseline ends, and every fork.
         chains: runs that share a beginning, shortest perturbation first; chains are independent.
+        left_out: runs that are asked for, but whose perturbation would go beyond the last epoch.
     """
 
     file: SweepFile
@@ -177,6 +186,7 @@ class Plan:
     directory: Path
     last_epoch: int
     chains: tuple[tuple[Run, ...], ...]
+    left_out: tuple[Run, ...] = ()
 
     def runs(self) -> list[Run]:
         """Return all runs, chain by chain."""
@@ -257,23 +267,32 @@ def make_sweep_file(given: Mapping[str, Any]) -> SweepFile:
 
 
 def _explain(detail: Any) -> str:
-    location = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        return f"{location}: no such key; see docs/SWEEPS.md"
-    message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-    found = f"found {quote(detail['input'])}, " if not isinstance(detail["input"], dict) else ""
-    return f"{location}: {found}{message}".replace("\n", "\n  ")
+    keys = SlurmSettings.model_fields if detail["loc"][:1] == ("slurm",) else SweepFile.model_fields
+    key = str(detail["loc"][-1]) if detail["loc"] else ""
+    if detail["type"] == "extra_forbidden" and suggestion(key, keys) is None:
+        near = suggestion(key, Config.model_fields)
+        if near is not None:  # a key of every fork
+            return f"{key}: no such key of a sweep; did you mean settings: {{{near}: ...}}?"
+    return explain(detail, keys, "docs/SWEEPS.md").replace("\n", "\n  ")
 
 
 def make_plan(file: SweepFile) -> Plan:
     """List the runs of a sweep.
 
     Raises:
-        BadInputError: the baseline is no run, or has no state that a fork could start from.
+        BadInputError: the baseline is no run, or has no state that a fork could start from; or the sweep's
+            directory is a run's.
     """
     baseline = RunDirectory(Path(file.baseline).expanduser().absolute())
     if not baseline.config_file.is_file():
         raise BadInputError(f"there is no run in {baseline.path}: the sweep's baseline has no config.yaml")
+    directory = Path(file.directory).expanduser().absolute()
+    if (directory / baseline.config_file.name).exists():
+        whose = "the baseline's own" if directory.resolve() == baseline.path.resolve() else "a run's"
+        raise BadInputError(
+            f"directory {file.directory} is {whose} directory, so no sweep can be in it\n"
+            f"  give the sweep one of its own, such as {baseline.path}_sweep"
+        )
     states = list_checkpoints(baseline.checkpoints)
     last = baseline.newest_epoch()
     wanted = range(1, last + 1) if file.epochs == "all" else sorted(set(file.epochs))
@@ -293,17 +312,16 @@ def make_plan(file: SweepFile) -> Plan:
         for kind in dict.fromkeys(file.kinds):
             seeds = file.seeds[:1] if kind in _WITHOUT_SEED else list(dict.fromkeys(file.seeds))
             for seed in seeds:
-                chains.append(_chain(kind, epoch, seed, sorted(set(file.lengths)), last))
-    directory = Path(file.directory).expanduser().absolute()
-    return Plan(file, baseline.path, directory, last, tuple(chain for chain in chains if chain))
+                chains.append(_chain(kind, epoch, seed, sorted(set(file.lengths))))
+    fitting = (tuple(run for run in chain if run.epoch + run.length - 1 <= last) for chain in chains)
+    left_out = tuple(run for chain in chains for run in chain if run.epoch + run.length - 1 > last)
+    return Plan(file, baseline.path, directory, last, tuple(chain for chain in fitting if chain), left_out)
 
 
-def _chain(kind: str, epoch: int, seed: int, lengths: list[int], last: int) -> tuple[Run, ...]:
-    """Return the runs of one beginning; a perturbation that outlasts the baseline is cut to its end."""
+def _chain(kind: str, epoch: int, seed: int, lengths: list[int]) -> tuple[Run, ...]:
+    """Return the runs of one beginning, the shortest perturbation first."""
     chain: list[Run] = []
     for length in lengths:
-        if epoch + length - 1 > last:
-            break
         name = f"e{epoch:03}_{kind}_l{length}_s{seed}"
         # the shorter one must train on beyond its window, or there is no state to go on from
         extends = chain[-1].name if chain else None

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from clip_hba_behavior import __version__
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.files import publish
+from clip_hba_behavior.version import __version__
 
 FORMAT_VERSION = 1
 

@@ -9,11 +9,12 @@ from typing import get_args
 
 from clip_hba_behavior.config import BatchOrder, make_config, parse_settings, read_config_file
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.run.directory import is_tracked
 from clip_hba_behavior.run.log import session
 from clip_hba_behavior.verification.certificate_file import check_free, headed, write_certificate
 from clip_hba_behavior.verification.found import common_epochs, find_checkpoints, refuse_absent
 from clip_hba_behavior.verification.results_table import read_results_table
-from clip_hba_behavior.verification.tracked import diff_tracked, is_tracked, verify_tracked
+from clip_hba_behavior.verification.tracked import diff_tracked, verify_tracked
 
 
 def verify_quick(json: Path | None) -> int:

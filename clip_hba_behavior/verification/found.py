@@ -33,11 +33,8 @@ def find_checkpoints(path: Path) -> Found:
     Raises:
         BadInputError: there are none.
     """
-    path = path.expanduser().absolute()
-    beside = [path.parent / name for name in ("config.yaml", "steps.jsonl", "environment.json")]
-    if path.name == "dora_params" and any(each.is_file() for each in beside):
-        path = path.parent
-    run = RunDirectory(path)
+    run = RunDirectory.at(path)
+    path = run.path
     recorded = (run.config_file, run.ledger_file, run.environment_file)
     is_run = run.checkpoints.is_dir() and any(each.is_file() for each in recorded)
     files = list_checkpoints(run.checkpoints) or ({} if is_run else list_checkpoints(path))

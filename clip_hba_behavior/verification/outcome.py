@@ -1,5 +1,6 @@
 """What a verification found: of one epoch, and of all."""
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +13,14 @@ from clip_hba_behavior.reproducibility.record.judge import (
 )
 
 COMPLETE = "the complete training state"
+
+
+def percent(share: float) -> str:
+    """Return a share in per cent: two decimals, and more where these would hide that it is not 0."""
+    decimals = 2
+    if math.isfinite(share) and share != 0:
+        decimals = max(2, -math.floor(math.log10(100 * abs(share))))
+    return f"{100 * share:.{decimals}f}%"
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Metric:
 
     def line(self) -> str:
         """Return both values."""
-        share = "" if self.name.endswith("p_value") else f" ({self.relative_difference():.2%})"
+        share = "" if self.name.endswith("p_value") else f" ({percent(self.relative_difference())})"
         return f"{self.name}: {self.recorded!r} in {self.source}, {self.replayed!r} replayed{share}"
 
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clip_hba_behavior.reproducibility.record.judge import MEANING, Verdict
-from clip_hba_behavior.verification.outcome import COMPLETE, EpochOutcome, Metric, Verification
+from clip_hba_behavior.verification.outcome import COMPLETE, EpochOutcome, Metric, Verification, percent
 
 _LABELS = {
     "train_loss": "Train Loss: ",
@@ -52,13 +52,22 @@ def _metric(metric: Metric) -> str:
         return f"{_LABELS[metric.name]} 0.00% difference"
     if metric.name.endswith("p_value"):  # of values such as 1e-50 a ratio says nothing
         return f"{_LABELS[metric.name]} {metric.recorded:.3g} recorded, {metric.replayed:.3g} replayed"
-    return f"{_LABELS[metric.name]} {metric.relative_difference():.2%} difference"
+    return f"{_LABELS[metric.name]} {percent(metric.relative_difference())} difference"
 
 
 def summary(verification: Verification) -> str:
     """Return the table of all epochs, what concerns the whole run, and the closing line."""
     table = Table(title="All epochs")
-    for column in ("epoch", "verdict", "level", "tensors", "largest parameter", "train loss", "test loss", "RSA"):
+    for column in (
+        "epoch",
+        "verdict",
+        "level",
+        "differing",
+        "largest parameter",
+        "train loss",
+        "test loss",
+        "RSA",
+    ):
         table.add_column(column, justify="left" if column == "verdict" else "right")
     for each in verification.epochs:
         metrics = {metric.name: metric for metric in each.metrics}
@@ -70,7 +79,7 @@ def summary(verification: Verification) -> str:
             "-" if each.num_differing_tensors is None else str(each.num_differing_tensors),
             "-" if largest is None else f"{largest:.1e}",
             *(
-                f"{metrics[name].relative_difference():.2%}" if name in metrics else "-"
+                percent(metrics[name].relative_difference()) if name in metrics else "-"
                 for name in ("train_loss", "test_loss")
             ),
             _absolute(metrics.get("behavioral_rsa_rho")),

@@ -9,13 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
+from clip_hba_behavior.run.directory import is_tracked
 from clip_hba_behavior.run.log import session
 from clip_hba_behavior.verification.certificate_file import check_free, headed, write_certificate
-
-
-def is_tracked(path: Path) -> bool:
-    """Whether a directory holds a run of `track`."""
-    return (path / "run.json").is_file()
 
 
 def verify_tracked(run: Path, loop: str | None, epochs: Sequence[int] | None, json: Path | None) -> int:

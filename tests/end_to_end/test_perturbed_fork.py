@@ -27,7 +27,7 @@ from clip_hba_behavior.run.fork import publish_first_state
 from clip_hba_behavior.run.life import start_fork
 from clip_hba_behavior.training.state import TrainingState
 from fresh_process import Outcome
-from run_tools import differences, rewrite_state, write_config
+from run_tools import differences, offered, rewrite_state, write_config
 
 ClipHba = Callable[..., Outcome]
 
@@ -448,7 +448,7 @@ def no_run(run: Path) -> None:
 
 
 REFUSED = {
-    epoch_missing: "epoch2_dora_params.pth\n  found:    epochs 0 to 5",
+    epoch_missing: "epoch2_dora_params.pth\n  found:    epochs 0 to 1, 3 to 5",
     damaged: "epoch2_dora_params.pth",
     changed: "is not the state that its run recorded\n  in the file:   ",
     partial: "does not hold the complete training state\n  found:    parameters and random states",
@@ -495,7 +495,10 @@ def test_a_parent_that_changes_while_it_is_copied_leaves_no_fork(baseline: Path,
         (["--perturb", "image_noise", "--perturb-length", "0"], "perturb_length: found 0"),
         (["--perturb", "image_noise", "--set", "perturb_epoch=2"], "expected: some of epochs 3 to 5"),
         (["--perturb", "image_noise", "--set", "perturb_epoch=6"], "found:    epochs 6 to 6 to perturb"),
-        (["--perturb", "none", "--epochs", "2"], "epochs is 2, but the fork's first epoch, training_run, is 3"),
+        (
+            ["--perturb", "none", "--epochs", "2"],
+            "it begins with epoch 3, and ends before\n  found:    last epoch 2",
+        ),
         (["--perturb", "none", "--early-stopping", "on"], "fork_early_stopping: found 'on'"),
         (["--perturb", "none", "--set", "training_run=2"], "training_run: a fork gets these from BASELINE"),
         (["--perturb", "none", "--set", "random_seed=6"], "of another random_seed"),
@@ -510,6 +513,66 @@ def test_what_means_nothing_is_refused(
     assert outcome.code == 2, outcome.output
     assert message in outcome.output
     assert not (tmp_path / "fork").exists()
+
+
+def test_a_window_beyond_the_end_is_refused_and_the_commands_offered_do_what_they_say(
+    baseline: Path, clip_hba: ClipHba, tmp_path: Path
+) -> None:
+    fork = tmp_path / "my fork"
+    options = [*KINDS["random_target"], "--perturb-length", 3, "--set", "perturb_rule=earlier"]
+    outcome = clip_hba("fork", baseline, "--at-epoch", LAST, *options, "--run-dir", fork)
+    assert outcome.code == 2, outcome.output
+    assert "the perturbation goes beyond the fork's last epoch" in outcome.output
+    assert f"epochs {LAST} to {LAST + 2} to perturb" in outcome.output
+    assert f"expected: none beyond epoch {LAST}, where the baseline ends" in outcome.output
+    assert not fork.exists()
+    further = offered(outcome.output, "train further:")
+    assert further[further.index("--epochs") + 1] == str(LAST + 2)
+    assert clip_hba(*further).code == 0
+    config = RunDirectory(fork).read_config()
+    assert (config.perturb_length, config.perturb_seed, config.perturb_rule) == (3, 7, "earlier")
+    assert max(list_checkpoints(fork / "dora_params")) == LAST + 2
+    fork.rename(tmp_path / "long")
+    assert clip_hba(*offered(outcome.output, "or perturb less:")).code == 0
+    assert RunDirectory(fork).read_config().perturb_length == 1
+
+
+def test_a_fork_that_cannot_begin_names_a_command_that_does(
+    baseline: Path, clip_hba: ClipHba, tmp_path: Path
+) -> None:
+    where = ["--perturb", "none", "--run-dir", tmp_path / "fork"]
+    outcome = clip_hba("fork", baseline, "--at-epoch", 30, *where)
+    assert outcome.code == 2, outcome.output
+    assert "--at-epoch 30 needs " in outcome.output
+    assert f"found:    epochs 0 to {LAST} in that directory\n  expected: epoch 29" in outcome.output
+    assert "training_run" not in outcome.output
+    assert offered(outcome.output, "or train the baseline further first:")[-1] == "epochs=29"
+    longer = clip_hba("fork", baseline, "--at-epoch", 30, "--perturb-length", 3, *KINDS["image_noise"], *where[2:])
+    assert offered(longer.output, "fork where there is one:")[-2:] == ["--run-dir", str(tmp_path / "fork")]
+    assert f"--at-epoch {LAST} --perturb image_noise" in longer.output.replace(f" --epochs {LAST + 2}", "")
+    possible = offered(outcome.output, "fork where there is one:")
+    assert possible[possible.index("--at-epoch") + 1] == str(LAST)
+    assert clip_hba(*possible).code == 0
+    (tmp_path / "fork").rename(tmp_path / "first")
+
+    outcome = clip_hba("fork", baseline, "--at-epoch", LAST + 1, *where)
+    assert outcome.code == 2, outcome.output
+    assert (
+        f"found:    last epoch {LAST}, where the baseline ends\n  expected: at least {LAST + 1}" in outcome.output
+    )
+    further = offered(outcome.output, "train further:")
+    assert further[further.index("--epochs") + 1] == str(LAST + 1)
+    assert clip_hba(*further).code == 0
+
+
+def test_the_log_says_that_a_window_in_a_configuration_is_cut(
+    keys: dict[str, Any], clip_hba: ClipHba, tmp_path: Path
+) -> None:
+    window = {"perturb_type": "label_shuffle", "perturb_epoch": 2, "perturb_length": 3, "epochs": 2}
+    config = write_config(tmp_path / "c.yaml", keys, **window)
+    outcome = clip_hba("train", config, "--run-dir", tmp_path / "run")
+    assert outcome.code == 0, outcome.output
+    assert "Perturbed by label_shuffle: epoch 2; 2 more would be beyond the last epoch, 2" in outcome.output
 
 
 def test_a_key_without_effect_is_left_out_with_one_line_in_the_log(
