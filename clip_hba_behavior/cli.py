@@ -365,7 +365,7 @@ def slurm(
     from clip_hba_behavior.sweep.job import job_script, submit_job
 
     named = {"partition": partition, "account": account, "gres": gres, "memory": memory, "cpus": cpus}
-    resources = {key: value for key, value in named.items() if value is not None}
+    resources: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
     resources |= {"time": time, "setup": setup or [], "options": option or []}
     script, run = job_script(config, settings or [], run_dir, resources)
     print(f"job {submit_job(script, run)}: {run}; its log is {run}.slurm.log" if submit else script, end="")
