@@ -547,9 +547,10 @@ def test_a_fork_that_cannot_begin_names_a_command_that_does(
     assert f"found:    epochs 0 to {LAST} in that directory\n  expected: epoch 29" in outcome.output
     assert "training_run" not in outcome.output
     assert offered(outcome.output, "or train the baseline further first:")[-1] == "epochs=29"
-    longer = clip_hba("fork", baseline, "--at-epoch", 30, "--perturb-length", 3, *KINDS["image_noise"], *where[2:])
-    assert offered(longer.output, "fork where there is one:")[-2:] == ["--run-dir", str(tmp_path / "fork")]
-    assert f"--at-epoch {LAST} --perturb image_noise" in longer.output.replace(f" --epochs {LAST + 2}", "")
+    window = ["--perturb", "image_noise", "--perturb-length", 3, "--run-dir", tmp_path / "fork"]
+    with_window = clip_hba("fork", baseline, "--at-epoch", 30, *window)
+    longer = offered(with_window.output, "fork where there is one:")
+    assert longer[longer.index("--epochs") + 1] == str(LAST + 2)
     possible = offered(outcome.output, "fork where there is one:")
     assert possible[possible.index("--at-epoch") + 1] == str(LAST)
     assert clip_hba(*possible).code == 0
