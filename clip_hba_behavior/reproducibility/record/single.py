@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from clip_hba_behavior.reproducibility.record.made_from import devices_of
 from clip_hba_behavior.reproducibility.record.parts import Part, check_parts, restore_parts, states_of
-from clip_hba_behavior.reproducibility.record.recording import devices_of
 from clip_hba_behavior.reproducibility.record.tracked import TrackedState, read_state, state_bytes
 from clip_hba_behavior.reproducibility.state.files import replace
 from clip_hba_behavior.reproducibility.state.rng import capture_rng_state, refuse_no_rng_state, restore_rng_state

@@ -9,16 +9,16 @@ from typing import Any
 from clip_hba_behavior.reproducibility.record.epoch import Difference, Epoch, compare_epochs
 from clip_hba_behavior.reproducibility.record.judge import Claim, Level, Tolerance, Verdict, judge, worst
 from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH
-from clip_hba_behavior.reproducibility.record.parts import Part
-from clip_hba_behavior.reproducibility.record.protocol import EpochDone, Event, Replay
-from clip_hba_behavior.reproducibility.record.recording import (
+from clip_hba_behavior.reproducibility.record.made_from import (
     changes_from,
     describe_run,
     devices_of,
     machine_changes,
     made_from_changes,
-    tracking_by,
 )
+from clip_hba_behavior.reproducibility.record.parts import Part
+from clip_hba_behavior.reproducibility.record.protocol import EpochDone, Event, Replay
+from clip_hba_behavior.reproducibility.record.recording import tracking_by
 from clip_hba_behavior.reproducibility.record.session import Report
 from clip_hba_behavior.reproducibility.record.track import Run
 from clip_hba_behavior.reproducibility.record.tracked import TrackedFiles, TrackedState
