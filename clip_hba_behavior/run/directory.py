@@ -149,6 +149,11 @@ class RunDirectory:
                 f"the run directory {self.path} is not empty: it holds a run\n"
                 f"  {go_on_with(command_line('resume', self.path))}\n  or {_elsewhere(self.path)}"
             )
+        if self.config_file.is_file() and self.environment_file.is_file():
+            raise BadInputError(
+                f"the run directory {self.path} is not empty: it holds a run, but none of its checkpoints\n"
+                f"  put {self.checkpoints} back, or {_elsewhere(self.path)}"
+            )
         names = sorted(each.name for each in self.path.iterdir())
         some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         raise BadInputError(
