@@ -1,0 +1,230 @@
+"""Kill each framework's run, resume it, compare every bit with the run that was never killed; time steps and saves.
+
+    make peers
+
+Prints the tables, and with `--write` puts them in `README.md` beside this file.
+"""
+
+import argparse
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+README = HERE / "README.md"
+RESULTS = "## Results\n"
+SHOWN_VERSIONS = ("torch", "lightning", "accelerate", "transformers", "torchdata")
+
+
+@dataclass(frozen=True)
+class Framework:
+    """A row of the tables: a script beside this file, and its own options."""
+
+    name: str
+    script: str
+    options: tuple[str, ...] = ()
+
+
+FRAMEWORKS = (
+    Framework("`track`", "with_track.py"),
+    Framework("plain loop, PyTorch's tutorial", "with_nothing.py"),
+    Framework("torchdata, random states by hand", "with_torchdata.py"),
+    Framework("Accelerate, `skip_first_batches`", "with_accelerate.py"),
+    Framework("Accelerate, stateful loader", "with_accelerate.py", ("--stateful",)),
+    Framework("Lightning", "with_lightning.py"),
+    Framework("Lightning, random states by hand", "with_lightning.py", ("--streams",)),
+    Framework("Hugging Face Trainer", "with_trainer.py"),
+    Framework("`track` beside Accelerate", "beside_accelerate.py"),
+    Framework("`track` beside Lightning", "beside_lightning.py"),
+    Framework("`track` beside Trainer", "beside_trainer.py"),
+)
+PLAIN = FRAMEWORKS[1]
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Where a run is killed: three steps after its last checkpoint."""
+
+    name: str
+    step: int
+    options: tuple[str, ...] = ()
+
+
+KILLS = (  # of 4 epochs of 16 steps
+    Kill("end of epoch 2", 35),
+    Kill("step 8 of epoch 3", 43, ("--checkpoint-every", "10")),
+    Kill("the same, 2 workers", 43, ("--checkpoint-every", "10", "--workers", "2")),
+    Kill("the same, 2 workers and noise", 43, ("--checkpoint-every", "10", "--workers", "2", "--augment")),
+)
+CHANGES = {
+    "one label": ("--changed-data",),
+    "learning rate": ("--lr", "1e-3"),
+    "batch size": ("--batch-size", "25"),
+}
+
+
+def run(framework: Framework, directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run a framework's script in a process of its own, with this package on its path."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = os.pathsep.join(each for each in (str(HERE.parents[1]), os.environ.get("PYTHONPATH")) if each)
+    command = [sys.executable, str(HERE / framework.script), str(directory), *framework.options, *options]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+
+
+def run_to_end(framework: Framework, directory: Path, *options: str) -> str:
+    """Run a script to its end; return what it printed.
+
+    Raises:
+        RuntimeError: it ended in another way.
+    """
+    done = run(framework, directory, *options)
+    if done.returncode:
+        raise RuntimeError(f"{framework.script} ended with exit code {done.returncode}\n{done.stderr}")
+    return done.stdout + done.stderr
+
+
+def run_killed(framework: Framework, directory: Path, kill: Kill) -> None:
+    """Run a script until it is killed.
+
+    Raises:
+        RuntimeError: it ended in another way.
+    """
+    done = run(framework, directory, *kill.options, "--kill-at", str(kill.step))
+    if done.returncode != -9:
+        raise RuntimeError(f"{framework.script} was not killed: exit code {done.returncode}\n{done.stderr}")
+
+
+def read_steps(path: Path) -> dict[int, tuple[str, float]]:
+    """Return the exact loss and the time in seconds of each step."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {int(number): (loss, float(seconds)) for number, loss, seconds in lines}
+
+
+def compare(framework: Framework, kill: Kill, folder: Path) -> str:
+    """Train without a break; train again, be killed and resume; return `equal`, or what differs first."""
+    unbroken, killed = folder / "unbroken", folder / "killed"
+    run_to_end(framework, unbroken, *kill.options)
+    run_killed(framework, killed, kill)
+    expected, before = read_steps(unbroken / "steps.txt"), read_steps(killed / "steps.txt")
+    if any(before[step][0] != expected[step][0] for step in before):
+        return "differs before the kill"
+    run_to_end(framework, killed, *kill.options, "--resume")
+    resumed = read_steps(killed / "resumed.txt")
+    for step in range(min(resumed), max(expected) + 1):
+        if step not in resumed:
+            return f"step {step} is missing"
+        if resumed[step][0] != expected.get(step, ("", 0.0))[0]:
+            return f"step {step} differs"
+    if max(resumed) > max(expected):
+        return f"{max(resumed)} steps, not {max(expected)}"
+    same = (unbroken / "final.bin").read_bytes() == (killed / "final.bin").read_bytes()
+    return "equal" if same else "the final state differs"
+
+
+def notice(framework: Framework, folder: Path) -> list[str]:
+    """Resume killed runs with something changed; return for each change `refused`, `warned` or `no`."""
+    kill = KILLS[1]
+    run_killed(framework, folder / "unchanged", kill)
+    usual = _without_numbers(run_to_end(framework, folder / "unchanged", *kill.options, "--resume"))
+    found = []
+    for number, change in enumerate(CHANGES.values()):
+        directory = folder / str(number)
+        run_killed(framework, directory, kill)
+        done = run(framework, directory, *kill.options, *change, "--resume")
+        new = _without_numbers(done.stdout + done.stderr) - usual
+        found.append("refused" if done.returncode else "warned" if new else "no")
+    return found
+
+
+def _without_numbers(text: str) -> set[str]:
+    return {re.sub(r"[\d.]+", "", line) for line in text.splitlines()}
+
+
+def seconds_of(framework: Framework, directory: Path) -> tuple[float, float]:
+    """Return the median seconds of a step, and what a save adds to one, over one run."""
+    run_to_end(framework, directory, "--checkpoint-every", "10", "--epochs", "20")
+    steps = read_steps(directory / "steps.txt")
+    # a save falls into the interval before or after its step is recorded, as the framework has it
+    between = {step: steps[step][1] - steps[step - 1][1] for step in steps if step - 1 in steps and step % 16 > 1}
+    usual = statistics.median(took for step, took in between.items() if step % 10 > 1)
+    at = statistics.median(took for step, took in between.items() if step % 10 == 0)
+    after = statistics.median(took for step, took in between.items() if step % 10 == 1)
+    return usual, max(at, after) - usual
+
+
+def time_frameworks(frameworks: Sequence[Framework], rounds: int, folder: Path) -> dict[str, tuple[float, ...]]:
+    """Run all in turn, several times; return medians: ms of a step and of a save, and both as ratios to plain."""
+    measured: dict[str, list[tuple[float, ...]]] = {each.name: [] for each in frameworks}
+    for number in range(rounds):
+        step, save = seconds_of(PLAIN, folder / f"{number}-plain")
+        for index, each in enumerate(frameworks):
+            own = (step, save) if each == PLAIN else seconds_of(each, folder / f"{number}-{index}")
+            measured[each.name].append((own[0] * 1e3, own[0] / step, own[1] * 1e3, own[1] / save))
+    return {
+        name: tuple(statistics.median(column) for column in zip(*rows, strict=True))
+        for name, rows in measured.items()
+    }
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def main() -> int:
+    """Run all, print the tables; return 1 if `track` differs anywhere."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="*", help="scripts, such as with_track.py; default: all")
+    parser.add_argument("--rounds", type=int, default=5, help="alternations of the timing; 0: none")
+    parser.add_argument("--jobs", type=int, default=1, help="comparisons at the same time; the timing is alone")
+    parser.add_argument("--write", action="store_true", help=f"put the tables in {README.name}")
+    arguments = parser.parse_args()
+    chosen = [each for each in FRAMEWORKS if not arguments.only or each.script in arguments.only]
+    if not chosen:
+        parser.error(f"--only {' '.join(arguments.only)}: expected some of {[each.script for each in FRAMEWORKS]}")
+    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(arguments.jobs) as pool:
+        folder = Path(temporary)
+        results = [
+            [pool.submit(compare, each, kill, folder / f"{index}-{number}") for number, kill in enumerate(KILLS)]
+            for index, each in enumerate(chosen)
+        ]
+        notices = [pool.submit(notice, each, folder / f"{index}-notice") for index, each in enumerate(chosen)]
+        outcomes = [[future.result() for future in row] for row in results]
+        rows = [[each.name, *row] for each, row in zip(chosen, outcomes, strict=True)]
+        text = "Resumed after SIGKILL, beside the run that was never killed:\n\n"
+        text += table(["", *(kill.name for kill in KILLS)], rows)
+        print(text, flush=True)
+        noticed = [[each.name, *future.result()] for each, future in zip(chosen, notices, strict=True)]
+        text += "\nWas it noticed at the resume that this had changed?\n\n" + table(["", *CHANGES], noticed)
+        if arguments.rounds:
+            times = time_frameworks(chosen, arguments.rounds, folder)
+            text += "\nThe time of a step, and what a save adds:\n\n" + table(
+                ["", "step, ms", "to plain", "save, ms", "to plain"],
+                [[name, *(f"{value:.2f}" for value in values)] for name, values in times.items()],
+            )
+    shown = ", ".join(f"{name} {version(name)}" for name in SHOWN_VERSIONS)
+    text = (
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} CPU cores ({platform.machine()}), one thread, "
+        f"Python {platform.python_version()}, {shown}.\n\n{text}"
+    )
+    print(text)
+    if arguments.write:
+        content = README.read_text(encoding="utf-8")
+        README.write_text(content.partition(RESULTS)[0] + RESULTS + "\n" + text, encoding="utf-8")
+    ours = [row for each, row in zip(chosen, outcomes, strict=True) if "`track`" in each.name]
+    return int(any(outcome != "equal" for row in ours for outcome in row))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""The hand-written loop around torchdata's StatefulDataLoader; the random states are saved by hand beside it."""
+
+import random
+
+import numpy as np
+import torch
+from task import SEED, Record, ResumableImages, loss_of, make_model, make_optimizer, read_settings, seed_worker
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+
+def main() -> None:
+    """Train, or go on with `--resume`."""
+    settings = read_settings()
+    record = Record(settings)
+    model = make_model()
+    optimizer, schedule = make_optimizer(model, settings)
+    loader = StatefulDataLoader(
+        ResumableImages(settings),
+        settings.batch_size,
+        shuffle=True,
+        num_workers=settings.workers,
+        worker_init_fn=seed_worker,
+        generator=torch.Generator().manual_seed(SEED),
+    )
+    path, step, first = settings.directory / "checkpoint.pt", 0, 0
+    if settings.resume:
+        checkpoint = torch.load(path, weights_only=False)
+        model.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        schedule.load_state_dict(checkpoint["schedule"])
+        loader.load_state_dict(checkpoint["loader"])
+        first, step = checkpoint["epoch"], checkpoint["step"]
+        random.setstate(checkpoint["python"])
+        np.random.set_state(checkpoint["numpy"])
+        torch.set_rng_state(checkpoint["torch"])
+
+    def save(epoch: int) -> None:
+        content = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "loader": loader.state_dict(),
+            "epoch": epoch,
+            "step": step,
+            "python": random.getstate(),
+            "numpy": np.random.get_state(),
+            "torch": torch.get_rng_state(),
+        }
+        torch.save(content, path)
+
+    for epoch in range(first, settings.epochs):
+        model.train()
+        for batch in loader:
+            loss = loss_of(model, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            step += 1
+            record.step(step, loss)
+            if settings.checkpoint_every and step % settings.checkpoint_every == 0:
+                save(epoch)
+        if not settings.checkpoint_every:
+            save(epoch + 1)
+    record.end(model, optimizer)
+
+
+if __name__ == "__main__":
+    main()
