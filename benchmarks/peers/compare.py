@@ -9,6 +9,7 @@ import argparse
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -118,7 +119,9 @@ def compare(framework: Framework, kill: Kill, folder: Path) -> str:
     expected, before = read_steps(unbroken / "steps.txt"), read_steps(killed / "steps.txt")
     if any(before[step][0] != expected[step][0] for step in before):
         return "differs before the kill"
-    run_to_end(framework, killed, *kill.options, "--resume")
+    again = run(framework, killed, *kill.options, "--resume")
+    if again.returncode:
+        return f"the resume fails: {(again.stderr.splitlines() or ['?'])[-1]}"
     resumed = read_steps(killed / "resumed.txt")
     for step in range(min(resumed), max(expected) + 1):
         if step not in resumed:
@@ -134,12 +137,13 @@ def compare(framework: Framework, kill: Kill, folder: Path) -> str:
 def notice(framework: Framework, folder: Path) -> list[str]:
     """Resume killed runs with something changed; return for each change `refused`, `warned` or `no`."""
     kill = KILLS[1]
-    run_killed(framework, folder / "unchanged", kill)
-    usual = _without_numbers(run_to_end(framework, folder / "unchanged", *kill.options, "--resume"))
+    run_killed(framework, folder / "killed", kill)
+    shutil.copytree(folder / "killed", folder / "0")
+    usual = _without_numbers(run_to_end(framework, folder / "0", *kill.options, "--resume"))
     found = []
-    for number, change in enumerate(CHANGES.values()):
+    for number, change in enumerate(CHANGES.values(), start=1):
         directory = folder / str(number)
-        run_killed(framework, directory, kill)
+        shutil.copytree(folder / "killed", directory)
         done = run(framework, directory, *kill.options, *change, "--resume")
         new = _without_numbers(done.stdout + done.stderr) - usual
         found.append("refused" if done.returncode else "warned" if new else "no")
@@ -200,7 +204,10 @@ def main() -> int:
             for index, each in enumerate(chosen)
         ]
         notices = [pool.submit(notice, each, folder / f"{index}-notice") for index, each in enumerate(chosen)]
-        outcomes = [[future.result() for future in row] for row in results]
+        outcomes = []
+        for each, row in zip(chosen, results, strict=True):
+            outcomes.append([future.result() for future in row])
+            print(each.name, *outcomes[-1], sep=" | ", flush=True)
         rows = [[each.name, *row] for each, row in zip(chosen, outcomes, strict=True)]
         text = "Resumed after SIGKILL, beside the run that was never killed:\n\n"
         text += table(["", *(kill.name for kill in KILLS)], rows)

@@ -1,13 +1,14 @@
 """Accelerate: `save_state` and `load_state`, and the data as its page on checkpoints says.
 
-`--loader skip` skips the batches that are done with `skip_first_batches`, over its seedable sampler; `--loader
-stateful` lets it save torchdata's StatefulDataLoader.
+It skips the batches that are done with `skip_first_batches`, over its seedable sampler; with `--stateful` it saves
+torchdata's StatefulDataLoader.
 """
 
 import sys
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
+from accelerate.utils import DataLoaderConfiguration, set_seed
 from task import SEED, Record, ResumableImages, loss_of, make_model, make_optimizer, read_settings, seed_worker
 from torch.utils.data import DataLoader
 
@@ -22,7 +23,6 @@ def main(stateful: bool) -> None:
         dataloader_config=DataLoaderConfiguration(
             use_seedable_sampler=True, data_seed=SEED, use_stateful_dataloader=stateful
         ),
-        project_config=ProjectConfiguration(settings.directory, automatic_checkpoint_naming=True),
     )
     model = make_model()
     optimizer, schedule = make_optimizer(model, settings)
@@ -32,12 +32,14 @@ def main(stateful: bool) -> None:
         shuffle=True,
         num_workers=settings.workers,
         worker_init_fn=seed_worker,
+        generator=torch.Generator().manual_seed(SEED),
     )
     model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
     step, first, num_done = 0, 0, 0
     if settings.resume:
-        accelerator.load_state()  # the newest
-        step = accelerator.step
+        newest = max((settings.directory / "checkpoints").iterdir())
+        accelerator.load_state(str(newest))
+        step = int(newest.name)
         first, num_done = divmod(step, settings.steps_per_epoch)
 
     for epoch in range(first, settings.epochs):
@@ -54,12 +56,11 @@ def main(stateful: bool) -> None:
             optimizer.step()
             schedule.step()
             step += 1
-            accelerator.step = step
             record.step(step, loss)
             if settings.checkpoint_every and step % settings.checkpoint_every == 0:
-                accelerator.save_state()
+                accelerator.save_state(str(settings.directory / "checkpoints" / f"{step:06}"))
         if not settings.checkpoint_every:
-            accelerator.save_state()
+            accelerator.save_state(str(settings.directory / "checkpoints" / f"{step:06}"))
     record.end(accelerator.unwrap_model(model), optimizer)
 
 

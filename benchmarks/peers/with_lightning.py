@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from task import SEED, Record, ResumableImages, Settings, loss_of, make_model, make_optimizer, read_settings, seed_worker
 from torch import Tensor
+from torch.utils.data import RandomSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 
@@ -51,13 +52,19 @@ class Steps(Callback):
 class Streams(Callback):
     """The random states, which Lightning leaves out; put back before the first step."""
 
-    def __init__(self) -> None:
-        """Nothing is loaded yet."""
+    def __init__(self, seeds: torch.Generator) -> None:
+        """Keep the loader's generator; nothing is loaded yet."""
+        self._seeds = seeds
         self._loaded: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the three streams."""
-        return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+        """Return the three streams, and the loader's generator."""
+        return {
+            "python": random.getstate(),
+            "numpy": np.random.get_state(),
+            "torch": torch.get_rng_state(),
+            "seeds": self._seeds.get_state(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep them until the first step: Lightning draws in between."""
@@ -69,6 +76,7 @@ class Streams(Callback):
             random.setstate(self._loaded["python"])
             np.random.set_state(self._loaded["numpy"])
             torch.set_rng_state(self._loaded["torch"])
+            self._seeds.set_state(self._loaded["seeds"])
             self._loaded = None
 
 
@@ -77,7 +85,7 @@ def main(with_streams: bool) -> None:
     settings = read_settings()
     record = Record(settings)
     lightning.seed_everything(SEED, workers=True, verbose=False)
-    every = settings.checkpoint_every
+    every, seeds = settings.checkpoint_every, torch.Generator().manual_seed(SEED)
     saving = ModelCheckpoint(
         settings.directory / "checkpoints",
         save_last=True,
@@ -88,20 +96,21 @@ def main(with_streams: bool) -> None:
         devices=1,
         max_epochs=settings.epochs,
         deterministic=True,
-        callbacks=[Steps(record), saving, *([Streams()] if with_streams else [])],
+        callbacks=[Steps(record), saving, *([Streams(seeds)] if with_streams else [])],
         default_root_dir=settings.directory,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     network = Network(settings)
+    images = ResumableImages(settings)
     loader = StatefulDataLoader(
-        ResumableImages(settings),
+        images,
         settings.batch_size,
-        shuffle=True,
+        sampler=RandomSampler(images, generator=torch.Generator().manual_seed(SEED)),
         num_workers=settings.workers,
         worker_init_fn=seed_worker,
-        generator=torch.Generator().manual_seed(SEED),
+        generator=seeds,
     )
     trainer.fit(network, loader, ckpt_path="last" if settings.resume else None, weights_only=False)
     record.end(network.network, trainer.optimizers[0])
