@@ -1,4 +1,4 @@
-"""Kill each framework's run, resume it, compare every bit with the run that was never killed; time steps and saves.
+"""Kill each framework's run, resume it, compare every bit with an unbroken run; time steps and saves.
 
     make peers
 
@@ -6,12 +6,14 @@ Prints the tables, and with `--write` puts them in `README.md` beside this file.
 """
 
 import argparse
+import multiprocessing
 import os
 import platform
 import re
+import runpy
 import shutil
+import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -74,12 +76,43 @@ CHANGES = {
 }
 
 
-def run(framework: Framework, directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run a framework's script in a process of its own, with this package on its path."""
+# The server imports the frameworks, which takes seconds, once; each process is a fork of it, and has run nothing.
+PROCESSES = multiprocessing.get_context("forkserver")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a process ended: its exit code, negative for a signal, and what it printed on both streams."""
+
+    code: int
+    output: str
+
+
+def run(framework: Framework, directory: Path, *options: str) -> Outcome:
+    """Run a framework's script in a process of its own, with a directory and options as its command line."""
     directory.mkdir(parents=True, exist_ok=True)
-    path = os.pathsep.join(each for each in (str(HERE.parents[1]), os.environ.get("PYTHONPATH")) if each)
-    command = [sys.executable, str(HERE / framework.script), str(directory), *framework.options, *options]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    printed = directory / "printed.txt"
+    command = [str(HERE / framework.script), str(directory), *framework.options, *options]
+    process = PROCESSES.Process(target=run_script, args=(command, str(printed)))
+    process.start()
+    process.join()
+    return Outcome(process.exitcode or 0, printed.read_text())
+
+
+def run_script(command: list[str], printed: str) -> None:
+    """Run a script as this process, its output in a file."""
+    descriptor = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")
+
+
+def start_server(frameworks: Sequence[Framework]) -> None:
+    """Start the server with what these scripts import, this package among it."""
+    path = (str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH"))
+    os.environ["PYTHONPATH"] = os.pathsep.join(each for each in path if each)
+    PROCESSES.set_forkserver_preload(sorted({Path(each.script).stem for each in frameworks}))
 
 
 def run_to_end(framework: Framework, directory: Path, *options: str) -> str:
@@ -89,9 +122,9 @@ def run_to_end(framework: Framework, directory: Path, *options: str) -> str:
         RuntimeError: it ended in another way.
     """
     done = run(framework, directory, *options)
-    if done.returncode:
-        raise RuntimeError(f"{framework.script} ended with exit code {done.returncode}\n{done.stderr}")
-    return done.stdout + done.stderr
+    if done.code:
+        raise RuntimeError(f"{framework.script} ended with exit code {done.code}\n{done.output}")
+    return done.output
 
 
 def run_killed(framework: Framework, directory: Path, kill: Kill) -> None:
@@ -101,8 +134,8 @@ def run_killed(framework: Framework, directory: Path, kill: Kill) -> None:
         RuntimeError: it ended in another way.
     """
     done = run(framework, directory, *kill.options, "--kill-at", str(kill.step))
-    if done.returncode != -9:
-        raise RuntimeError(f"{framework.script} was not killed: exit code {done.returncode}\n{done.stderr}")
+    if done.code != -signal.SIGKILL:
+        raise RuntimeError(f"{framework.script} was not killed: exit code {done.code}\n{done.output}")
 
 
 def read_steps(path: Path) -> dict[int, tuple[str, float]]:
@@ -120,8 +153,8 @@ def compare(framework: Framework, kill: Kill, folder: Path) -> str:
     if any(before[step][0] != expected[step][0] for step in before):
         return "differs before the kill"
     again = run(framework, killed, *kill.options, "--resume")
-    if again.returncode:
-        return f"the resume fails: {(again.stderr.splitlines() or ['?'])[-1]}"
+    if again.code:
+        return f"the resume fails: {(again.output.splitlines() or ['?'])[-1]}"
     resumed = read_steps(killed / "resumed.txt")
     for step in range(min(resumed), max(expected) + 1):
         if step not in resumed:
@@ -145,8 +178,8 @@ def notice(framework: Framework, folder: Path) -> list[str]:
         directory = folder / str(number)
         shutil.copytree(folder / "killed", directory)
         done = run(framework, directory, *kill.options, *change, "--resume")
-        new = _without_numbers(done.stdout + done.stderr) - usual
-        found.append("refused" if done.returncode else "warned" if new else "no")
+        new = _without_numbers(done.output) - usual
+        found.append("refused" if done.code else "warned" if new else "no")
     return found
 
 
@@ -197,6 +230,7 @@ def main() -> int:
     chosen = [each for each in FRAMEWORKS if not arguments.only or each.script in arguments.only]
     if not chosen:
         parser.error(f"--only {' '.join(arguments.only)}: expected some of {[each.script for each in FRAMEWORKS]}")
+    start_server([*chosen, PLAIN])
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(arguments.jobs) as pool:
         folder = Path(temporary)
         results = [
@@ -205,7 +239,7 @@ def main() -> int:
         ]
         notices = [pool.submit(notice, each, folder / f"{index}-notice") for index, each in enumerate(chosen)]
         outcomes = []
-        for each, row in zip(chosen, results, strict=True):
+        for each, row in zip(chosen, results, strict=True):  # printed as they come
             outcomes.append([future.result() for future in row])
             print(each.name, *outcomes[-1], sep=" | ", flush=True)
         rows = [[each.name, *row] for each, row in zip(chosen, outcomes, strict=True)]
@@ -213,6 +247,7 @@ def main() -> int:
         text += table(["", *(kill.name for kill in KILLS)], rows)
         print(text, flush=True)
         noticed = [[each.name, *future.result()] for each, future in zip(chosen, notices, strict=True)]
+        print(noticed, flush=True)
         text += "\nWas it noticed at the resume that this had changed?\n\n" + table(["", *CHANGES], noticed)
         if arguments.rounds:
             times = time_frameworks(chosen, arguments.rounds, folder)

@@ -158,7 +158,7 @@ class Record:
 
     def step(self, number: int, loss: Tensor) -> None:
         """Write down a completed step, counted from 1; kill this process if it is the one to be killed at."""
-        self._file.write(f"{number} {loss.item().hex()} {time.perf_counter()}\n")
+        self._file.write(f"{number} {float(loss.item()).hex()} {time.perf_counter()}\n")
         self._file.flush()
         if number == self._settings.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -11,10 +11,20 @@ import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from task import SEED, Record, ResumableImages, Settings, loss_of, make_model, make_optimizer, read_settings, seed_worker
+from task import (
+    SEED,
+    Record,
+    ResumableImages,
+    Settings,
+    loss_of,
+    make_model,
+    make_optimizer,
+    read_settings,
+    seed_worker,
+)
 from torch import Tensor
-from torch.utils.data import RandomSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
+from torchdata.stateful_dataloader.sampler import RandomSampler
 
 
 class Network(lightning.LightningModule):

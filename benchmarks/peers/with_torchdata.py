@@ -1,8 +1,8 @@
 """The hand-written loop around torchdata's StatefulDataLoader; the random states are saved by hand beside it.
 
 The sampler and the loader get a generator each. With one for both, as PyTorch's page on reproducibility has it, the
-order of the epoch after a resume is another one; with none, the loader draws from the stream that dropout draws from.
-The streams are put back after the first batch is fetched, since the loader draws when its iterator is made.
+order of the epoch after a resume is another one; with none, the loader draws from the stream of the dropout. The
+streams are put back after the first batch is fetched, since the loader draws when its iterator is made.
 """
 
 import random
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from task import SEED, Record, ResumableImages, loss_of, make_model, make_optimizer, read_settings, seed_worker
-from torch.utils.data import RandomSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
+from torchdata.stateful_dataloader.sampler import RandomSampler
 
 
 def main() -> None:
