@@ -1,5 +1,7 @@
 """Accelerate prepares the model and the optimizer, on one process; `track` has the batches and the state."""
 
+from functools import partial
+
 from accelerate import Accelerator
 from task import Images, Record, loss_of, make_model, make_optimizer, read_settings
 from torch.utils.data import DataLoader
@@ -25,7 +27,7 @@ def main() -> None:
         optimizer=optimizer,
         schedule=schedule,
     )
-    images.generator_of = lambda index: run.generator("noise", index)
+    images.generator_of = partial(run.generator, "noise")
     for epoch in run.epochs(settings.epochs):
         model.train()
         batches = run.batches(len(images), settings.batch_size)

@@ -1,5 +1,7 @@
 """A Lightning module in a loop of one's own: `training_step` and `configure_optimizers` are called as they are."""
 
+from functools import partial
+
 from task import Images, Record, read_settings
 from torch.utils.data import DataLoader
 from with_lightning import Network
@@ -24,7 +26,7 @@ def main() -> None:
         optimizer=optimizer,
         schedule=schedule,
     )
-    images.generator_of = lambda index: run.generator("noise", index)
+    images.generator_of = partial(run.generator, "noise")
     for epoch in run.epochs(settings.epochs):
         module.train()
         batches = run.batches(len(images), settings.batch_size)

@@ -1,5 +1,7 @@
 """The Trainer's model, data collator, optimizer and schedule in a loop of one's own."""
 
+from functools import partial
+
 from task import Images, Record, make_optimizer, read_settings
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
@@ -33,7 +35,7 @@ def main() -> None:
         optimizer=optimizer,
         schedule=schedule,
     )
-    images.generator_of = lambda index: run.generator("noise", index)
+    images.generator_of = partial(run.generator, "noise")
     for epoch in run.epochs(settings.epochs):
         network.train()
         batches = run.batches(len(images), settings.batch_size)

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -104,6 +104,9 @@ def run_script(command: list[str], printed: str) -> None:
     descriptor = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
+    multiprocessing.set_start_method(
+        "fork", force=True
+    )  # of the loaders' workers, as in a script that is started alone
     sys.argv = command
     runpy.run_path(command[0], run_name="__main__")
 
@@ -183,6 +186,13 @@ def notice(framework: Framework, folder: Path) -> list[str]:
     return found
 
 
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # only some frameworks were asked for
+        return "not installed"
+
+
 def _without_numbers(text: str) -> set[str]:
     return {re.sub(r"[\d.]+", "", line) for line in text.splitlines()}
 
@@ -255,7 +265,7 @@ def main() -> int:
                 ["", "step, ms", "to plain", "save, ms", "to plain"],
                 [[name, *(f"{value:.2f}" for value in values)] for name, values in times.items()],
             )
-    shown = ", ".join(f"{name} {version(name)}" for name in SHOWN_VERSIONS)
+    shown = ", ".join(f"{name} {_version(name)}" for name in SHOWN_VERSIONS)
     text = (
         f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} CPU cores ({platform.machine()}), one thread, "
         f"Python {platform.python_version()}, {shown}.\n\n{text}"

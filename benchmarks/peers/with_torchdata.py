@@ -1,6 +1,6 @@
 """The hand-written loop around torchdata's StatefulDataLoader; the random states are saved by hand beside it.
 
-The sampler and the loader get a generator each. With one for both, as PyTorch's page on reproducibility has it, the
+The sampler and the loader get a generator each. With one for both, as in PyTorch's page on reproducibility, the
 order of the epoch after a resume is another one; with none, the loader draws from the stream of the dropout. The
 streams are put back after the first batch is fetched, since the loader draws when its iterator is made.
 """

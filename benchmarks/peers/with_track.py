@@ -1,5 +1,7 @@
 """The loop with `track`."""
 
+from functools import partial
+
 from task import Images, Record, loss_of, make_model, make_optimizer, read_settings
 from torch.utils.data import DataLoader
 
@@ -22,7 +24,7 @@ def main() -> None:
         optimizer=optimizer,
         schedule=schedule,
     )
-    images.generator_of = lambda index: run.generator("noise", index)
+    images.generator_of = partial(run.generator, "noise")
     for epoch in run.epochs(settings.epochs):
         model.train()
         batches = run.batches(len(images), settings.batch_size)
