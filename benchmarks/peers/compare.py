@@ -199,7 +199,7 @@ def _without_numbers(text: str) -> set[str]:
 
 def seconds_of(framework: Framework, directory: Path) -> tuple[float, float]:
     """Return the median seconds of a step, and what a save adds to one, over one run."""
-    run_to_end(framework, directory, "--checkpoint-every", "10", "--epochs", "20")
+    run_to_end(framework, directory, "--checkpoint-every", "10", "--epochs", "8")
     steps = read_steps(directory / "steps.txt")
     # a save falls into the interval before or after its step is recorded, as the framework has it
     between = {step: steps[step][1] - steps[step - 1][1] for step in steps if step - 1 in steps and step % 16 > 1}

@@ -1,4 +1,4 @@
-"""The comparison with other frameworks: `track` comes back equal, and the comparison finds a loop that does not."""
+"""The comparison with other frameworks: `track` comes back equal, and a loop that does not is found."""
 
 import subprocess
 import sys
