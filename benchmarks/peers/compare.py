@@ -142,7 +142,7 @@ def run_killed(framework: Framework, directory: Path, kill: Kill) -> None:
 
 
 def read_steps(path: Path) -> dict[int, tuple[str, float]]:
-    """Return the exact loss and the time in seconds of each step."""
+    """Return each step's exact loss, and the process's CPU seconds until then."""
     lines = (line.split() for line in path.read_text().splitlines())
     return {int(number): (loss, float(seconds)) for number, loss, seconds in lines}
 
@@ -198,7 +198,7 @@ def _without_numbers(text: str) -> set[str]:
 
 
 def seconds_of(framework: Framework, directory: Path) -> tuple[float, float]:
-    """Return the median seconds of a step, and what a save adds to one, over one run."""
+    """Return the median CPU seconds of a step, and what a save adds to one, over one run."""
     run_to_end(framework, directory, "--checkpoint-every", "10", "--epochs", "8")
     steps = read_steps(directory / "steps.txt")
     # a save falls into the interval before or after its step is recorded, as the framework has it
@@ -261,7 +261,7 @@ def main() -> int:
         text += "\nWas it noticed at the resume that this had changed?\n\n" + table(["", *CHANGES], noticed)
         if arguments.rounds:
             times = time_frameworks(chosen, arguments.rounds, folder)
-            text += "\nThe time of a step, and what a save adds:\n\n" + table(
+            text += "\nThe CPU time of a step, and what a save adds:\n\n" + table(
                 ["", "step, ms", "to plain", "save, ms", "to plain"],
                 [[name, *(f"{value:.2f}" for value in values)] for name, values in times.items()],
             )

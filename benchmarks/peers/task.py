@@ -149,7 +149,7 @@ def seed_worker(worker: int) -> None:
 
 
 class Record:
-    """The steps of a process: number, exact loss and the time, a line each in `steps.txt` or `resumed.txt`."""
+    """The steps of a process: number, exact loss and CPU time so far, a line each in `steps.txt` or `resumed.txt`."""
 
     def __init__(self, settings: Settings) -> None:
         """Open the file."""
@@ -158,7 +158,7 @@ class Record:
 
     def step(self, number: int, loss: Tensor) -> None:
         """Write down a completed step, counted from 1; kill this process if it is the one to be killed at."""
-        self._file.write(f"{number} {float(loss.item()).hex()} {time.perf_counter()}\n")
+        self._file.write(f"{number} {float(loss.item()).hex()} {time.process_time()}\n")
         self._file.flush()
         if number == self._settings.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)

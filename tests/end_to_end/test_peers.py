@@ -4,12 +4,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 COMPARE = Path(__file__).parents[2] / "benchmarks" / "peers" / "compare.py"
 
 
+@pytest.mark.system
+@pytest.mark.timeout(900)
 def test_track_comes_back_equal_and_a_plain_loop_does_not() -> None:
     command = [sys.executable, str(COMPARE), "--rounds", "0", "--only", "with_track.py", "with_nothing.py"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=840, check=False)
     assert ended.returncode == 0, ended.stderr
     assert "| `track` | equal | equal | equal | equal |" in ended.stdout
     assert "| `track` | refused | refused | refused |" in ended.stdout
