@@ -56,7 +56,7 @@ PLAIN = FRAMEWORKS[1]
 
 @dataclass(frozen=True)
 class Kill:
-    """Where a run is killed: three steps after its last checkpoint."""
+    """Where a run is killed: one to three steps after its last checkpoint, as the framework counts them."""
 
     name: str
     step: int
@@ -65,7 +65,7 @@ class Kill:
 
 KILLS = (  # of 4 epochs of 16 steps
     Kill("end of epoch 2", 35),
-    Kill("step 8 of epoch 3", 43, ("--checkpoint-every", "10")),
+    Kill("within epoch 3", 43, ("--checkpoint-every", "10")),
     Kill("the same, 2 workers", 43, ("--checkpoint-every", "10", "--workers", "2")),
     Kill("the same, 2 workers and noise", 43, ("--checkpoint-every", "10", "--workers", "2", "--augment")),
 )
@@ -199,13 +199,13 @@ def _without_numbers(text: str) -> set[str]:
 
 def seconds_of(framework: Framework, directory: Path) -> tuple[float, float]:
     """Return the median CPU seconds of a step, and what a save adds to one, over one run."""
-    run_to_end(framework, directory, "--checkpoint-every", "10", "--epochs", "8")
+    run_to_end(framework, directory, "--checkpoint-every", "8", "--epochs", "8")
     steps = read_steps(directory / "steps.txt")
-    # a save falls into the interval before or after its step is recorded, as the framework has it
-    between = {step: steps[step][1] - steps[step - 1][1] for step in steps if step - 1 in steps and step % 16 > 1}
-    usual = statistics.median(took for step, took in between.items() if step % 10 > 1)
-    at = statistics.median(took for step, took in between.items() if step % 10 == 0)
-    after = statistics.median(took for step, took in between.items() if step % 10 == 1)
+    took = {step: steps[step][1] - steps[step - 1][1] for step in steps if step - 1 in steps}
+    # a save within an epoch falls into the time before or after its step is recorded, as the framework has it
+    usual = statistics.median(seconds for step, seconds in took.items() if step % 8 > 1)
+    at = statistics.median(seconds for step, seconds in took.items() if step % 16 == 8)
+    after = statistics.median(seconds for step, seconds in took.items() if step % 16 == 9)
     return usual, max(at, after) - usual
 
 

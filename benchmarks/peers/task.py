@@ -149,7 +149,7 @@ def seed_worker(worker: int) -> None:
 
 
 class Record:
-    """The steps of a process: number, exact loss and CPU time so far, a line each in `steps.txt` or `resumed.txt`."""
+    """The steps of a process, a line each in `steps.txt` or `resumed.txt`: number, loss, CPU time so far."""
 
     def __init__(self, settings: Settings) -> None:
         """Open the file."""
