@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
+PEERS := benchmarks/peers/.venv
 
-.PHONY: demo test test-system torture lint bench clean
+.PHONY: demo test test-system torture lint bench peers clean
 
 demo: $(STAMP)  ## train on the synthetic data set, resume in a new process, compare the bits
 	$(VENV)/bin/clip-hba demo
@@ -23,10 +24,18 @@ lint: $(STAMP)  ## ruff, mypy and the import contracts, through pre-commit
 bench: $(STAMP)  ## step time beside the full forward
 	$(VENV)/bin/python benchmarks/step_time.py
 
+peers: $(PEERS)/.installed  ## beside other frameworks, in an environment of their own: a quarter of an hour
+	$(PEERS)/bin/python benchmarks/peers/compare.py --write
+
+$(PEERS)/.installed: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --requirement benchmarks/peers/requirements.txt
+	touch $(PEERS)/.installed
+
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=constraints.txt $(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache
