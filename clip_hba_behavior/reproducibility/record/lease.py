@@ -155,7 +155,7 @@ class Lease:
                 f"the run directory {self.path.parent} is in use\n"
                 f"  by:      {_in_words(holder)}, heartbeat {age:.0f} s ago\n"
                 f"  this is: {_in_words(self.record)}\n"
-                f"  wait for it to end, or give another --run-dir{advice}"
+                f"  wait for it to end, or give another directory{advice}"
             )
 
     def _beat(self) -> None:

@@ -70,7 +70,7 @@ class Recorder:
             store: where states go.
             live: what trains.
             session: its stop request is answered after a step.
-            steps_between_states: also save the state within an epoch, each time after so many steps.
+            steps_between_states: also save the state within an epoch, each time after so many steps of it.
             check: given each epoch's state before it is written down; what it raises stops the run.
         """
         self._ledger, self._results, self._store = ledger, results, store

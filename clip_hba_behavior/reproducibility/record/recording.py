@@ -61,7 +61,7 @@ def track(
         directory: the run's own; made if it is not there.
         settings: what shapes the run besides its parts, as JSON values; changed ones are refused.
         data: digest of the data, as `digest` gives it; other data are refused.
-        checkpoint_every_steps: also save the state within an epoch, each time after so many steps.
+        checkpoint_every_steps: also save the state within an epoch, each time after so many steps of it.
         keep_checkpoints: `all`, `last N` or `every N`; the first and the newest always stay.
         allow: names of settings, versions, devices or `data` that may be another than they were, on record.
         accept_mismatch: an epoch: what was recorded of it and later ones need not be repeated, on record.
