@@ -10,6 +10,7 @@ from pathlib import Path
 from clip_hba_behavior.data.things import DataError, unsafe_name_reason
 from clip_hba_behavior.reproducibility.state.untrusted import quote, shown
 
+_MAX_NAME_BYTES = 255  # of most file systems
 _IMAGE_SUFFIX = re.compile(r"\.(jpe?g|jpe|png|bmp|webp|tiff?|gif)", re.IGNORECASE)
 
 
@@ -48,6 +49,8 @@ def find_images(image_dir: Path, image_names: Sequence[str], suffix: str | None 
         if reason := unsafe_name_reason(name):
             raise DataError(f"image name {quote(name)} {reason}\n  expected: a file name\n  repair the name")
         file_name = _file_name(name, suffix)
+        if len(os.fsencode(file_name)) > _MAX_NAME_BYTES:
+            raise DataError(f"image name {quote(name)} is too long for a file name by image_suffix {suffix}")
         other = name_of.setdefault(file_name, name)
         if other != name:
             raise DataError(

@@ -75,10 +75,15 @@ def _refuse_no_state(run: RunDirectory, at_epoch: int, given: Mapping[str, Any],
         nearest = min(states, key=lambda epoch: abs(epoch - (at_epoch - 1)))
         first = min(nearest + 1, max(1, *states))  # beyond the last one there is nothing to train without --epochs
         if first - 1 in states:
-            end = {"epochs": first + length - 1} if first + length - 1 > max(states) else {}
-            advice = f"\n  fork where there is one: {_command(run, first, end | dict(given))}"
+            asked = dict(given)
+            begin = first
+            if isinstance(asked.get("perturb_epoch"), int):
+                begin = asked["perturb_epoch"] = max(first, asked["perturb_epoch"] - at_epoch + first)
+            if begin + length - 1 > (asked.get("epochs") or max(states)):
+                asked["epochs"] = begin + length - 1
+            advice = f"\n  fork where there is one: {_command(run, first, asked)}"
     if states and at_epoch - 1 > max(states):
-        further = command_line("resume", run.path, "--set", f"epochs={at_epoch - 1}")
+        further = command_line("resume", run.path, "--set", f"epochs={at_epoch + length - 1}")
         advice += f"\n  or train the baseline further first: {further}"
     raise BadInputError(
         f"--at-epoch {at_epoch} needs {checkpoint_path(run.checkpoints, at_epoch - 1)}\n"
@@ -116,7 +121,7 @@ def _command(run: RunDirectory, at_epoch: int, given: Mapping[str, Any]) -> str:
     """Return the command that forks a run with these keys."""
     words: list[object] = ["fork", run.path, "--at-epoch", at_epoch]
     for key, value in ({"perturb_type": "none"} | dict(given)).items():
-        if key in FORK_OPTIONS:
+        if key in FORK_OPTIONS and value is not None:
             words += [FORK_OPTIONS[key], value]
         else:  # JSON is YAML
             words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value, default=str)}"]

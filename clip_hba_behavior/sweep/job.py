@@ -43,8 +43,8 @@ def job_script(
         config_file: of the run.
         settings: `key=value` that take its keys' place.
         run_dir: where the run goes, if not where the configuration says.
-        resources: what the job is to get, as in a sweep's `slurm`; without `cpus`, a core for each of the run's
-            threads.
+        resources: what the job is to get, as in a sweep's `slurm`; without `cpus`, a core for each of
+            `num_threads`.
 
     Raises:
         BadInputError: an option or the configuration cannot be used, or the directory holds something else.
@@ -53,7 +53,8 @@ def job_script(
     if run_dir is not None:
         keys["run_dir"] = str(run_dir)
     config = make_config(keys)
-    slurm = _resources_of({"cpus": config.num_threads, **resources})
+    threads = {} if config.num_threads is None else {"cpus": config.num_threads}
+    slurm = _resources_of({**threads, **resources})
     run = RunDirectory(run_directory_of(config))
     if not list_checkpoints(run.checkpoints):  # else the job goes on with it
         refuse_bad_start(config)

@@ -43,9 +43,9 @@ def fork(run: str | Path, at: int, into: str | Path) -> Path:
     # noted first: from now on the run keeps this state, whatever it does not keep
     with source.directory.forks_file.open("a", encoding="utf-8") as file:
         file.write(f"{at} {target.path}\n")
-    target.checkpoints.mkdir(parents=True)
+    target.path.mkdir(parents=True, exist_ok=True)
+    # first: a directory that is known as a fork and lacks its state is refused, and not trained in from nothing
+    target.write_record({**source.record, "settings": None, "parent": parent})
+    target.checkpoints.mkdir()
     publish(target.state_file((at, 0)), source.files[at].read_bytes())
-    # last: without it the directory is no run, and nothing trains in it from the beginning
-    record = {**source.record, "settings": None, "parent": parent, "drift": list(source.record["drift"])}
-    target.write_record(record)
     return target.path

@@ -42,6 +42,8 @@ def describe_run(
     parts: Mapping[str, Part], settings: Mapping[str, Any] | None, data: str | None, device: torch.device
 ) -> dict[str, Any]:
     """Describe what a run is made from: settings, data, versions, processor, what else changes bits."""
+    if not isinstance(settings, Mapping | None):
+        raise BadInputError(f"settings is a {type(settings).__name__}; expected values by name")
     copied = copy_tree(dict(settings or {}), "settings")
     if data is not None and not isinstance(data, str):
         raise BadInputError(f"data is a {type(data).__name__}; expected a text, such as digest(x, y) gives")

@@ -94,6 +94,8 @@ def _load(part: Part, saved: Tree) -> None:
 
 def _like(live: Any, saved: Tree) -> Any:
     """Give saved mappings the live ones' type, such as the `Counter` of `MultiStepLR`."""
+    if isinstance(saved, list | tuple) and isinstance(live, list | tuple) and len(saved) == len(live):
+        return type(saved)(_like(own, each) for own, each in zip(live, saved, strict=True))
     if not isinstance(saved, dict) or not isinstance(live, Mapping):
         return saved
     content = {key: _like(live.get(key), value) for key, value in saved.items()}

@@ -22,10 +22,12 @@ from clip_hba_behavior.reproducibility.record.signals import INTERRUPTED, stoppi
 from clip_hba_behavior.reproducibility.record.states import epochs_to_keep, newest_complete, quarantine
 from clip_hba_behavior.reproducibility.record.track import Run
 from clip_hba_behavior.reproducibility.record.tracked import (
+    RULES,
     TrackedDirectory,
     TrackedFiles,
     TrackedState,
     read_state,
+    rules_of,
 )
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
 from clip_hba_behavior.reproducibility.state.tree import copy_tree
@@ -85,7 +87,7 @@ def track(
         accept_mismatch,
     )
     recording.check()
-    return Run(recording, parts, devices)
+    return Run(recording, parts, devices, recording.rules())
 
 
 @contextmanager
@@ -127,7 +129,7 @@ class Recording:
         every = self._steps_between_states
         if every is not None and (type(every) is not int or every < 1):
             raise BadInputError(f"checkpoint_every_steps is {every!r}; expected a number from 1 on, or None")
-        word, _, number = self._keep.partition(" ")
+        word, _, number = str(self._keep).partition(" ")
         if self._keep != "all" and not (word in ("last", "every") and number.isdecimal() and int(number) > 0):
             raise BadInputError(f"keep_checkpoints is {self._keep!r}; expected 'all', 'last N' or 'every N'")
         epoch = self._accept_mismatch
@@ -236,7 +238,7 @@ class Recording:
         directory = self.directory
         files = directory.states()
         if not files:
-            record = {**self._made_from(), "parent": None, "drift": []}
+            record = {**self._made_from({}), "parent": None, "drift": []}
             directory.write_record(record)
             run.begin_new()
             state = run.snapshot()
@@ -256,7 +258,7 @@ class Recording:
         step = f", step {state.step_in_epoch}" if state.step_in_epoch else ""
         # a fork's settings are its own from its first opening on
         drift = [f"{each}, from the state after epoch {state.epoch}{step} on" for each in drift]
-        now = {**record, **self._made_from(), "drift": [*record["drift"], *drift]}
+        now = {**record, **self._made_from(record), "drift": [*record["drift"], *drift]}
         if now != record:
             record = now
             directory.write_record(record)
@@ -267,9 +269,17 @@ class Recording:
         logger.info("Going on from the state after epoch %d%s", state.epoch, step)
         return state, record
 
-    def _made_from(self) -> dict[str, Any]:
-        """Return what `run.json` tells of the run as it is now."""
-        return {"format_version": 1, **self._found, "keep_checkpoints": self._keep}
+    def rules(self) -> int:
+        """Return by which rules this run records: those that it began with."""
+        directory = self.directory
+        return rules_of(directory.read_record()) if directory.holds_run() and directory.states() else RULES
+
+    def _made_from(self, before: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what `run.json` tells of the run as it is now; `before` it told this."""
+        now = {"format_version": 1, "rules": self.rules(), **self._found, "keep_checkpoints": self._keep}
+        if before and before.get("keep_checkpoints") != "all":  # of one that did not keep all states some are gone
+            del now["keep_checkpoints"]
+        return now
 
     def _refuse_lost_states(self) -> None:
         """Return if the run was killed before its first state: then it begins again, and nothing is lost."""

@@ -34,6 +34,10 @@ def newest_complete(files: Mapping[Position, Path], read: Callable[[Path], S]) -
         except (AnotherFormatError, UnreadableError):
             raise
         except BadInputError as error:
+            if not path.exists():
+                raise UnreadableError(
+                    f"the state {path} cannot be found just now: is its storage there?\n  nothing was moved; try again"
+                ) from error
             refused.append((path, error))
     return None, refused
 

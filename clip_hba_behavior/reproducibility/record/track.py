@@ -12,6 +12,7 @@ is complete at every step, and a run that is continued from it is the run that w
 
 import hashlib
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ import torch
 
 from clip_hba_behavior.reproducibility.record.parts import Part, Parts, check_parts, restore_parts, states_of
 from clip_hba_behavior.reproducibility.record.protocol import EpochDone, Event, StepDone
-from clip_hba_behavior.reproducibility.record.tracked import TrackedState, ledger_leaves
+from clip_hba_behavior.reproducibility.record.tracked import RULES, TrackedState, ledger_leaves
 from clip_hba_behavior.reproducibility.state.compare import compare_leaves
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, StoppedError
 from clip_hba_behavior.reproducibility.state.rng import (
@@ -51,7 +52,9 @@ class Consumer(Protocol):
 class Run:
     """A run under way: made by `track`."""
 
-    def __init__(self, consumer: Consumer, parts: Parts, devices: Sequence[torch.device]) -> None:
+    def __init__(
+        self, consumer: Consumer, parts: Parts, devices: Sequence[torch.device], rules: int = RULES
+    ) -> None:
         """Bring the parts together; nothing is loaded or saved before `epochs`.
 
         Raises:
@@ -66,7 +69,7 @@ class Run:
         """What the last completed epoch reported."""
         self.devices = tuple(devices)
         self.parts = dict(parts)
-        self._consumer = consumer
+        self._consumer, self._rules = consumer, rules
         self._key = ""
         self._loss_sum, self._num_samples = 0.0, 0
         self._epoch_start: RngState | None = None
@@ -122,6 +125,10 @@ class Run:
             shuffle: else the rows stay in their order.
             drop_last: leave out a last batch that is shorter.
         """
+        try:
+            num_samples, batch_size = operator.index(num_samples), operator.index(batch_size)
+        except TypeError as error:
+            raise BadInputError(f"batches({num_samples!r}, {batch_size!r}): expected whole numbers") from error
         if num_samples < 1 or batch_size < 1:
             raise BadInputError(f"batches({num_samples}, {batch_size}): expected two numbers from 1 on")
         return Batches(self, num_samples, batch_size, shuffle, drop_last)
@@ -147,7 +154,7 @@ class Run:
             raise StoppedError(
                 f"the loss is {value} in epoch {epoch}, step {step}; the last complete state is kept"
             )
-        num_samples = num_rows(rows)
+        num_samples = num_rows(rows) if self._rules > 1 else (len(rows) if hasattr(rows, "__len__") else 1)
         self._loss_sum += value * num_samples
         self._num_samples += num_samples
         self.step_in_epoch += 1
@@ -174,11 +181,14 @@ class Run:
                 f"  found:    {self.step_in_epoch} calls of run.step\n  expected: {self._num_batches}\n"
                 "  call run.step once for each batch; for a shorter epoch ask run.batches for fewer rows"
             )
+        self._refuse_unresumed()
+        if not isinstance(metrics, Mapping | None):
+            raise BadInputError(f"run.end_epoch was given a {type(metrics).__name__}; expected metrics by name")
         row: dict[str, Any] = {"epoch": self._under_way}
         if self._num_samples:
             row["train_loss"] = self.mean_loss
         for name, value in (metrics or {}).items():
-            if not isinstance(name, str) or name in ("epoch", "train_loss"):
+            if not isinstance(name, str) or (name in ("epoch", "train_loss") and self._rules > 1):
                 raise BadInputError(
                     f"a metric cannot be called {name!r}\n  expected: a text other than epoch and train_loss, "
                     "which the run adds itself"
@@ -263,8 +273,8 @@ class Run:
     def leaf_digests(self) -> dict[str, str]:
         """Return a short digest of every tensor and random stream."""
         if self._is_at_boundary and self._boundary is not None:
-            return ledger_leaves(self._boundary.parts, self._boundary.rng_state)
-        return ledger_leaves(states_of(self.parts), capture_rng_state(*self.devices))
+            return ledger_leaves(self._boundary.parts, self._boundary.rng_state, self._rules)
+        return ledger_leaves(states_of(self.parts), capture_rng_state(*self.devices), self._rules)
 
     # --- what must not happen between two events ------------------------------------------------------
 
@@ -311,17 +321,20 @@ class Run:
     def _check_step(self) -> None:
         if self._under_way is None:
             raise BadInputError("run.step was called where no epoch is under way: call it within run.epochs")
-        if self._resumed is not None:
-            raise BadInputError(
-                f"the run goes on within epoch {self._under_way}, after step {self.step_in_epoch}, "
-                "and the loop has not taken its batches from run.batches\n"
-                "  iterate over run.batches, or give it to the DataLoader as batch_sampler"
-            )
+        self._refuse_unresumed()
         if self._num_batches is not None and self.step_in_epoch >= self._num_handed_out:
             raise BadInputError(
                 f"run.step was called more often than batches were handed out in epoch {self._under_way}\n"
                 f"  found:    {self.step_in_epoch + 1} calls\n  expected: {self._num_handed_out}\n"
                 "  call it once for each batch; split a batch's rows to accumulate gradients"
+            )
+
+    def _refuse_unresumed(self) -> None:
+        if self._resumed is not None:
+            raise BadInputError(
+                f"the run goes on within epoch {self._under_way}, after step {self.step_in_epoch}, "
+                "and the loop has not taken its batches from run.batches\n"
+                "  iterate over run.batches, or give it to the DataLoader as batch_sampler"
             )
 
     def take_batches(self, num_batches: int, asked: list[int]) -> int:
@@ -343,8 +356,8 @@ class Run:
         self._num_batches, self._num_handed_out = num_batches, self.step_in_epoch
         return self.step_in_epoch
 
-    def hand_out(self) -> None:
-        """Hand out the next batch. After a resume, from the first one on the streams are the saved ones."""
+    def go_on(self) -> None:
+        """Go on within the epoch, where it is resumed: from here on the streams are the saved ones."""
         if self._resumed is not None:
             resumed, self._resumed = self._resumed, None
             self._refuse_change(
@@ -354,6 +367,11 @@ class Run:
                 with_streams=False,
             )
             restore_rng_state(resumed.rng_state, *self.devices)
+
+    def hand_out(self) -> None:
+        """Hand out the next batch."""
+        if self._resumed is not None:
+            self.go_on()
         elif self._after_step is not None and self._num_handed_out == self.step_in_epoch:  # nothing was prefetched
             before, self._after_step = self._after_step, None
             self._refuse_change(
@@ -403,6 +421,7 @@ class Batches(Sequence[list[int]]):
         for rows in self._all()[done:]:
             self._run.hand_out()
             yield rows
+        self._run.go_on()  # a signal came in the epoch's last step: there was nothing left to hand out
 
     def _all(self) -> list[list[int]]:
         order = np.arange(self._num_samples)
@@ -425,7 +444,7 @@ def _number(loss: Any) -> float:
     """Return a loss as a float."""
     try:
         return float(loss.item() if isinstance(loss, torch.Tensor | np.ndarray) else loss)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         shape = f" of shape {tuple(loss.shape)}" if hasattr(loss, "shape") else ""
         raise BadInputError(
             f"run.step was given a {type(loss).__name__}{shape} as the loss; expected a single number"
@@ -452,7 +471,7 @@ def _with_tensors(rows: Any) -> Any:
     """Return a tree with a tensor for each array."""
     if isinstance(rows, np.ndarray):
         try:
-            return torch.from_numpy(np.ascontiguousarray(rows))
+            return torch.from_numpy(np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("=")))
         except TypeError as error:
             raise BadInputError(f"rows hold an array of {rows.dtype}; expected numbers") from error
     if isinstance(rows, Mapping):

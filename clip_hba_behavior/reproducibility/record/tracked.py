@@ -19,6 +19,7 @@ from clip_hba_behavior.reproducibility.state.tree import Tree, to_bytes, tree_di
 from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_text
 
 FORMAT_VERSION = 1
+RULES = 2  # see `rules_of`
 _FORMAT = "state of a tracked run"
 _STATE_FILE = re.compile(r"epoch(\d+)(?:_step(\d+))?\.pth")
 _MAX_RECORD = 16 * MIB
@@ -86,13 +87,22 @@ class TrackedState:
         return self.epoch, self.step_in_epoch
 
 
-def ledger_leaves(parts: Mapping[str, Tree], rng_state: RngState) -> dict[str, str]:
+def rules_of(record: Mapping[str, Any]) -> int:
+    """Return by which rules a run records: 1, or 2, the present ones.
+
+    By rule 1 the ledger names every leaf, however many there are; a batch weighs by its length, which of a tuple or
+    dict of tensors is how many these are; and a metric may have any name.
+    """
+    return 1 if record.get("rules", 1) == 1 else RULES
+
+
+def ledger_leaves(parts: Mapping[str, Tree], rng_state: RngState, rules: int = RULES) -> dict[str, str]:
     """Return a short digest of every tensor of the parts and of each random stream, for the ledger.
 
-    Of parts with very many leaves it is one digest for each part.
+    Of parts with very many leaves it is one digest for each part; see `rules_of`.
     """
     leaves = {f"{name}{path}": leaf for name, value in parts.items() for path, leaf in tree_leaves(value)}
-    if len(leaves) > _MAX_LEAVES:
+    if len(leaves) > _MAX_LEAVES and rules > 1:
         found = {name: tree_digest(value)[:16] for name, value in parts.items()}
     else:
         found = {path: leaf_digest(leaf)[:16] for path, leaf in leaves.items()}
@@ -300,7 +310,8 @@ class TrackedFiles:
         if end is not None and end.epoch != number:
             found.append(Contradiction("file", f"{self.files[number]} holds the state after epoch {end.epoch}"))
         elif end is not None and recorded is not None and recorded.get("state_digest") != end.digest():
-            now, then = ledger_leaves(end.parts, end.rng_state), recorded.get("state", {})
+            now = ledger_leaves(end.parts, end.rng_state, rules_of(self.record))
+            then = recorded.get("state", {})
             others = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
             text = f"the file of epoch {number} and the ledger disagree: {(others or ['the state digest'])[0]}"
             found.append(Contradiction("end", text))

@@ -21,7 +21,7 @@ from clip_hba_behavior.reproducibility.record.protocol import EpochDone, Event, 
 from clip_hba_behavior.reproducibility.record.recording import tracking_by
 from clip_hba_behavior.reproducibility.record.session import Report
 from clip_hba_behavior.reproducibility.record.track import Run
-from clip_hba_behavior.reproducibility.record.tracked import TrackedFiles, TrackedState
+from clip_hba_behavior.reproducibility.record.tracked import TrackedFiles, TrackedState, rules_of
 from clip_hba_behavior.reproducibility.state.environment import sentences
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.rng import undisturbed_generators
@@ -112,7 +112,7 @@ def verify(
     """
     files = TrackedFiles(Path(path).expanduser().absolute())
     known = [epoch for epoch in files.epochs() if epoch > min(files.epochs())]
-    keeps_all = files.record.get("keep_checkpoints", "all") == "all"  # then a state that is not there is lost
+    keeps_all = files.record.get("keep_checkpoints") == "all"  # then a state that is not there is lost
     skipped = (
         [epoch for epoch in known if epoch - 1 not in files.files] if epochs is None and not keeps_all else []
     )
@@ -189,7 +189,7 @@ class _Replaying:
         reasons = (*sentences(machine), *record["drift"])
         if reasons:
             self.claim = Claim("L2", reasons)
-        return Run(self, parts, devices)
+        return Run(self, parts, devices, rules_of(record))
 
     def epochs(self, run: Run, last: int) -> Iterator[int]:
         """Restore the state before each epoch, yield it, and compare."""
@@ -238,10 +238,10 @@ class _Replaying:
             return
         end = replay.state()
         differences = compare_epochs(recorded, Epoch(number, end=end, steps=replay.steps))
-        if recorded.steps.keys() - replay.steps.keys() or replay.steps.keys() - recorded.steps.keys():
-            then, now = (len(each.keys() - {END_OF_EPOCH}) for each in (recorded.steps, replay.steps))
-            if then:
-                differences = (Difference(END_OF_EPOCH, "ledger", "number of steps", then, now), *differences)
+        steps_then, steps_now = (each.keys() - {END_OF_EPOCH} for each in (recorded.steps, replay.steps))
+        if steps_then and steps_then != steps_now:
+            numbers = len(steps_then), len(steps_now)
+            differences = (Difference(END_OF_EPOCH, "ledger", "number of steps", *numbers), *differences)
         self.found.append(EpochVerification(number, judge(differences, self._claim_on(end)), differences))
 
     def _claim_on(self, end: Any) -> Claim:

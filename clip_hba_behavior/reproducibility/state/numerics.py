@@ -1,6 +1,6 @@
 """Settings that change bits: check them, apply them, put them back."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -91,6 +91,15 @@ def _allows_tf32(owner: Any, newer: Any) -> bool:
         return bool(newer.fp32_precision == "tf32")
 
 
+def _switches_of_tf32(owner: Any, parts: Sequence[str]) -> list[tuple[Any, str]]:
+    """Return where TF32 is switched: by the old name or, where the newer one was used, by that."""
+    try:
+        _ = owner.allow_tf32
+    except RuntimeError:
+        return [(getattr(owner, part), "fp32_precision") for part in parts] or [(owner, "fp32_precision")]
+    return [(owner, "allow_tf32")]
+
+
 def _precision(operation: str) -> str:
     """Return how oneDNN may round float32 products on a CPU; `none` and `ieee` are both not at all."""
     switch = getattr(getattr(torch.backends, "mkldnn", None), operation, None)  # since torch 2.9
@@ -104,11 +113,10 @@ def numerics_left_as_they_were() -> Iterator[None]:
 
     The random states are not touched.
     """
-    flags = [
-        (torch.backends.cudnn, "benchmark"),
-        (torch.backends.cudnn, "deterministic"),
-        (torch.backends.cudnn, "allow_tf32"),
-        (torch.backends.cuda.matmul, "allow_tf32"),
+    flags = [(torch.backends.cudnn, "benchmark"), (torch.backends.cudnn, "deterministic")]
+    flags += [
+        *_switches_of_tf32(torch.backends.cudnn, ("conv", "rnn")),
+        *_switches_of_tf32(torch.backends.cuda.matmul, ()),
     ]
     values = [getattr(owner, name) for owner, name in flags]
     num_threads = torch.get_num_threads()

@@ -38,7 +38,7 @@ _MAX_OPCODES = 1_500_000  # 35 for a tensor: a state of 40,000
 _MAX_ITEMS = 1_500_000
 MAX_DEPTH = 50
 MAX_LENGTH_OF_BYTES = 4 * 624  # of a random state
-_MAX_DIMENSIONS = 25
+MAX_DIMENSIONS = 25
 _STORAGES = {
     "torch FloatStorage": torch.float32,
     "torch DoubleStorage": torch.float64,
@@ -288,7 +288,7 @@ def _rebuild(dtype: torch.dtype, storage: torch.Tensor, offset: int, size: Any, 
     counts = [offset, *size, *stride]
     if not all(type(count) is int and 0 <= count < 2**62 for count in counts):
         raise pickle.UnpicklingError("a tensor whose sizes are no sizes")
-    if len(size) != len(stride) or len(size) > _MAX_DIMENSIONS:
+    if len(size) != len(stride) or len(size) > MAX_DIMENSIONS:
         raise pickle.UnpicklingError("a tensor whose sizes and strides are not as many")
     if math.prod(size) >= 2**62:
         raise pickle.UnpicklingError("a tensor of too many elements")
@@ -391,13 +391,15 @@ class _Budget:
         self.what = what
         self.num_bytes = num_bytes
         self.num_items = _MAX_ITEMS
+        self.counted: set[int] = set()  # of texts: the file holds one that stands in many places once
 
     def copy(self, value: Any, depth: int = 0) -> Any:
         self.num_items -= 1
         if isinstance(value, _Tensor):
             value = value.tensor
             self.num_bytes -= value.numel() * value.element_size()
-        elif isinstance(value, str | bytes):
+        elif isinstance(value, str | bytes) and id(value) not in self.counted:
+            self.counted.add(id(value))
             self.num_bytes -= len(value)
         if self.num_bytes < 0 or self.num_items < 0:
             raise BadInputError(f"{self.path} is no {self.what}: its content claims more than the file holds")

@@ -14,7 +14,7 @@ import torch
 
 from clip_hba_behavior.reproducibility.state.digest import encode
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
-from clip_hba_behavior.reproducibility.state.safe_load import MAX_DEPTH, MAX_LENGTH_OF_BYTES
+from clip_hba_behavior.reproducibility.state.safe_load import MAX_DEPTH, MAX_DIMENSIONS, MAX_LENGTH_OF_BYTES
 
 ENCODING = 2  # of the digests that `tree_digest` gives; 1 is `digest.digest`
 DTYPES = (
@@ -67,8 +67,9 @@ def _copy_tensor(value: torch.Tensor, name: str) -> torch.Tensor:
     if torch.nn.parameter.is_lazy(value):
         raise BadInputError(f"{name} has no shape yet\n  let a batch through the model first")
     is_wrapper = type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__  # such as a DTensor
-    if value.layout != torch.strided or value.dtype not in DTYPES or value.is_meta or is_wrapper:
-        kind = f"{type(value).__name__}, {value.layout}, {value.dtype}, on {value.device}"
+    is_known = value.layout == torch.strided and value.dtype in DTYPES and value.ndim <= MAX_DIMENSIONS
+    if not is_known or value.is_meta or is_wrapper:
+        kind = f"{type(value).__name__}, {value.layout}, {value.dtype}, {value.ndim} dimensions, on {value.device}"
         raise BadInputError(f"{name} is a tensor that cannot be saved: {kind}")
     plain = value.detach().as_subclass(torch.Tensor)
     return plain.resolve_conj().resolve_neg().to("cpu", copy=True)

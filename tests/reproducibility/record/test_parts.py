@@ -32,6 +32,11 @@ SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
         [torch.optim.lr_scheduler.ConstantLR(optimizer), torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)],
         [2],
     ),
+    "SequentialLR over MultiStepLR": lambda optimizer: torch.optim.lr_scheduler.SequentialLR(
+        optimizer,
+        [torch.optim.lr_scheduler.ConstantLR(optimizer), torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2])],
+        [2],
+    ),
     "LambdaLR": lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.9**epoch),
 }
 

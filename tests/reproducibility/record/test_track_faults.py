@@ -1,6 +1,7 @@
 """What a run of any loop does with lost files, wrong values, other settings, and signals at awkward moments."""
 
 import errno
+import json
 import math
 import multiprocessing
 import os
@@ -144,10 +145,22 @@ def test_a_fork_that_was_cut_short_does_not_begin_from_nothing(tmp_path: Path) -
     assert_refused(tmp_path / "fork", "though it is a fork")
 
 
+def test_a_state_whose_storage_is_not_there_is_not_moved(tmp_path: Path) -> None:
+    run = interrupted_run(tmp_path / "run")
+    newest = run / "checkpoints/epoch2_step2.pth"
+    newest.rename(tmp_path / "stored.pth")
+    newest.symlink_to(tmp_path / "stored.pth")
+    (tmp_path / "stored.pth").rename(tmp_path / "away.pth")
+    with pytest.raises(UnreadableError, match=r"epoch2_step2\.pth cannot be found just now"):
+        main(directory=run)
+    assert newest.is_symlink()
+    assert not (run / "quarantine").exists()
+    (tmp_path / "away.pth").rename(tmp_path / "stored.pth")
+    main(directory=run)
+
+
 @pytest.mark.parametrize("name", ["settings", "digests", "versions", "numerics", "parts", "parent", "drift"])
 def test_a_malformed_record_is_named(name: str, tmp_path: Path) -> None:
-    import json
-
     run = interrupted_run(tmp_path / "run")
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(record | {name: 3}))
@@ -207,11 +220,18 @@ def test_settings_of_precision_are_read_whichever_name_set_them(tmp_path: Path) 
 
 
 def describe_with_new_names() -> None:
-    from clip_hba_behavior.reproducibility.state.numerics import describe_numerics
+    from clip_hba_behavior.reproducibility.state.numerics import (
+        apply_numerics,
+        describe_numerics,
+        numerics_left_as_they_were,
+    )
 
     torch.backends.fp32_precision = "tf32"  # type: ignore[attr-defined]
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     torch.backends.mkldnn.conv.fp32_precision = "ieee"
+    with numerics_left_as_they_were():
+        apply_numerics(1, deterministic=True, tf32=False)
+        assert not describe_numerics()["tf32"]
     found = describe_numerics()
     names = ("tf32", "cudnn_tf32", "cpu_matmul_precision", "cpu_conv_precision")
     print(*(found[name] for name in names))
@@ -289,6 +309,63 @@ def test_a_loop_may_end_as_a_script_does(tmp_path: Path) -> None:
         verify(tmp_path / "run", failing)
 
 
+def test_a_lost_closing_line_is_noted_and_is_no_difference(tmp_path: Path) -> None:
+    main(directory=tmp_path / "run")
+    ledger = tmp_path / "run/steps.jsonl"
+    ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:-1]))
+    found = verify(tmp_path / "run", main)
+    assert [str(each.verdict) for each in found.epochs] == ["reproducible"] * 3
+    assert "steps.jsonl lacks the end of epoch 3: its state alone is compared" in str(found)
+
+
+# --- runs by the rules of an earlier version ------------------------------------------------------------
+
+
+def test_an_earlier_versions_run_goes_on_by_its_own_rules(tmp_path: Path) -> None:
+    def loop(directory: Path, track: Callable[..., Any] = track, epochs: int = NUM_EPOCHS) -> None:
+        torch.manual_seed(0)
+        model = nn.ParameterList([torch.ones(2) for _ in range(400)])
+        optimizer = torch.optim.Adam(model, 0.1)
+        run = track(directory, model=model, optimizer=optimizer)
+        for _ in run.epochs(epochs):
+            for number, _ in enumerate(run.batches(10, 4)):
+                loss = sum((each * (number + 1)).square().sum() for each in model)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                run.step(loss, (torch.zeros(10 - 4 * number), torch.zeros(1)))
+            run.end_epoch({"train_loss": -1.0} if run._rules == 1 else {})
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    for directory in (old, new):
+        loop(directory, epochs=0)
+    record = json.loads((old / "run.json").read_text())
+    del record["rules"]
+    (old / "run.json").write_text(json.dumps(record))
+    for directory in (old, new):
+        loop(directory, epochs=2)
+        loop(directory)
+    ends = [[each for _, each in TrackedFiles(path).ledger.ends()] for path in (old, new)]
+    assert [len(each["state"]) > 1000 for each in ends[0]] == [True] * 3
+    assert [len(each["state"]) < 10 for each in ends[1]] == [True] * 3
+    assert [each["metrics"]["train_loss"] for each in ends[0]] == [-1.0] * 3
+    for directory in (old, new):
+        found = verify(directory, lambda track, path=directory: loop(path, track))
+        assert str(found.verdict()) == "reproducible"
+
+
+def test_of_a_run_that_thinned_its_states_those_that_are_gone_are_noted(tmp_path: Path) -> None:
+    main(directory=tmp_path / "run", epochs=4, keep_checkpoints="last 2")
+    main(directory=tmp_path / "run", epochs=5, keep_checkpoints="all")
+    found = verify(tmp_path / "run", main_of_five)
+    assert str(found.verdict()) == "reproducible"
+    assert "was not tested: there is no state after epoch" in str(found)
+
+
+def main_of_five(track: Callable[..., Any]) -> None:
+    main(track, epochs=5)
+
+
 # --- wrong values -------------------------------------------------------------------------------------
 
 
@@ -300,6 +377,9 @@ def test_a_loop_may_end_as_a_script_does(tmp_path: Path) -> None:
         (lambda run: run.step(None), "given a NoneType as the loss"),
         (lambda run: run.step(1.0, np.array(["a"])), "rows hold an array of <U1; expected numbers"),
         (lambda run: run.step(1.0, {"x": np.array(["a"])}), "rows hold an array of <U1; expected numbers"),
+        (lambda run: run.step(10**400), "given a int as the loss"),
+        (lambda run: run.end_epoch([1]), "was given a list; expected metrics by name"),
+        (lambda run: run.batches(8, 4.0), r"batches\(8, 4\.0\): expected whole numbers"),
         (lambda run: run.end_epoch({1: 2.0}), "a metric cannot be called 1"),
         (lambda run: run.end_epoch({"train_loss": 2.0}), "a metric cannot be called 'train_loss'"),
         (lambda run: run.end_epoch({"x": np.zeros(2)}), r"metric x has shape \(2,\)"),
@@ -314,6 +394,21 @@ def test_a_wrong_value_is_named(use: Callable[[Any], Any], message: str, tmp_pat
 
     with pytest.raises(BadInputError, match=message):
         loop()
+
+
+def test_numpys_integers_are_numbers_of_rows(tmp_path: Path) -> None:
+    main(directory=tmp_path / "a", batches=lambda run: run.batches(np.int64(NUM_ROWS), np.int32(BATCH_SIZE)))
+    main(directory=tmp_path / "b")
+    assert diff(tmp_path / "a", tmp_path / "b").equal()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"settings": ["a"]}, "settings is a list"), ({"keep_checkpoints": None}, "keep_checkpoints is None")],
+)
+def test_wrong_arguments_are_named(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=message):
+        track(tmp_path / "run", model=nn.Linear(1, 1), **given)
 
 
 @pytest.mark.parametrize("value", ["2", 0, True, 1.5])
@@ -338,7 +433,7 @@ def test_rows_of_any_shape_are_recorded(tmp_path: Path) -> None:
     run = track(tmp_path / "run", model=nn.Linear(1, 1))
     for _ in run.epochs(1):
         run.step(1.0, torch.tensor(3))
-        run.step(3.0, {"x": np.zeros((3, 2)), "y": [np.zeros(3)]})
+        run.step(3.0, {"x": np.zeros((3, 2), dtype=">f8"), "y": [np.zeros(3)]})
         assert run.mean_loss == (1 + 3 * 3) / 4
         run.end_epoch()
 
@@ -368,6 +463,22 @@ def signal_at(epoch: int, step: int) -> Callable[[Any], None]:
 
 def own_batches(run: Any) -> list[list[int]]:
     return [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+
+
+@pytest.mark.parametrize("epoch", [2, NUM_EPOCHS])
+def test_a_signal_in_the_last_step_of_an_epoch_is_resumed_to_the_same_bits(epoch: int, tmp_path: Path) -> None:
+    """Nothing is left to hand out then, and the streams are the saved ones all the same."""
+
+    def evaluate(run: Any) -> None:
+        torch.rand(1)
+
+    main(directory=tmp_path / "complete", evaluate=evaluate)
+    with pytest.raises(Interrupted):
+        main(directory=tmp_path / "run", evaluate=evaluate, after_step=signal_at(epoch, 2))
+    assert (tmp_path / f"run/checkpoints/epoch{epoch}_step3.pth").exists()
+    main(directory=tmp_path / "run", evaluate=evaluate)
+    assert diff(tmp_path / "complete", tmp_path / "run").equal()
+    assert str(verify(tmp_path / "run", lambda track: main(track, evaluate=evaluate)).verdict()) == "reproducible"
 
 
 def test_a_loop_with_batches_of_its_own_begins_its_epoch_again(

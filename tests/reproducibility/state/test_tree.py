@@ -82,7 +82,8 @@ class Image(torch.Tensor):
      {Colour.RED: 1}, torch.zeros(2, 3).as_subclass(Image), torch.ones(2, dtype=torch.complex64).conj(),
      torch.zeros(3).expand(2, 3),
      torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last), torch.randn(3, 4).T, torch.randn(9)[::2],
-     list(range(50_000)), torch.nn.Parameter(torch.zeros(2))],
+     list(range(50_000)), [{"a": "one text that stands often " * 9, "b": b"x" * 2000}] * 2000,
+     torch.nn.Parameter(torch.zeros(2))],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_what_is_copied_can_be_read_back(value: Any, tmp_path: Path) -> None:
@@ -122,6 +123,7 @@ def test_what_could_not_be_read_back_is_not_written(tmp_path: Path, monkeypatch:
         ({"a": "\ud800"}, "state/a is a text that no file can hold"),
         ({"\ud800": 1}, "a key of state is a text that no file can hold"),
         ({"a": 2**2000}, "state/a cannot be saved: an integer of 2001 bits"),
+        (torch.zeros((1,) * 26), "cannot be saved: .* 26 dimensions"),
         (nested(42), "nested more than 40 deep"),
         ({"a": torch.zeros(2, device="meta")}, r"state/a is a tensor that cannot be saved: .* on meta"),
         (torch.nn.LazyLinear(3).state_dict(keep_vars=True), "state/weight has no shape yet"),
