@@ -6,6 +6,7 @@ Exit codes: 0 yes; 1 no; 2 bad use or bad input, nothing done; 3 consistent, but
 Each command checks what it is given first, and imports what needs torch then: a wrong path or key is told at once.
 """
 
+import errno
 import shlex
 import sys
 import traceback
@@ -522,6 +523,16 @@ def exit_code_of(work: Callable[[], object], command: str | None = None) -> int:
         return _attempt(work, command or shlex.join(["python", *sys.argv]))
 
 
+_ELSEWHERE = "give another place: --run-dir (run_dir) for a run, cache_dir for its frozen features"
+_IO_ADVICE = {
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR), _ELSEWHERE),
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT),
+        f"what was complete stays: make space, then go on by `clip-hba resume`, or start again; or {_ELSEWHERE}",
+    ),
+}
+
+
 def _attempt(work: Callable[[], object], command: str) -> int:
     try:
         work()
@@ -532,6 +543,8 @@ def _attempt(work: Callable[[], object], command: str) -> int:
         return _say_interrupted("interrupted", command) if stop.code == 130 else int(stop.code or 0)
     except OSError as error:
         print(f"input/output error: {error}", file=sys.stderr)
+        if advice := _IO_ADVICE.get(error.errno or 0):
+            print(f"  {advice}", file=sys.stderr)
         return IO_ERROR
     except Exception as error:
         return _explain(error, command)

@@ -402,7 +402,9 @@ def read_config_file(path: Path) -> dict[str, Any]:
             text = file.read()
     except FileNotFoundError:
         raise BadInputError(f"there is no configuration file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"{path} is not UTF-8 text: {error}\n  save it as UTF-8") from None
+    except OSError as error:
         raise BadInputError(f"{path} cannot be read: {error}") from None
     try:
         content = yaml.load(text, _PlainLoader)
@@ -410,6 +412,9 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise BadInputError(f"{path}: {error}") from None
     except _YAML_ERRORS as error:
         reason = " ".join(str(error).split())[:1000] or type(error).__name__
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            mark = error.problem_mark
+            reason = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
         raise BadInputError(f"{path} is no YAML file: {reason}") from None
     if content is None:
         return {}

@@ -75,12 +75,14 @@ class ImageFacts:
         size: width and height, before it is turned.
         traits: what a rule must interpret.
         is_constant: whether all pixels are the same, as they are read.
+        has_several: whether more pictures follow the one that is read: frames, or pages.
     """
 
     mode: str
     size: tuple[int, int]
     traits: frozenset[colours.Trait]
     is_constant: bool
+    has_several: bool
 
 
 def read_image(path: Path, rule: PreprocessingRule, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -103,7 +105,8 @@ def examine_image(path: Path, rule: PreprocessingRule) -> ImageFacts:
     with _opened(path, MAX_PIXELS) as image:
         mode, size = image.mode, image.size
         is_constant = _rgb(image, rule).getcolors(1) is not None
-        return ImageFacts(mode, size, frozenset(colours.traits_of(image)), is_constant)
+        traits, has_several = frozenset(colours.traits_of(image)), bool(getattr(image, "is_animated", False))
+        return ImageFacts(mode, size, traits, is_constant, has_several)
 
 
 def is_ordinary(path: Path) -> bool:

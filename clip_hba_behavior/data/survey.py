@@ -77,6 +77,9 @@ def survey_images(
     constant = [path for path, each in facts.items() if each.is_constant]
     if constant:
         unusual.append(f"{_told(constant, 'of one colour alone')}")
+    several = [path for path, each in facts.items() if each.has_several]
+    if several:
+        unusual.append(f"{_told(several, 'of several pictures, as an animation has them')}: the first is read")
     small = [path for path, each in facts.items() if min(each.size) < image_size]
     if small:
         unusual.append(f"{_told(small, f'smaller than {image_size} x {image_size}')}: enlarged")

@@ -168,7 +168,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _not_loaded(name: str, error: Exception) -> BadInputError:
     reason = str(error).strip().splitlines()
+    where = "" if Path(name).is_dir() else f"\n  there is no directory {name} here, so the hub was asked for it"
     return BadInputError(
-        f"backbone {name} could not be loaded: {reason[0] if reason else type(error).__name__}\n"
+        f"backbone {name} could not be loaded: {reason[0] if reason else type(error).__name__}{where}\n"
         "  name a directory in Hugging Face format, a model on the hub, or OpenAI's .pt file"
     )

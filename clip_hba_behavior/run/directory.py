@@ -321,8 +321,8 @@ class RunDirectory:
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise BadInputError(
-                f"there is not enough space in {self.path}\n  found:    {free / 1e9:.2f} GB free\n"
-                f"  expected: {needed / 1e9:.2f} GB, for all epochs\n"
+                f"there is not enough space in {self.path}\n  found:    {free / 1e6:,.1f} MB free\n"
+                f"  expected: {needed / 1e6:,.1f} MB, for all epochs\n"
                 "  make space, or keep fewer checkpoints: keep_checkpoints"
             )
 

@@ -42,6 +42,6 @@ class SweepProgress:
             elif holder_of(run.path) is not None:
                 num_under_way += 1
         num_left = len(self._first_epochs) - num_done - num_under_way
-        what = f"epochs of all runs ({num_done} done, {num_under_way} under way, {num_left} left)"
+        what = f"epochs (runs: {num_done} done, {num_under_way} under way, {num_left} left)"
         self._report(what, min(epochs, self._total), self._total)
         self._next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS

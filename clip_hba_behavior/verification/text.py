@@ -2,6 +2,7 @@
 
 import io
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -57,17 +58,10 @@ def _metric(metric: Metric) -> str:
 
 def summary(verification: Verification) -> str:
     """Return the table of all epochs, what concerns the whole run, and the closing line."""
-    table = Table(title="All epochs")
-    for column in (
-        "epoch",
-        "verdict",
-        "level",
-        "differing",
-        "largest parameter",
-        "train loss",
-        "test loss",
-        "RSA",
-    ):
+    # within 80 columns
+    table = Table(title="All epochs: tensors that differ, and by how much; losses and RSA", box=box.SIMPLE_HEAD)
+    table.pad_edge = False
+    for column in ("epoch", "verdict", "level", "differing", "largest", "train", "test", "RSA"):
         table.add_column(column, justify="left" if column == "verdict" else "right")
     for each in verification.epochs:
         metrics = {metric.name: metric for metric in each.metrics}
@@ -85,7 +79,7 @@ def summary(verification: Verification) -> str:
             _absolute(metrics.get("behavioral_rsa_rho")),
         )
     text = io.StringIO()
-    Console(file=text, width=110, highlight=False).print(table)
+    Console(file=text, width=80, highlight=False).print(table)
     lines = [text.getvalue().rstrip()]
     lines += [f"note: {note}" for note in verification.notes]
     lines += [f"problem: {problem}" for problem in verification.problems]

@@ -35,11 +35,14 @@ def test_what_is_unusual_is_counted_and_told_with_examples_and_how_it_is_read(tm
     noise(31, 3, 9).save(tmp_path / "small.png")
     Image.new("RGB", (40, 40), (1, 2, 3)).save(tmp_path / "grey.png")
     (tmp_path / "again.png").write_bytes((tmp_path / "small.png").read_bytes())
+    frames = [Image.new("L", (40, 40), value) for value in (0, 99)]
+    frames[0].paste(255, (0, 0, 9, 9))
+    frames[0].save(tmp_path / "moves.gif", save_all=True, append_images=frames[1:])
     (tmp_path / "torn.png").write_bytes((tmp_path / "small.png").read_bytes()[:99])
     paths = sorted(tmp_path.iterdir())
 
     survey = survey_images(paths, 2, 32)
-    assert survey.modes == {"RGBA": 5, "RGB": 4, "CMYK": 1, "I;16": 1}
+    assert survey.modes == {"RGBA": 5, "RGB": 4, "CMYK": 1, "I;16": 1, "L": 1}
     assert (survey.num_turned, survey.num_small, survey.num_constant, survey.num_equal) == (1, 2, 1, 1)
     assert survey.unusual == (
         "1 image 16-bit grey (deep.png): by preprocessing 2 the upper 8 bits are read",
@@ -47,6 +50,7 @@ def test_what_is_unusual_is_counted_and_told_with_examples_and_how_it_is_read(tm
         "1 image turned by EXIF (turned.jpg): by preprocessing 2 turned upright",
         "1 image CMYK (cmyk.tiff): by preprocessing 2 converted without a profile",
         "1 image of one colour alone (grey.png)",
+        "1 image of several pictures, as an animation has them (moves.gif): the first is read",
         "2 images smaller than 32 x 32 (again.png, small.png): enlarged",
         "1 image with the bytes of another: again.png = small.png",
     )

@@ -546,11 +546,21 @@ def test_a_fork_that_cannot_begin_names_a_command_that_does(
     assert "--at-epoch 30 needs " in outcome.output
     assert f"found:    epochs 0 to {LAST} in that directory\n  expected: epoch 29" in outcome.output
     assert "training_run" not in outcome.output
-    assert offered(outcome.output, "or train the baseline further first:")[-1] == "epochs=29"
+    assert offered(outcome.output, "or train the baseline further first:")[-1] == "epochs=30"
     window = ["--perturb", "image_noise", "--perturb-length", 3, "--run-dir", tmp_path / "fork"]
     with_window = clip_hba("fork", baseline, "--at-epoch", 30, *window)
     longer = offered(with_window.output, "fork where there is one:")
     assert longer[longer.index("--epochs") + 1] == str(LAST + 2)
+    for own, expected in (
+        (["--set", "perturb_epoch=31"], f"perturb_epoch={LAST + 1}"),
+        (["--epochs", 1], f"--epochs {LAST + 2}"),
+        (["--set", "fork_reseed=null"], "fork_reseed=null"),
+    ):
+        shifted = clip_hba("fork", baseline, "--at-epoch", 30, *window, *own)
+        command = offered(shifted.output, "fork where there is one:")
+        assert expected in " ".join(command)
+        assert clip_hba(*command).code == 0
+        (tmp_path / "fork").rename(tmp_path / expected)
     possible = offered(outcome.output, "fork where there is one:")
     assert possible[possible.index("--at-epoch") + 1] == str(LAST)
     assert clip_hba(*possible).code == 0

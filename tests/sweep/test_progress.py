@@ -36,8 +36,8 @@ def test_runs_are_done_under_way_or_left(tmp_path: Path, monkeypatch: pytest.Mon
     watched.end("e003_none")  # it stopped early, or failed
     watched.look()
     assert told == [
-        ("epochs of all runs (1 done, 1 under way, 2 left)", 6, 10),
-        ("epochs of all runs (2 done, 0 under way, 2 left)", 8, 10),
+        ("epochs (runs: 1 done, 1 under way, 2 left)", 6, 10),
+        ("epochs (runs: 2 done, 0 under way, 2 left)", 8, 10),
     ]
 
 
@@ -57,12 +57,12 @@ def lines(baseline: Path, tmp_path: Path) -> list[str]:
 
 
 def test_in_a_pipe_a_line_now_and_then_tells_how_far_a_sweep_is(lines: list[str]) -> None:
-    told = [line for line in lines if line.startswith("epochs of all runs (")]
+    told = [line for line in lines if line.startswith("epochs (runs: ")]
     for line in told:
         assert re.fullmatch(
-            r"epochs of all runs \(\d done, \d under way, \d left\): \d of 3 \(\d+ %\), \d+ s left", line
+            r"epochs \(runs: \d done, \d under way, \d left\): \d of 3 \(\d+ %\), \d+ s left", line
         )
-    assert "epochs of all runs (2 done, 0 under way, 0 left): 3 of 3 (100 %), 0 s left" in told
+    assert "epochs (runs: 2 done, 0 under way, 0 left): 3 of 3 (100 %), 0 s left" in told
     assert "[2/2] " in "\n".join(lines)
 
 
@@ -87,10 +87,10 @@ def test_a_bar_keeps_its_place_while_its_counts_change(monkeypatch: pytest.Monke
             self.descriptions[task] = description
 
         def remove_task(self, task: int) -> None:
-            assert self.descriptions == {1: "epochs of all runs (2 done)"}
+            assert self.descriptions == {1: "epochs (runs: 2 done)"}
 
     monkeypatch.setattr("rich.progress.Progress", Progress)
     with log._drawing() as draw:
         for number in (0, 1, 2):
-            draw(f"epochs of all runs ({number} done)", number, 2)
-    assert added == ["epochs of all runs (0 done)"]
+            draw(f"epochs (runs: {number} done)", number, 2)
+    assert added == ["epochs (runs: 0 done)"]

@@ -130,6 +130,7 @@ def test_a_disk_that_gets_full_ends_the_run_with_74_and_with_space_again_it_ends
     outcome = begin(keys, tmp_path / "run", tmp_path, room=room)
     assert outcome.code == 74, outcome.output
     assert "input/output error: [Errno 28] No space left on device" in outcome.output
+    assert "make space, then go on by `clip-hba resume`" in outcome.output
     for path in list_checkpoints(tmp_path / "run" / "dora_params").values():
         assert path.read_bytes() == (uninterrupted / "dora_params" / path.name).read_bytes()
     must_end_as(uninterrupted, start_or_resume(clip_hba, tmp_path / "run", tmp_path), tmp_path / "run")

@@ -34,4 +34,5 @@ def test_a_small_difference_is_seen_in_block_and_table() -> None:
     table = summary(Verification({}, (outcome,)))
     assert "differing" in table
     assert "0.000003%" in table
+    assert max(len(line) for line in table.splitlines() if "epoch" in line or "not reproducible" in line) <= 80
     assert "(0.000003%)" in metrics[0].line()

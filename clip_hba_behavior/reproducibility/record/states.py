@@ -36,7 +36,8 @@ def newest_complete(files: Mapping[Position, Path], read: Callable[[Path], S]) -
         except BadInputError as error:
             if not path.exists():
                 raise UnreadableError(
-                    f"the state {path} cannot be found just now: is its storage there?\n  nothing was moved; try again"
+                    f"the state {path} cannot be found just now: is its storage there?\n"
+                    "  nothing was moved; try again"
                 ) from error
             refused.append((path, error))
     return None, refused

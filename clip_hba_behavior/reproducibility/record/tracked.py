@@ -90,8 +90,8 @@ class TrackedState:
 def rules_of(record: Mapping[str, Any]) -> int:
     """Return by which rules a run records: 1, or 2, the present ones.
 
-    By rule 1 the ledger names every leaf, however many there are; a batch weighs by its length, which of a tuple or
-    dict of tensors is how many these are; and a metric may have any name.
+    By rule 1 the ledger names every leaf, however many there are; a batch weighs by its length, which of a tuple
+    or dict of tensors is how many these are; and a metric may have any name.
     """
     return 1 if record.get("rules", 1) == 1 else RULES
 
