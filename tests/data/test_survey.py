@@ -42,7 +42,7 @@ def test_what_is_unusual_is_counted_and_told_with_examples_and_how_it_is_read(tm
     paths = sorted(tmp_path.iterdir())
 
     survey = survey_images(paths, 2, 32)
-    assert survey.modes == {"RGBA": 5, "RGB": 4, "CMYK": 1, "I;16": 1, "L": 1}
+    assert survey.modes == {"RGBA": 5, "RGB": 4, "CMYK": 1, "I;16": 1, "P": 1}
     assert (survey.num_turned, survey.num_small, survey.num_constant, survey.num_equal) == (1, 2, 1, 1)
     assert survey.unusual == (
         "1 image 16-bit grey (deep.png): by preprocessing 2 the upper 8 bits are read",
