@@ -1,9 +1,10 @@
 """Numerics whose bits depend on the numbers alone.
 
-Every function here returns the same bits on every processor, with any number of threads, version of torch and split
-of a batch, as long as torch's float64 and integer operations are IEEE's: it is defined by mathematics and single
-operations, not by a kernel. The docstrings have each one's definition, accuracy and proof. Inputs are float32 or
-float64; results have the input's dtype and float32's accuracy. The sign and payload of a NaN are not defined.
+Every function here returns the same bits on every processor, with any number of threads, version of torch and
+split of a batch, as long as torch's float64 and integer operations are IEEE's: it is defined by mathematics and
+single operations, not by a kernel. The docstrings have each one's definition, accuracy and proof. Inputs are
+float32 or float64; results have the input's dtype and float32's accuracy. The sign and payload of a NaN are not
+defined.
 
 The package knows torch alone and can be used by any project. Three things must stay off: flush-to-zero
 (`torch.set_flush_denormal`), `torch.compile` around these functions, and CUDA's emulation of float64 products.
@@ -12,6 +13,7 @@ The package knows torch alone and can be used by any project. Three things must 
 from clip_hba_behavior.exact.adamw import AdamW
 from clip_hba_behavior.exact.attention import attention
 from clip_hba_behavior.exact.cross import cross
+from clip_hba_behavior.exact.digests import digests
 from clip_hba_behavior.exact.dropout import Draw, dropout, philox
 from clip_hba_behavior.exact.engine import int8_is_exact, use_engine
 from clip_hba_behavior.exact.normalization import layer_norm, softmax
@@ -32,6 +34,7 @@ __all__ = [
     "attention",
     "column_totals",
     "cross",
+    "digests",
     "dropout",
     "erf",
     "exp",

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from clip_hba_behavior.exact.autograd import apply
 from clip_hba_behavior.exact.grid import F64, widen
 from clip_hba_behavior.exact.normalization import softmax_, softmax_gradient_
 from clip_hba_behavior.exact.product import product
@@ -20,10 +21,10 @@ def attention(
 ) -> torch.Tensor:
     """Return `softmax(query @ key.T * scale) @ value`, `[..., queries, channels]`, with gradients.
 
-    Definition: the scores are an exact product (`product.product`) of the queries, times the scale in float64, with the
-    keys, not rounded; `exact.softmax`'s rows, rounded once; the context is their exact product with the values. In
-    backward each gradient is an exact product too, and the scores' gradient is not rounded. The result for a sample
-    and a head depends on its own numbers alone. Accuracy: no worse than float32's own.
+    Definition: the scores are an exact product (`product.product`) of the queries, times the scale in float64,
+    with the keys, not rounded; `exact.softmax`'s rows, rounded once; the context is their exact product with the
+    values. In backward each gradient is an exact product too, and the scores' gradient is not rounded. The
+    result for a sample and a head depends on its own numbers alone. Accuracy: no worse than float32's own.
 
     Args:
         query: `[..., queries, dim]`, leading dimensions such as batch and heads; float32 or float64.
@@ -44,12 +45,12 @@ def attention(
         or not query.dtype == key.dtype == value.dtype
     ):
         raise ValueError(
-            f"exact.attention cannot combine these\n  found:    {shapes}, {query.dtype} {key.dtype} {value.dtype}\n"
+            f"exact.attention cannot combine these\n"
+            f"  found:    {shapes}, {query.dtype} {key.dtype} {value.dtype}\n"
             "  expected: [..., queries, dim], [..., tokens, dim] and [..., tokens, channels] of one dtype"
         )
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
-    result: torch.Tensor = _Attention.apply(query, key, value, causal, factor)
-    return result
+    return apply(_Attention, query, key, value, causal, factor)
 
 
 class _Attention(torch.autograd.Function):

@@ -25,17 +25,18 @@ _ROWS_AT_ONCE = 1 << 13  # changes no bits
 def cross(x: torch.Tensor, y: torch.Tensor, reduce: Reduce = ONE_PROCESS) -> torch.Tensor:
     """Return `x.T @ y`, summed over the rows of all processes: `[p, q]` float64, without a gradient.
 
-    Definition: each column is rounded to the grid of a bound on its norm over all rows. Up to 1,024 rows the result is
-    the exact product of the rounded columns `x1.T @ y1`. For more rows what rounding left is rounded in its turn to
-    the grid that its bound, half a grid an entry, allows, and the result is `x1.T @ y1 + (x1.T @ y2 + x2.T @ y1)`, each
-    of the three exact, the two additions in float64.
+    Definition: each column is rounded to the grid of a bound on its norm over all rows. Up to 1,024 rows the
+    result is the exact product of the rounded columns `x1.T @ y1`. For more rows what rounding left is rounded
+    in its turn to the grid that its bound, half a grid an entry, allows, and the result is `x1.T @ y1 + (x1.T @
+    y2 + x2.T @ y1)`, each of the three exact, the two additions in float64.
 
-    The bound on a column's norm comes from exact quantities alone, and so is the same for every split: with `2**e`
-    above its largest entry, the exact sum s of the squares of its entries rounded to `2**(e - 16)`; the norm is at
-    most `sqrt(s) + 2**(e - 16) * sqrt(rows) / 2`. Proof that the sums are exact: as for `engine.multiply`; for s, that it
-    has at most 2**21 squares of at most 2**32 units.
+    The bound on a column's norm comes from exact quantities alone, and so is the same for every split: with
+    `2**e` above its largest entry, the exact sum s of the squares of its entries rounded to `2**(e - 16)`; the
+    norm is at most `sqrt(s) + 2**(e - 16) * sqrt(rows) / 2`. Proof that the sums are exact: as for
+    `engine.multiply`; for s, that it has at most 2**21 squares of at most 2**32 units.
 
-    Accuracy: with one slice as `product.product` of k = rows; with two the float32 rounding of the result dominates.
+    Accuracy: with one slice as `product.product` of k = rows; with two the float32 rounding of the result
+    dominates.
 
     Args:
         x: `[rows, p]`, float32 or float64.
@@ -48,7 +49,8 @@ def cross(x: torch.Tensor, y: torch.Tensor, reduce: Reduce = ONE_PROCESS) -> tor
     rows = count_rows(x, reduce)
     if len(x) != len(y) or rows > MOST_ROWS:
         raise ValueError(
-            f"exact.cross cannot sum over these rows\n  found:    {len(x)} and {len(y)} rows, {rows} over all processes\n"
+            "exact.cross cannot sum over these rows\n"
+            f"  found:    {len(x)} and {len(y)} rows, {rows} over all processes\n"
             f"  expected: as many of both, and at most {MOST_ROWS}"
         )
     rounder_x, rounder_y = _column_rounders(x, rows, reduce), _column_rounders(y, rows, reduce)
@@ -77,7 +79,7 @@ def _column_rounders(rows: torch.Tensor, num_rows: int, reduce: Reduce) -> torch
     largest = largest_of_columns(rows, reduce)
     coarse = rounder_of_largest(largest, _COARSE_BITS)
     squares = torch.zeros_like(largest)
-    for block in blocks(*rows.shape, rows.device):
+    for block in blocks(rows):
         part = widen(rows[block]).add_(coarse).sub_(coarse)
         squares += part.mul_(part).sum(0)
     grid = power_of_two(bound_exponent(largest) - _COARSE_BITS)

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from clip_hba_behavior.exact.grid import F64, I64, widen
+from clip_hba_behavior.exact.autograd import apply
+from clip_hba_behavior.exact.grid import I64, widen
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -38,10 +39,10 @@ class Draw:
 
 
 def philox(counters: list[torch.Tensor], key: tuple[int, int]) -> list[torch.Tensor]:
-    """Return the four 32-bit words of Philox-4x32-10 for counters of four words, as int64 tensors of their shape.
+    """Return the four 32-bit words of Philox-4x32-10 for counters of four words; int64 tensors of their shape.
 
-    Definition: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". Products of 32-bit words are formed
-    from halves, so that no integer overflows.
+    Definition: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". Products of 32-bit words are
+    formed from halves, so that no integer overflows.
 
     Args:
         counters: four int64 tensors of one shape, 0 to 2**32 - 1.
@@ -59,10 +60,10 @@ def philox(counters: list[torch.Tensor], key: tuple[int, int]) -> list[torch.Ten
 def dropout(values: torch.Tensor, probability: float, draw: Draw, first: int = 0) -> torch.Tensor:
     """Return the values with some set to zero and the others divided by `1 - probability`, with a gradient.
 
-    Definition: entry i, counted over all entries in row-major order from `first`, is dropped if word `i % 4` of Philox
-    with the counter `(i // 4, layer, epoch, step)` and the seed as key is below `floor(probability * 2**32)`. The others
-    are multiplied in float64 by `1 / (1 - probability)` and rounded once. Integer operations alone decide the mask:
-    it is the same everywhere, and a part of a batch draws its part of the mask.
+    Definition: entry i, counted over all entries in row-major order from `first`, is dropped if word `i % 4` of
+    Philox with the counter `(i // 4, layer, epoch, step)` and the seed as key is below `floor(probability *
+    2**32)`. The others are multiplied in float64 by `1 / (1 - probability)` and rounded once. Integer operations
+    alone decide the mask: it is the same everywhere, and a part of a batch draws its part of the mask.
 
     Args:
         values: any shape, float32 or float64.
@@ -79,8 +80,7 @@ def dropout(values: torch.Tensor, probability: float, draw: Draw, first: int = 0
             f"{first + values.numel()}\n  expected: a probability from 0 to below 1, entries up to 2**34"
         )
     kept = _words(values.numel(), first, draw, values.device) >= int(probability * 2.0**32)
-    result: torch.Tensor = _Dropout.apply(values, kept.view(values.shape), 1.0 / (1.0 - probability))
-    return result
+    return apply(_Dropout, values, kept.view(values.shape), 1.0 / (1.0 - probability))
 
 
 class _Dropout(torch.autograd.Function):
@@ -98,9 +98,7 @@ class _Dropout(torch.autograd.Function):
 
 
 def _scaled(values: torch.Tensor, kept: torch.Tensor, factor: float) -> torch.Tensor:
-    return torch.where(kept, widen(values).mul_(factor), torch.zeros((), dtype=F64, device=values.device)).to(
-        values.dtype
-    )
+    return torch.where(kept, widen(values).mul_(factor), 0.0).to(values.dtype)
 
 
 def _words(number: int, first: int, draw: Draw, device: torch.device) -> torch.Tensor:

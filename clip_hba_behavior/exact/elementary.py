@@ -14,22 +14,40 @@ _INTEGER_ROUNDER = 1.5 * 2.0**52
 # (2**r - 1) / r, interpolated at the 8 Chebyshev nodes of [-0.5, 0.5]; powers of r, the highest first.
 _EXP2 = [
     float.fromhex(digits)
-    for digits in (
-        "0x1.63b2d7971923fp-20 0x1.00c0e4e15189cp-16 0x1.4308c7183d6a2p-13 0x1.5d877598350dep-10 "
-        "0x1.3b2ab70ad2565p-7 0x1.c6b08da70cce3p-5 0x1.ebfbdff82a734p-3 0x1.62e42fef9cc69p-1"
-    ).split()
+    for digits in [
+        "0x1.63b2d7971923fp-20",
+        "0x1.00c0e4e15189cp-16",
+        "0x1.4308c7183d6a2p-13",
+        "0x1.5d877598350dep-10",
+        "0x1.3b2ab70ad2565p-7",
+        "0x1.c6b08da70cce3p-5",
+        "0x1.ebfbdff82a734p-3",
+        "0x1.62e42fef9cc69p-1",
+    ]
 ]
 # (1 + 2 x) * exp(x * x) * erfc(x) for x >= 0 in u = (x - 3) / (x + 3), interpolated at the 17 Chebyshev nodes of
 # [-1, u(28)] (after Shepherd and Laframboise 1981); powers of u, the highest first.
 _ERFC = [
     float.fromhex(digits)
-    for digits in (
-        "0x1.192b820d269e2p-21 0x1.3341e3f88ebf8p-19 -0x1.abaf53de8d848p-20 -0x1.3fce2463c0ecap-16 "
-        "0x1.93085373ff690p-18 0x1.055f299d1b41dp-13 -0x1.bbb5d441992bcp-14 -0x1.98cd43d8a1cc2p-11 "
-        "0x1.ef298ca9a2b13p-10 0x1.4b8805caca180p-9 -0x1.8574ea7c73a75p-6 0x1.17ca2853f435ep-4 "
-        "-0x1.e88b7f6580e3ep-4 0x1.098366a913495p-3 -0x1.85a15c66c7541p-5 -0x1.15c084bbb43c2p-3 "
-        "0x1.40c522d7e5370p+0"
-    ).split()
+    for digits in [
+        "0x1.192b820d269e2p-21",
+        "0x1.3341e3f88ebf8p-19",
+        "-0x1.abaf53de8d848p-20",
+        "-0x1.3fce2463c0ecap-16",
+        "0x1.93085373ff690p-18",
+        "0x1.055f299d1b41dp-13",
+        "-0x1.bbb5d441992bcp-14",
+        "-0x1.98cd43d8a1cc2p-11",
+        "0x1.ef298ca9a2b13p-10",
+        "0x1.4b8805caca180p-9",
+        "-0x1.8574ea7c73a75p-6",
+        "0x1.17ca2853f435ep-4",
+        "-0x1.e88b7f6580e3ep-4",
+        "0x1.098366a913495p-3",
+        "-0x1.85a15c66c7541p-5",
+        "-0x1.15c084bbb43c2p-3",
+        "0x1.40c522d7e5370p+0",
+    ]
 ]
 _TWO_OVER_ROOT_PI = 1.1283791670955126
 # erf(x) / x in x * x, the first ten terms of its series; the highest first.
@@ -70,7 +88,8 @@ def power_of_two_(exponents: torch.Tensor) -> torch.Tensor:
 def complementary_error(values: torch.Tensor) -> torch.Tensor:
     """Return erfc of float64 values >= 0, to 2**-37 relative, down to 2**-1000.
 
-    Definition: `2**(-x * x * log2(e)) * P(u) / (1 + 2 x)` with `u = (x - 3) / (x + 3)` and a polynomial of degree 16.
+    Definition: `2**(-x * x * log2(e)) * P(u) / (1 + 2 x)` with `u = (x - 3) / (x + 3)` and a polynomial of
+    degree 16.
     """
     x = values.clamp(max=26.0)
     u = (x - 3.0).div_(x + 3.0)

@@ -67,7 +67,8 @@ def multiply(a: Rows, b: Rows) -> torch.Tensor:
     """Return the products `[..., m, n]` of rows `[..., m, k]` with rows `[..., n, k]`, float64 and exact.
 
     Every partial sum, over any subset of the k terms, is a multiple of the product of two grids, and by
-    Cauchy-Schwarz at most 2**53 of them: so no order of summation, no split and no fused operation rounds anything.
+    Cauchy-Schwarz at most 2**53 of them: so no order of summation, no split and no fused operation rounds
+    anything.
     """
     if a.values.dim() == 2 and min(len(a.values), len(b.values)) > 0 and _engine(a.values.device) == "int8":
         return _multiply_int8(a, b)
@@ -118,7 +119,8 @@ def _engine(device: torch.device) -> Engine:
         return _faster(device)
     if _chosen == "int8" and not int8_is_exact(device):
         raise ValueError(
-            f"this machine cannot honour the engine int8\n  found:    int8 products on {device} that are not exact\n"
+            "this machine cannot honour the engine int8\n"
+            f"  found:    int8 products on {device} that are not exact\n"
             "  expected: exact ones\n  choose exact.use_engine('auto'): the bits are the same"
         )
     return _chosen
@@ -169,7 +171,7 @@ def _multiply_int8(a: Rows, b: Rows) -> torch.Tensor:
 
 
 def _padded(digits: torch.Tensor) -> torch.Tensor:
-    """Append zeros, so that there are at least 32 rows and multiples of 8 of both: CUDA's int8 product asks for it."""
+    """Append zeros up to 32 rows and multiples of 8, which CUDA's int8 product asks for."""
     rows, _, columns = digits.shape
     return torch.nn.functional.pad(digits, (0, -columns % 8, 0, 0, 0, max(32, rows + -rows % 8) - rows))
 
@@ -177,8 +179,8 @@ def _padded(digits: torch.Tensor) -> torch.Tensor:
 def _sum_of_digit_products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Return the exact products of the integers as float64 `[m, n]`, from digits `[m, 3, k]` and `[n, 3, k]`.
 
-    The five products hold what has the same power of 256; each is below 2**26, and what Horner's rule sums up never
-    above 2**53 in its own unit.
+    The five products hold what has the same power of 256; each is below 2**26, and what Horner's rule sums up
+    never above 2**53 in its own unit.
     """
     k = a.shape[2]
     planes_a, planes_b = a.flatten(1), b.flip(1).flatten(1)  # digits 0 1 2, and 2 1 0

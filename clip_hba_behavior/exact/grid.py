@@ -1,8 +1,8 @@
 """Grids: powers of two whose multiples numbers are rounded to, so that what follows is exact in float64.
 
-A grid is held as its rounder `M = 1.5 * 2**(52 + k)`: for `|x| <= 2**(51 + k)` the float64 operations `(x + M) - M`
-give the multiple of `2**k` nearest to x, ties to the even one, and never a negative zero. Rounders are made by
-integer operations on bits alone, so that no library function decides a grid.
+A grid is held as its rounder `M = 1.5 * 2**(52 + k)`: for `|x| <= 2**(51 + k)` the float64 operations `(x + M) -
+M` give the multiple of `2**k` nearest to x, ties to the even one, and never a negative zero. Rounders are made
+by integer operations on bits alone, so that no library function decides a grid.
 """
 
 import math
@@ -34,11 +34,11 @@ def widen(tensor: torch.Tensor, name: str = "the input") -> torch.Tensor:
     return tensor.to(F64, copy=True, memory_format=torch.contiguous_format)
 
 
-def blocks(num_rows: int, row_size: int, device: torch.device) -> Iterator[slice]:
-    """Cut rows into blocks that stay in the caches, one block a thread at once; sizes change no bits."""
-    size = _CUDA_BLOCK if device.type == "cuda" else _CPU_BLOCK * torch.get_num_threads()
-    step = max(1, size // max(1, row_size))
-    for start in range(0, num_rows, step):
+def blocks(rows: torch.Tensor) -> Iterator[slice]:
+    """Cut rows `[n, k]` into blocks that stay in the caches, a part for each thread; they change no bits."""
+    size = _CUDA_BLOCK if rows.device.type == "cuda" else _CPU_BLOCK * torch.get_num_threads()
+    step = max(1, size // max(1, rows.shape[1]))
+    for start in range(0, len(rows), step):
         yield slice(start, start + step)
 
 
@@ -77,8 +77,8 @@ def rounder_of_norm(squares: torch.Tensor, size: int) -> torch.Tensor:
     """Return the rounder for vectors by a bound on their squared norms.
 
     The grid is the least power of two (up to a factor of two) such that a vector of `size` entries whose squared
-    norm is at most `squares`, rounded to multiples of it, has a norm of at most 2**26.5 grids: rounding adds at most
-    `sqrt(size) / 2` grids to the norm. A vector whose norm is not finite gets NaN.
+    norm is at most `squares`, rounded to multiples of it, has a norm of at most 2**26.5 grids: rounding adds at
+    most `sqrt(size) / 2` grids to the norm. A vector whose norm is not finite gets NaN.
 
     Args:
         squares: float64, >= 0, may be too small by a factor of 1 + 2**-41.
@@ -93,7 +93,7 @@ def rounder_of_norm(squares: torch.Tensor, size: int) -> torch.Tensor:
 def round_rows_(rows: torch.Tensor) -> torch.Tensor:
     """Round each row of float64 `[n, k]` in place to the grid of its norm; return the rounders `[n, 1]`."""
     rounders = rows.new_empty(len(rows), 1)
-    for block in blocks(*rows.shape, rows.device):
+    for block in blocks(rows):
         part = rows[block]
         rounders[block] = rounder_of_norm(tree_sum_(part * part), rows.shape[1])
         part.add_(rounders[block]).sub_(rounders[block])

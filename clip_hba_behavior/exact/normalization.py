@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from clip_hba_behavior.exact.autograd import apply
 from clip_hba_behavior.exact.elementary import LOG2_E, power_of_two_, square_root
 from clip_hba_behavior.exact.grid import F64, blocks, tree_sum_, widen
 from clip_hba_behavior.exact.totals import ONE_PROCESS, Reduce, column_totals
@@ -13,15 +14,14 @@ from clip_hba_behavior.exact.totals import ONE_PROCESS, Reduce, column_totals
 def softmax(values: torch.Tensor) -> torch.Tensor:
     """Return the softmax over the last dimension, in the values' dtype, with a gradient.
 
-    Definition: in float64, powers `2**((x - max(x)) * log2(e))` by `elementary.power_of_two_`, divided by their sum in
-    `exact.sum`'s tree, rounded once. Entries may be -inf. Accuracy: 2**-36 relative before the rounding, for entries
-    of at least 2**-1000.
+    Definition: in float64, powers `2**((x - max(x)) * log2(e))` by `elementary.power_of_two_`, divided by their
+    sum in `exact.sum`'s tree, rounded once. Entries may be -inf. Accuracy: 2**-36 relative before the rounding,
+    for entries of at least 2**-1000.
 
     Raises:
         ValueError: the dtype is neither float32 nor float64.
     """
-    result: torch.Tensor = _Softmax.apply(values)
-    return result
+    return apply(_Softmax, values)
 
 
 def layer_norm(
@@ -33,10 +33,10 @@ def layer_norm(
 ) -> torch.Tensor:
     """Return the values, normalized over the last dimension, times weight, plus bias, in their dtype.
 
-    Definition: in float64, mean and variance (of the differences from the mean) in `exact.sum`'s tree, multiplied by
-    the float64 reciprocal of their number; `exact.sqrt`'s root of the variance plus eps; rounded once. The gradient
-    to the values uses the same trees, those of weight and bias are `exact.column_totals` over all rows of all
-    processes. Accuracy: that of the rounding.
+    Definition: in float64, mean and variance (of the differences from the mean) in `exact.sum`'s tree,
+    multiplied by the float64 reciprocal of their number; `exact.sqrt`'s root of the variance plus eps; rounded
+    once. The gradient to the values uses the same trees, those of weight and bias are `exact.column_totals` over
+    all rows of all processes. Accuracy: that of the rounding.
 
     Args:
         values: `[..., k]`, float32 or float64.
@@ -48,8 +48,7 @@ def layer_norm(
     Raises:
         ValueError: the dtype is neither float32 nor float64.
     """
-    result: torch.Tensor = _LayerNorm.apply(values, weight, bias, eps, reduce)
-    return result
+    return apply(_LayerNorm, values, weight, bias, eps, reduce)
 
 
 def softmax_(values: torch.Tensor) -> torch.Tensor:
@@ -69,7 +68,7 @@ class _Softmax(torch.autograd.Function):
     def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
         rows = values.reshape(-1, values.shape[-1])
         result = torch.empty_like(rows)
-        for block in blocks(*rows.shape, rows.device):
+        for block in blocks(rows):
             result[block] = softmax_(widen(rows[block]))
         result = result.view(values.shape)
         ctx.save_for_backward(result)
@@ -98,7 +97,7 @@ class _LayerNorm(torch.autograd.Function):
         gain = None if weight is None else widen(weight, "the weight")
         shift = None if bias is None else widen(bias, "the bias")
         result = torch.empty_like(rows)
-        for block in blocks(*rows.shape, rows.device):
+        for block in blocks(rows):
             part, _ = _normalized(rows[block], eps)
             if gain is not None:
                 part.mul_(gain)
@@ -115,7 +114,7 @@ class _LayerNorm(torch.autograd.Function):
         to_values = torch.empty_like(rows)
         to_weight_rows = torch.empty_like(rows, dtype=F64) if ctx.needs_input_grad[1] else None
         reciprocal = 1.0 / rows.shape[-1]
-        for block in blocks(*rows.shape, rows.device):
+        for block in blocks(rows):
             part, inverse = _normalized(rows[block], ctx.eps)
             slope = widen(grad_rows[block])
             if to_weight_rows is not None:
@@ -134,7 +133,7 @@ class _LayerNorm(torch.autograd.Function):
 
 
 def _normalized(rows: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the rows `[n, k]` less their mean over their standard deviation, and its reciprocal, `[n, 1]`; float64."""
+    """Return rows `[n, k]` less their means over their standard deviations, and these' reciprocals `[n, 1]`."""
     reciprocal = 1.0 / rows.shape[-1]
     part = widen(rows)
     part.sub_(tree_sum_(part.clone()).mul_(reciprocal))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from clip_hba_behavior.exact.autograd import apply
 from clip_hba_behavior.exact.elementary import (
     LOG2_E,
     complementary_error,
@@ -38,7 +39,7 @@ def sqrt(values: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: the dtype is neither float32 nor float64.
     """
-    return _apply(values, _sqrt)
+    return _rounded(values, _sqrt)
 
 
 def exp2(values: torch.Tensor) -> torch.Tensor:
@@ -49,7 +50,7 @@ def exp2(values: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: the dtype is neither float32 nor float64.
     """
-    return _apply(values, _exp2)
+    return _rounded(values, _exp2)
 
 
 def exp(values: torch.Tensor) -> torch.Tensor:
@@ -58,7 +59,7 @@ def exp(values: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: the dtype is neither float32 nor float64.
     """
-    return _apply(values, _exp)
+    return _rounded(values, _exp)
 
 
 def erf(values: torch.Tensor) -> torch.Tensor:
@@ -69,7 +70,7 @@ def erf(values: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: the dtype is neither float32 nor float64.
     """
-    return _apply(values, _erf)
+    return _rounded(values, _erf)
 
 
 def gelu(values: torch.Tensor) -> torch.Tensor:
@@ -81,7 +82,7 @@ def gelu(values: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: the dtype is neither float32 nor float64.
     """
-    return _apply(values, _gelu)
+    return _rounded(values, _gelu)
 
 
 def quick_gelu(values: torch.Tensor) -> torch.Tensor:
@@ -93,7 +94,7 @@ def quick_gelu(values: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: the dtype is neither float32 nor float64.
     """
-    return _apply(values, _quick_gelu)
+    return _rounded(values, _quick_gelu)
 
 
 def _sqrt(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,9 +130,8 @@ def _quick_gelu(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return value, (1.0 - sigmoid).mul_(_SLOPE).mul_(value).add_(sigmoid)
 
 
-def _apply(values: torch.Tensor, function: Function) -> torch.Tensor:
-    result: torch.Tensor = _Pointwise.apply(values, function)
-    return result
+def _rounded(values: torch.Tensor, function: Function) -> torch.Tensor:
+    return apply(_Pointwise, values, function)
 
 
 class _Pointwise(torch.autograd.Function):
@@ -139,7 +139,7 @@ class _Pointwise(torch.autograd.Function):
     def forward(ctx: Any, values: torch.Tensor, function: Function) -> torch.Tensor:
         flat = values.reshape(-1)
         result, slopes = torch.empty_like(flat), torch.empty_like(flat)
-        for block in blocks(len(flat), 1, flat.device):
+        for block in blocks(flat[:, None]):
             result[block], slopes[block] = function(widen(flat[block]))
         ctx.save_for_backward(slopes.view(values.shape))
         return result.view(values.shape)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from clip_hba_behavior.exact.autograd import apply
 from clip_hba_behavior.exact.cross import cross
 from clip_hba_behavior.exact.engine import Rows, multiply, on_grids
 from clip_hba_behavior.exact.grid import F64, widen
@@ -47,9 +48,9 @@ def product(
     """Return `left @ right.mT + bias`, `[..., m, n]`, without a gradient.
 
     Definition: the reduced dimension k is cut into chunks of 1,024. In each, every row of left and of right is
-    rounded to the grid of its norm (`grid.rounder_of_norm`), and the products of the rounded rows are computed exactly
-    (`engine.multiply` has the proof). The chunks' results are added in order in float64, then the bias, and the sum is
-    rounded once to the dtype.
+    rounded to the grid of its norm (`grid.rounder_of_norm`); the products of the rounded rows are computed
+    exactly (`engine.multiply` has the proof). The chunks' results are added in order in float64, then the bias,
+    and the sum is rounded once to the dtype.
 
     Accuracy: rounding a row of k entries moves each by at most half a grid, which is at most 2**-25.5 of the row's
     norm in its chunk. The result's error relative to the product of the two norms is about `sqrt(2 / 12) * 2**-26`
@@ -75,9 +76,9 @@ def product(
 def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Return `a @ b`, `[..., m, n]` in a's dtype, with gradients to both that are exact products too.
 
-    Definition and accuracy are those of `product.product`. A row of the result depends on its row of a and on b alone,
-    so that a may be cut into rows or batches, or these be put into another order. Where k is at most 1,024, k may
-    be put into another order too, up to the norms' trees.
+    Definition and accuracy are those of `product.product`. A row of the result depends on its row of a and on b
+    alone, so that a may be cut into rows or batches, or these be put into another order. Where k is at most
+    1,024, k may be put into another order too, up to the norms' trees.
 
     Args:
         a: `[..., m, k]`, float32 or float64.
@@ -98,8 +99,7 @@ def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
             f"  found:    {list(a.shape)} {a.dtype} and {list(b.shape)} {b.dtype}\n"
             "  expected: [..., m, k] and [..., k, n] of one dtype; for a batch times one matrix: exact.linear"
         )
-    result: torch.Tensor = _Matmul.apply(a, b)
-    return result
+    return apply(_Matmul, a, b)
 
 
 def linear(
@@ -110,8 +110,9 @@ def linear(
 ) -> torch.Tensor:
     """Return `inputs @ weight.T + bias`, `[..., out]` in the inputs' dtype, rounded once.
 
-    Definition and accuracy are those of `product.product`. The gradients of weight and bias are sums over all rows of
-    all processes by `exact.cross` and `exact.column_totals`, so that the rows may be cut and ordered in any way.
+    Definition and accuracy are those of `product.product`. The gradients of weight and bias are sums over all
+    rows of all processes by `exact.cross` and `exact.column_totals`, so that the rows may be cut and ordered in
+    any way.
 
     Args:
         inputs: `[..., in]`, float32 or float64.
@@ -130,8 +131,7 @@ def linear(
         )
     tensor = weight if isinstance(weight, torch.Tensor) else None
     frozen = weight if isinstance(weight, FrozenWeight) else None
-    result: torch.Tensor = _Linear.apply(inputs, tensor, frozen, bias, reduce)
-    return result
+    return apply(_Linear, inputs, tensor, frozen, bias, reduce)
 
 
 class _Matmul(torch.autograd.Function):

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from clip_hba_behavior.exact.autograd import apply
 from clip_hba_behavior.exact.elementary import square_root
 from clip_hba_behavior.exact.grid import F64, tree_sum_, widen
 
@@ -21,12 +22,12 @@ def sum(values: torch.Tensor, dim: int = -1, keepdim: bool = False) -> torch.Ten
     Raises:
         ValueError: the dtype is neither float32 nor float64.
     """
-    result: torch.Tensor = _Sum.apply(values, dim)
+    result = apply(_Sum, values, dim)
     return result if keepdim else result.squeeze(dim)
 
 
 def norm(values: torch.Tensor, dim: int = -1, keepdim: bool = False) -> torch.Tensor:
-    """Return the Euclidean norms along a dimension, in the values' dtype, with a gradient; it is 0 where the norm is.
+    """Return the Euclidean norms along a dimension, in the values' dtype, with a gradient: 0 where the norm is.
 
     Definition: squares in float64, `exact.sum`'s tree, `exact.sqrt`'s root, rounded once. Accuracy: that of the
     rounding, as long as the squares stay within float64's range.
@@ -34,7 +35,7 @@ def norm(values: torch.Tensor, dim: int = -1, keepdim: bool = False) -> torch.Te
     Raises:
         ValueError: the dtype is neither float32 nor float64.
     """
-    result: torch.Tensor = _Norm.apply(values, dim)
+    result = apply(_Norm, values, dim)
     return result if keepdim else result.squeeze(dim)
 
 

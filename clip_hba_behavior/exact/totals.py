@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import torch
 from torch.autograd.function import once_differentiable
 
+from clip_hba_behavior.exact.autograd import apply
 from clip_hba_behavior.exact.grid import F64, I64, blocks, bound_exponent, rounder, widen
 
 
@@ -44,16 +45,16 @@ def largest_of_columns(rows: torch.Tensor, reduce: Reduce) -> torch.Tensor:
 
 
 def rounder_of_largest(largest: torch.Tensor, bits: int) -> torch.Tensor:
-    """Return the rounder that leaves at most 2**bits grids of numbers up to `largest`, float64; NaN if not finite."""
+    """Return the rounders that leave numbers up to `largest` at most 2**bits grids; NaN if it is not finite."""
     return torch.where(torch.isfinite(largest), rounder(bound_exponent(largest) - bits), torch.nan)
 
 
 def column_totals(rows: torch.Tensor, reduce: Reduce = ONE_PROCESS) -> torch.Tensor:
-    """Return the sum of each column `[k]` over the rows `[n, k]` of all processes, float64, without a gradient.
+    """Return the sum of each column `[k]` over the rows `[n, k]` of all processes; float64, without a gradient.
 
-    Definition: with `2**e` the least power of two above a column's largest magnitude, and n the number of all rows,
-    each entry is rounded to a multiple of `2**(e - bits)`, `bits = 51 - ceil(log2 n)`. Then all partial sums are at
-    most 2**51 grids, so exact, in any order.
+    Definition: with `2**e` the least power of two above a column's largest magnitude, and n the number of all
+    rows, each entry is rounded to a multiple of `2**(e - bits)`, `bits = 51 - ceil(log2 n)`. Then all partial
+    sums are at most 2**51 grids, so exact, in any order.
 
     Accuracy: an entry moves by at most n / 2**51 of the largest: for a million rows 2**-31.
 
@@ -63,7 +64,7 @@ def column_totals(rows: torch.Tensor, reduce: Reduce = ONE_PROCESS) -> torch.Ten
     largest = largest_of_columns(rows, reduce)
     magic = rounder_of_largest(largest, 51 - (max(1, count_rows(rows, reduce)) - 1).bit_length())
     total = torch.zeros_like(largest)
-    for block in blocks(*rows.shape, rows.device):
+    for block in blocks(rows):
         total += widen(rows[block]).add_(magic).sub_(magic).sum(0)
     return reduce.sum(total)
 
@@ -71,21 +72,20 @@ def column_totals(rows: torch.Tensor, reduce: Reduce = ONE_PROCESS) -> torch.Ten
 def total(values: torch.Tensor, reduce: Reduce = ONE_PROCESS) -> torch.Tensor:
     """Return the sum of all entries of all processes, a scalar in the values' dtype, with a gradient.
 
-    Definition and accuracy are those of `exact.column_totals` with all values in one column: the sum depends neither
-    on their order nor on how they are cut.
+    Definition and accuracy are those of `exact.column_totals` with all values in one column: the sum depends
+    neither on their order nor on how they are cut.
 
     Raises:
         ValueError: the dtype is neither float32 nor float64.
     """
-    result: torch.Tensor = _Total.apply(values, reduce)
-    return result
+    return apply(_Total, values, reduce)
 
 
 def mse_loss(predictions: torch.Tensor, targets: torch.Tensor, reduce: Reduce = ONE_PROCESS) -> torch.Tensor:
     """Return the mean squared difference of all entries of all processes, a scalar in the predictions' dtype.
 
-    Definition: differences and squares in float64, their `exact.total`, times the float64 reciprocal of their number.
-    The gradient to the predictions is `2 / number` times the difference.
+    Definition: differences and squares in float64, their `exact.total`, times the float64 reciprocal of their
+    number. The gradient to the predictions is `2 / number` times the difference.
 
     Args:
         predictions: `[n, ...]`, float32 or float64.
@@ -100,8 +100,7 @@ def mse_loss(predictions: torch.Tensor, targets: torch.Tensor, reduce: Reduce = 
             f"exact.mse_loss cannot compare these\n  found:    predictions {list(predictions.shape)}, "
             f"targets {list(targets.shape)}\n  expected: one shape"
         )
-    result: torch.Tensor = _MeanSquare.apply(predictions, targets, reduce)
-    return result
+    return apply(_MeanSquare, predictions, targets, reduce)
 
 
 class _Total(torch.autograd.Function):
