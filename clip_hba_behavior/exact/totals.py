@@ -93,7 +93,7 @@ def mse_loss(predictions: torch.Tensor, targets: torch.Tensor, reduce: Reduce = 
         reduce: how the rows of several processes are put together.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or there are no entries in any process.
     """
     if predictions.shape != targets.shape:
         raise ValueError(
@@ -121,7 +121,10 @@ class _MeanSquare(torch.autograd.Function):
         difference = widen(predictions, "the predictions").sub_(widen(targets, "the targets"))
         column = difference.view(-1, 1)
         ctx.save_for_backward(difference)
-        ctx.reciprocal, ctx.dtype = 1.0 / count_rows(column, reduce), predictions.dtype
+        number = count_rows(column, reduce)
+        if number == 0:
+            raise ValueError("exact.mse_loss cannot average no entries\n  found:    0\n  expected: at least 1")
+        ctx.reciprocal, ctx.dtype = 1.0 / number, predictions.dtype
         squares = column_totals(column * column, reduce)[0]
         return squares.mul(ctx.reciprocal).to(predictions.dtype)
 
