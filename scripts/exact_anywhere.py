@@ -32,7 +32,9 @@ def main() -> int:
     if arguments.expect is None:
         return 0
     expected = arguments.expect.read_text(encoding="utf-8").splitlines()
-    different = [f"  found:    {found}\n  expected: {other}" for found, other in zip(lines, expected) if found != other]  # noqa: B905
+    different = [
+        f"  found:    {found}\n  expected: {other}" for found, other in zip(lines, expected) if found != other
+    ]  # noqa: B905
     if different or len(lines) != len(expected):
         print(f"the digests differ from {arguments.expect}\n" + "\n".join(different), file=sys.stderr)
         return 1

@@ -15,7 +15,7 @@ from clip_hba_behavior.exact.attention import attention
 from clip_hba_behavior.exact.cross import cross
 from clip_hba_behavior.exact.digests import digests
 from clip_hba_behavior.exact.dropout import Draw, dropout, philox
-from clip_hba_behavior.exact.engine import int8_is_exact, use_engine
+from clip_hba_behavior.exact.engine import Choice, int8_is_exact, use_engine
 from clip_hba_behavior.exact.normalization import layer_norm, softmax
 from clip_hba_behavior.exact.pointwise import erf, exp, exp2, gelu, quick_gelu, sqrt
 from clip_hba_behavior.exact.product import FrozenWeight, linear, matmul
@@ -28,6 +28,7 @@ DEFINITION = 1
 __all__ = [
     "DEFINITION",
     "AdamW",
+    "Choice",
     "Draw",
     "FrozenWeight",
     "Reduce",

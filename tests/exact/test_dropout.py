@@ -61,7 +61,9 @@ def test_gradients_pass_where_values_do() -> None:
 
 
 def test_helpful_errors() -> None:
-    with pytest.raises(ValueError, match=r"probability 1.0, entries 0 to 1\n  expected: a probability from 0 to below"):
+    with pytest.raises(
+        ValueError, match=r"probability 1.0, entries 0 to 1\n  expected: a probability from 0 to below"
+    ):
         exact.dropout(torch.ones(1), 1.0, DRAW)
     with pytest.raises(ValueError, match=r"step: -1\n  found:    -1\n  expected: from 0 to 2\*\*32 - 1"):
         exact.Draw(seed=1, step=-1)

@@ -21,7 +21,9 @@ def largest_relative_error(found: torch.Tensor, expected: torch.Tensor) -> float
 
 
 def test_square_roots_of_float32_are_the_correctly_rounded_ones() -> None:
-    x = torch.cat([normal(100000, seed=1).abs(), torch.exp(80 * numbers(20000, seed=1) / 8), torch.tensor([1e-45])])
+    x = torch.cat(
+        [normal(100000, seed=1).abs(), torch.exp(80 * numbers(20000, seed=1) / 8), torch.tensor([1e-45])]
+    )
     expected = torch.tensor([math.sqrt(value) for value in x.tolist()], dtype=F64)
     assert torch.equal(exact.sqrt(x), expected.float())
     assert largest_relative_error(exact.sqrt(x.to(F64)), expected) <= 2.0**-52
@@ -64,7 +66,9 @@ def test_accuracy_is_what_is_stated(
     ],
     ids=["sqrt", "exp2", "exp", "erf", "gelu", "quick_gelu"],
 )
-def test_values_and_derivatives_are_no_less_accurate_than_float32s_own(function: Function, native: Function) -> None:
+def test_values_and_derivatives_are_no_less_accurate_than_float32s_own(
+    function: Function, native: Function
+) -> None:
     x = normal(20000, seed=1).abs() if function is exact.sqrt else 2 * normal(20000, seed=1)
     expected = gradients(native, x, dtype=F64)
     for ours, theirs, reference in zip(gradients(function, x), gradients(native, x), expected, strict=True):

@@ -106,7 +106,9 @@ def test_helpful_errors() -> None:
         ValueError, match=r"found:    \[2, 3\] torch.float32 and \[2, 3\] torch.float32\n.*\[..., m, k\]"
     ):
         exact.matmul(torch.ones(2, 3), torch.ones(2, 3))
-    with pytest.raises(ValueError, match=r"inputs \[2, 3\], weight \[4, 5\]\n  expected: \[..., in\] and \[out, in\]"):
+    with pytest.raises(
+        ValueError, match=r"inputs \[2, 3\], weight \[4, 5\]\n  expected: \[..., in\] and \[out, in\]"
+    ):
         exact.linear(torch.ones(2, 3), torch.ones(4, 5))
     with pytest.raises(ValueError, match=r"found:    torch.float16\n  expected: float32 or float64"):
         exact.matmul(torch.ones(2, 3).half(), torch.ones(3, 2).half())

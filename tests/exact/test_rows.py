@@ -14,7 +14,11 @@ FUNCTIONS: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., torch.Tens
     "norm": (exact.norm, lambda x: x.norm(dim=-1), (normal(200, 333, seed=1),)),
     "norm of columns": (lambda x: exact.norm(x, 0), lambda x: x.norm(dim=0), (normal(200, 333, seed=1),)),
     "softmax": (exact.softmax, lambda x: x.softmax(-1), (3 * normal(200, 77, seed=1),)),
-    "softmax with outliers": (exact.softmax, lambda x: x.softmax(-1), (with_outliers(normal(200, 77, seed=1), 30),)),
+    "softmax with outliers": (
+        exact.softmax,
+        lambda x: x.softmax(-1),
+        (with_outliers(normal(200, 77, seed=1), 30),),
+    ),
     "layer_norm": (
         exact.layer_norm,
         lambda x, w, b: functional.layer_norm(x, x.shape[-1:], w, b),
@@ -38,7 +42,9 @@ FUNCTIONS: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., torch.Tens
     "attention with outliers": (
         exact.attention,
         functional.scaled_dot_product_attention,
-        tuple(with_outliers(normal(24, 50, 64, seed=seed).view(-1, 64), 10).view(24, 50, 64) for seed in (1, 2, 3)),
+        tuple(
+            with_outliers(normal(24, 50, 64, seed=seed).view(-1, 64), 10).view(24, 50, 64) for seed in (1, 2, 3)
+        ),
     ),
 }
 
@@ -47,7 +53,9 @@ FUNCTIONS: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., torch.Tens
 def test_values_and_gradients_are_no_less_accurate_than_float32s_own(name: str) -> None:
     function, native, inputs = FUNCTIONS[name]
     expected = gradients(native, *inputs, dtype=F64)
-    for ours, theirs, reference in zip(gradients(function, *inputs), gradients(native, *inputs), expected, strict=True):
+    for ours, theirs, reference in zip(
+        gradients(function, *inputs), gradients(native, *inputs), expected, strict=True
+    ):
         assert relative_error(ours, reference) <= max(1.2 * relative_error(theirs, reference), 5e-8)
 
 
@@ -117,9 +125,13 @@ def test_a_causal_context_knows_nothing_of_later_tokens() -> None:
     value[:, :, 20:] = 0.5
     changed = exact.attention(query, key, value, causal=True)
     assert relative_error(changed[:, :, :20], whole[:, :, :20].to(F64)) < 1e-6
-    assert torch.equal(exact.attention(query, key, value)[:, :, 0], exact.attention(query[:, :, :1], key, value)[:, :, 0])
+    assert torch.equal(
+        exact.attention(query, key, value)[:, :, 0], exact.attention(query[:, :, :1], key, value)[:, :, 0]
+    )
 
 
 def test_attention_of_other_shapes_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"found:    \[\[2, 3\], \[2, 4\], \[2, 3\]\].*\n  expected: \[..., queries"):
+    with pytest.raises(
+        ValueError, match=r"found:    \[\[2, 3\], \[2, 4\], \[2, 3\]\].*\n  expected: \[..., queries"
+    ):
         exact.attention(torch.ones(2, 3), torch.ones(2, 4), torch.ones(2, 3))

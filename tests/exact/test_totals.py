@@ -97,7 +97,9 @@ def test_totals_of_few_and_no_values() -> None:
     assert exact.total(torch.tensor([3.0, -1.0, 0.25])).item() == 2.25
     assert exact.total(torch.empty(0)).item() == 0.0
     assert math.isnan(exact.total(torch.tensor([1.0, torch.inf])).item())
-    assert torch.equal(exact.column_totals(torch.tensor([[1.0, 2.0], [3.0, -2.0]])), torch.tensor([4.0, 0.0]).to(F64))
+    assert torch.equal(
+        exact.column_totals(torch.tensor([[1.0, 2.0], [3.0, -2.0]])), torch.tensor([4.0, 0.0]).to(F64)
+    )
 
 
 def test_mean_squared_error_and_its_gradient() -> None:
