@@ -2,12 +2,13 @@
 
     python scripts/exact_anywhere.py [--engine float64|int8|auto] [--device cpu] [--threads 1] [--expect FILE]
 
-One line for each function. With `--expect` they are compared with the lines of a file, from another machine or another
-setting, such as `ATEN_CPU_CAPABILITY=default`; exit code 1 if one differs. To emulate a processor:
+One line for each function. With `--expect` they are compared with the lines of a file, from another machine or
+another setting, such as `ATEN_CPU_CAPABILITY=default`; exit code 1 if one differs. To emulate a processor:
 `OMP_NUM_THREADS=1 qemu-x86_64 -cpu Haswell python scripts/exact_anywhere.py`.
 """
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
@@ -33,9 +34,11 @@ def main() -> int:
         return 0
     expected = arguments.expect.read_text(encoding="utf-8").splitlines()
     different = [
-        f"  found:    {found}\n  expected: {other}" for found, other in zip(lines, expected) if found != other
-    ]  # noqa: B905
-    if different or len(lines) != len(expected):
+        f"  found:    {found or 'nothing'}\n  expected: {other or 'nothing'}"
+        for found, other in itertools.zip_longest(lines, expected)
+        if found != other
+    ]
+    if different:
         print(f"the digests differ from {arguments.expect}\n" + "\n".join(different), file=sys.stderr)
         return 1
     return 0

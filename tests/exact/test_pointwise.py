@@ -96,5 +96,5 @@ def test_ends_of_the_range() -> None:
     for function in (exact.exp, exact.exp2, exact.erf, exact.gelu, exact.quick_gelu):
         assert bool(function(torch.tensor([torch.nan])).isnan())
     assert exact.exp(torch.empty(0, 3)).shape == (0, 3)
-    with pytest.raises(ValueError, match="found:    torch.int64\n  expected: float32 or float64"):
+    with pytest.raises(ValueError, match=r"found:    torch.int64\n  expected: float32 or float64"):
         exact.exp(torch.tensor([1]))
