@@ -45,13 +45,20 @@ class AdamW(torch.optim.Optimizer):
                 f"weight_decay {weight_decay}\n  expected: betas from 0 to below 1, the others not negative"
             )
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.dtype != F32:
-                    raise ValueError(
-                        f"exact.AdamW cannot train a parameter of shape {list(parameter.shape)}\n"
-                        f"  found:    {parameter.dtype}\n  expected: {F32}"
-                    )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of float32 parameters with settings of its own.
+
+        Raises:
+            ValueError: a parameter is not float32.
+        """
+        super().add_param_group(param_group)
+        for parameter in self.param_groups[-1]["params"]:
+            if parameter.dtype != F32:
+                raise ValueError(
+                    f"exact.AdamW cannot train a parameter of shape {list(parameter.shape)}\n"
+                    f"  found:    {parameter.dtype}\n  expected: {F32}"
+                )
 
     @overload
     def step(self, closure: None = None) -> None: ...

@@ -10,7 +10,8 @@ import torch
 from clip_hba_behavior.exact.grid import F64, I64
 
 LOG2_E = 1.4426950408889634
-_INTEGER_ROUNDER = 1.5 * 2.0**52
+# Leaves the nearest integer k in the low bits, as 1023 + k: shifted up, they are the bits of 2**k.
+_INTEGER_ROUNDER = 1.5 * 2.0**52 + 1023.0
 # (2**r - 1) / r, interpolated at the 8 Chebyshev nodes of [-0.5, 0.5]; powers of r, the highest first.
 _EXP2 = [
     float.fromhex(digits)
@@ -70,19 +71,18 @@ def square_root(values: torch.Tensor) -> torch.Tensor:
 def power_of_two_(exponents: torch.Tensor) -> torch.Tensor:
     """Return `2**t` of float64 values t, clamped to -1000 and 1000, to 2**-38 relative; overwrites them.
 
-    Definition: t is cut into the nearest integer and a rest r of at most 1/2, which is exact; a polynomial in r of
-    degree 8, by Horner's rule; the integer is added to the exponent's bits. 1 at 0.
+    Definition: t is cut into the nearest integer k and a rest r of at most 1/2, which is exact; a polynomial in r
+    of degree 8, by Horner's rule; times the power of two whose exponent's bits are made of k. 1 at 0.
     """
     exponents.clamp_(-1000.0, 1000.0)
     whole = exponents + _INTEGER_ROUNDER
-    shift = whole.view(I64) << 52
-    rest = exponents.sub_(whole.sub_(_INTEGER_ROUNDER))
-    result = torch.mul(rest, _EXP2[0], out=whole)
+    result = whole - _INTEGER_ROUNDER
+    rest = exponents.sub_(result)
+    torch.mul(rest, _EXP2[0], out=result)
     for coefficient in _EXP2[1:]:
         result.add_(coefficient).mul_(rest)
-    result.add_(1.0)
-    result.view(I64).add_(shift)
-    return result
+    whole.view(I64).bitwise_left_shift_(52)
+    return result.add_(1.0).mul_(whole)
 
 
 def complementary_error(values: torch.Tensor) -> torch.Tensor:
