@@ -92,9 +92,10 @@ def rounder_of_norm(squares: torch.Tensor, size: int) -> torch.Tensor:
 
 def round_rows_(rows: torch.Tensor) -> torch.Tensor:
     """Round each row of float64 `[n, k]` in place to the grid of its norm; return the rounders `[n, 1]`."""
-    rounders = rows.new_empty(len(rows), 1)
+    squares = rows.new_empty(len(rows), 1)
     for block in blocks(rows):
-        part = rows[block]
-        rounders[block] = rounder_of_norm(tree_sum_(part * part), rows.shape[1])
-        part.add_(rounders[block]).sub_(rounders[block])
+        squares[block] = tree_sum_(rows[block] * rows[block])
+    rounders = rounder_of_norm(squares, rows.shape[1])
+    for block in blocks(rows):
+        rows[block].add_(rounders[block]).sub_(rounders[block])
     return rounders
