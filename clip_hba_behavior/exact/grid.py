@@ -6,7 +6,8 @@ by integer operations on bits alone, so that no library function decides a grid.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -34,12 +35,28 @@ def widen(tensor: torch.Tensor, name: str = "the input") -> torch.Tensor:
     return tensor.to(F64, copy=True, memory_format=torch.contiguous_format)
 
 
-def blocks(rows: torch.Tensor) -> Iterator[slice]:
-    """Cut rows `[n, k]` into blocks that stay in the caches, a part for each thread; they change no bits."""
-    size = _CUDA_BLOCK if rows.device.type == "cuda" else _CPU_BLOCK * torch.get_num_threads()
+def blocks(rows: torch.Tensor) -> list[slice]:
+    """Cut rows `[n, k]` into blocks that stay in the caches; they change no bits."""
+    size = _CUDA_BLOCK if rows.device.type == "cuda" else _CPU_BLOCK
     step = max(1, size // max(1, rows.shape[1]))
-    for start in range(0, len(rows), step):
-        yield slice(start, start + step)
+    return [slice(start, start + step) for start in range(0, len(rows), step)]
+
+
+def for_each_block(rows: torch.Tensor, function: Callable[[slice], None]) -> None:
+    """Call a function, without gradients, for each block of rows `[n, k]`; on a CPU for several at once."""
+    parts, num_threads = blocks(rows), torch.get_num_threads()
+    inference = torch.is_inference_mode_enabled()
+
+    def call(block: slice) -> None:
+        with torch.inference_mode(inference), torch.no_grad():  # these modes are a thread's own
+            function(block)
+
+    if rows.device.type == "cuda" or num_threads == 1 or len(parts) == 1:
+        for part in parts:
+            call(part)
+    else:
+        with ThreadPoolExecutor(num_threads) as pool:
+            list(pool.map(call, parts))
 
 
 def power_of_two(exponent: torch.Tensor) -> torch.Tensor:
@@ -93,9 +110,14 @@ def rounder_of_norm(squares: torch.Tensor, size: int) -> torch.Tensor:
 def round_rows_(rows: torch.Tensor) -> torch.Tensor:
     """Round each row of float64 `[n, k]` in place to the grid of its norm; return the rounders `[n, 1]`."""
     squares = rows.new_empty(len(rows), 1)
-    for block in blocks(rows):
+
+    def square(block: slice) -> None:
         squares[block] = tree_sum_(rows[block] * rows[block])
-    rounders = rounder_of_norm(squares, rows.shape[1])
-    for block in blocks(rows):
+
+    def round_(block: slice) -> None:
         rows[block].add_(rounders[block]).sub_(rounders[block])
+
+    for_each_block(rows, square)
+    rounders = rounder_of_norm(squares, rows.shape[1])
+    for_each_block(rows, round_)
     return rounders

@@ -7,7 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from clip_hba_behavior.exact.autograd import apply
 from clip_hba_behavior.exact.elementary import LOG2_E, power_of_two_, square_root
-from clip_hba_behavior.exact.grid import F64, blocks, tree_sum_, widen
+from clip_hba_behavior.exact.grid import F64, for_each_block, tree_sum_, widen
 from clip_hba_behavior.exact.totals import ONE_PROCESS, Reduce, column_totals
 
 
@@ -68,8 +68,11 @@ class _Softmax(torch.autograd.Function):
     def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
         rows = values.reshape(-1, values.shape[-1])
         result = torch.empty_like(rows)
-        for block in blocks(rows):
+
+        def compute(block: slice) -> None:
             result[block] = softmax_(widen(rows[block]))
+
+        for_each_block(rows, compute)
         result = result.view(values.shape)
         ctx.save_for_backward(result)
         return result
@@ -97,13 +100,16 @@ class _LayerNorm(torch.autograd.Function):
         gain = None if weight is None else widen(weight, "the weight")
         shift = None if bias is None else widen(bias, "the bias")
         result = torch.empty_like(rows)
-        for block in blocks(rows):
+
+        def compute(block: slice) -> None:
             part, _ = _normalized(rows[block], eps)
             if gain is not None:
                 part.mul_(gain)
             if shift is not None:
                 part.add_(shift)
             result[block] = part
+
+        for_each_block(rows, compute)
         return result.view(values.shape)
 
     @staticmethod
@@ -114,7 +120,8 @@ class _LayerNorm(torch.autograd.Function):
         to_values = torch.empty_like(rows)
         to_weight_rows = torch.empty_like(rows, dtype=F64) if ctx.needs_input_grad[1] else None
         reciprocal = 1.0 / rows.shape[-1]
-        for block in blocks(rows):
+
+        def compute(block: slice) -> None:
             part, inverse = _normalized(rows[block], ctx.eps)
             slope = widen(grad_rows[block])
             if to_weight_rows is not None:
@@ -124,6 +131,8 @@ class _LayerNorm(torch.autograd.Function):
             mean = tree_sum_(slope.clone()).mul_(reciprocal)
             along = tree_sum_(slope * part).mul_(reciprocal)
             to_values[block] = slope.sub_(mean).sub_(part.mul_(along)).mul_(inverse)
+
+        for_each_block(rows, compute)
         to_weight = to_bias = None
         if to_weight_rows is not None:
             to_weight = column_totals(to_weight_rows, ctx.reduce).to(weight.dtype)

@@ -18,7 +18,7 @@ from clip_hba_behavior.exact.elementary import (
     power_of_two_,
     square_root,
 )
-from clip_hba_behavior.exact.grid import blocks, widen
+from clip_hba_behavior.exact.grid import for_each_block, widen
 
 # Value and derivative of a block of float64 numbers, which may be overwritten.
 Function = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -139,8 +139,11 @@ class _Pointwise(torch.autograd.Function):
     def forward(ctx: Any, values: torch.Tensor, function: Function) -> torch.Tensor:
         flat = values.reshape(-1)
         result, slopes = torch.empty_like(flat), torch.empty_like(flat)
-        for block in blocks(flat[:, None]):
+
+        def compute(block: slice) -> None:
             result[block], slopes[block] = function(widen(flat[block]))
+
+        for_each_block(flat[:, None], compute)
         ctx.save_for_backward(slopes.view(values.shape))
         return result.view(values.shape)
 
