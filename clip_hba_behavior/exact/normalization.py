@@ -1,0 +1,150 @@
+"""Softmax and layer norm: functions of rows, by fixed trees within the row."""
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from clip_hba_behavior.exact.autograd import apply
+from clip_hba_behavior.exact.elementary import LOG2_E, power_of_two_, square_root
+from clip_hba_behavior.exact.grid import F64, for_each_block, tree_sum_, widen
+from clip_hba_behavior.exact.totals import ONE_PROCESS, Reduce, column_totals
+
+
+def softmax(values: torch.Tensor) -> torch.Tensor:
+    """Return the softmax over the last dimension, in the values' dtype, with a gradient.
+
+    Definition: in float64, powers `2**((x - max(x)) * log2(e))` by `elementary.power_of_two_`, divided by their
+    sum in `exact.sum`'s tree, rounded once. Entries may be -inf. Accuracy: 2**-36 relative before the rounding,
+    for entries of at least 2**-1000.
+
+    Raises:
+        ValueError: the dtype is neither float32 nor float64.
+    """
+    return apply(_Softmax, values)
+
+
+def layer_norm(
+    values: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+    reduce: Reduce = ONE_PROCESS,
+) -> torch.Tensor:
+    """Return the values, normalized over the last dimension, times weight, plus bias, in their dtype.
+
+    Definition: in float64, mean and variance (of the differences from the mean) in `exact.sum`'s tree,
+    multiplied by the float64 reciprocal of their number; `exact.sqrt`'s root of the variance plus eps; rounded
+    once. The gradient to the values uses the same trees, those of weight and bias are `exact.column_totals` over
+    all rows of all processes. Accuracy: that of the rounding.
+
+    Args:
+        values: `[..., k]`, float32 or float64.
+        weight: `[k]`.
+        bias: `[k]`.
+        eps: added to the variance.
+        reduce: how the gradients of weight and bias are summed up over processes.
+
+    Raises:
+        ValueError: the dtype is neither float32 nor float64.
+    """
+    return apply(_LayerNorm, values, weight, bias, eps, reduce)
+
+
+def softmax_(values: torch.Tensor) -> torch.Tensor:
+    """Return the softmax of float64 rows `[..., k]`; overwrites them."""
+    values.sub_(values.amax(-1, keepdim=True))
+    powers = power_of_two_(values.mul_(LOG2_E))
+    return powers.div_(tree_sum_(powers.clone()))
+
+
+def softmax_gradient_(grad: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+    """Return the gradient to softmax's input, `p * (g - sum(p * g))`; float64; overwrites the gradient."""
+    return grad.sub_(tree_sum_(grad * probabilities)).mul_(probabilities)
+
+
+class _Softmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        rows = values.reshape(-1, values.shape[-1])
+        result = torch.empty_like(rows)
+
+        def compute(block: slice) -> None:
+            result[block] = softmax_(widen(rows[block]))
+
+        for_each_block(rows, compute)
+        result = result.view(values.shape)
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        (probabilities,) = ctx.saved_tensors
+        return softmax_gradient_(widen(grad), probabilities.to(F64)).to(grad.dtype)
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        values: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        eps: float,
+        reduce: Reduce,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(values, weight, bias)
+        ctx.eps, ctx.reduce = eps, reduce
+        rows = values.reshape(-1, values.shape[-1])
+        gain = None if weight is None else widen(weight, "the weight")
+        shift = None if bias is None else widen(bias, "the bias")
+        result = torch.empty_like(rows)
+
+        def compute(block: slice) -> None:
+            part, _ = _normalized(rows[block], eps)
+            if gain is not None:
+                part.mul_(gain)
+            if shift is not None:
+                part.add_(shift)
+            result[block] = part
+
+        for_each_block(rows, compute)
+        return result.view(values.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        values, weight, bias = ctx.saved_tensors
+        rows, grad_rows = values.reshape(-1, values.shape[-1]), grad.reshape(-1, values.shape[-1])
+        to_values = torch.empty_like(rows)
+        to_weight_rows = torch.empty_like(rows, dtype=F64) if ctx.needs_input_grad[1] else None
+        reciprocal = 1.0 / rows.shape[-1]
+
+        def compute(block: slice) -> None:
+            part, inverse = _normalized(rows[block], ctx.eps)
+            slope = widen(grad_rows[block])
+            if to_weight_rows is not None:
+                to_weight_rows[block] = slope * part
+            if weight is not None:
+                slope.mul_(weight.to(F64))
+            mean = tree_sum_(slope.clone()).mul_(reciprocal)
+            along = tree_sum_(slope * part).mul_(reciprocal)
+            to_values[block] = slope.sub_(mean).sub_(part.mul_(along)).mul_(inverse)
+
+        for_each_block(rows, compute)
+        to_weight = to_bias = None
+        if to_weight_rows is not None:
+            to_weight = column_totals(to_weight_rows, ctx.reduce).to(weight.dtype)
+        if ctx.needs_input_grad[2]:
+            to_bias = column_totals(grad_rows, ctx.reduce).to(bias.dtype)
+        return to_values.view(values.shape), to_weight, to_bias, None, None
+
+
+def _normalized(rows: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows `[n, k]` less their means over their standard deviations, and these' reciprocals `[n, 1]`."""
+    reciprocal = 1.0 / rows.shape[-1]
+    part = widen(rows)
+    part.sub_(tree_sum_(part.clone()).mul_(reciprocal))
+    inverse = square_root(tree_sum_(part * part).mul_(reciprocal).add_(eps)).reciprocal_()
+    return part.mul_(inverse), inverse
