@@ -295,7 +295,7 @@ def test_too_little_space_is_refused_before_the_run_starts(
     outcome = clip_hba("train", config, "--run-dir", tmp_path / "run")
     assert outcome.code == 2, outcome.output
     assert "there is not enough space" in outcome.output
-    assert "GB free" in outcome.output
+    assert "MB free" in outcome.output
     assert not (tmp_path / "run").exists()
 
 
