@@ -403,7 +403,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise BadInputError(f"there is no configuration file {path}") from None
     except UnicodeDecodeError as error:
-        raise BadInputError(f"{path} is not UTF-8 text: {error}\n  save it as UTF-8") from None
+        raise BadInputError(f"{path} cannot be read: it is not UTF-8 text: {error}\n  save it as UTF-8") from None
     except OSError as error:
         raise BadInputError(f"{path} cannot be read: {error}") from None
     try:

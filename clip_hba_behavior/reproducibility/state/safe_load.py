@@ -39,6 +39,7 @@ _MAX_ITEMS = 1_500_000
 MAX_DEPTH = 50
 MAX_LENGTH_OF_BYTES = 4 * 624  # of a random state
 MAX_DIMENSIONS = 25
+_MAX_REPEATED_TEXT = 256 * MIB  # whoever digests a state encodes each
 _STORAGES = {
     "torch FloatStorage": torch.float32,
     "torch DoubleStorage": torch.float64,
@@ -391,17 +392,16 @@ class _Budget:
         self.what = what
         self.num_bytes = num_bytes
         self.num_items = _MAX_ITEMS
-        self.counted: set[int] = set()  # of texts: the file holds one that stands in many places once
+        self.num_text = num_bytes + _MAX_REPEATED_TEXT  # the file holds a text that stands in many places once
 
     def copy(self, value: Any, depth: int = 0) -> Any:
         self.num_items -= 1
         if isinstance(value, _Tensor):
             value = value.tensor
             self.num_bytes -= value.numel() * value.element_size()
-        elif isinstance(value, str | bytes) and id(value) not in self.counted:
-            self.counted.add(id(value))
-            self.num_bytes -= len(value)
-        if self.num_bytes < 0 or self.num_items < 0:
+        elif isinstance(value, str | bytes):
+            self.num_text -= len(value)
+        if min(self.num_bytes, self.num_text, self.num_items) < 0:
             raise BadInputError(f"{self.path} is no {self.what}: its content claims more than the file holds")
         if depth > MAX_DEPTH:
             raise BadInputError(f"{self.path} is no {self.what}: it is nested more than {MAX_DEPTH} deep")
