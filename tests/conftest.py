@@ -10,10 +10,11 @@ import torch
 import fresh_process
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup every process of a test would ignore it
 
 from clip_hba_behavior.data.standin import write_standin_dataset
 from run_tools import data_keys
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup every process of a test would ignore it
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared"
