@@ -258,13 +258,14 @@ class Recording:
         step = f", step {state.step_in_epoch}" if state.step_in_epoch else ""
         # a fork's settings are its own from its first opening on
         drift = [f"{each}, from the state after epoch {state.epoch}{step} on" for each in drift]
+        # first: once the record has the new values, nothing tells any more that the lines need not be repeated
+        self._keep_apart(state, drift, record, logger)
         now = {**record, **self._made_from(record), "drift": [*record["drift"], *drift]}
         if now != record:
             record = now
             directory.write_record(record)
         if drift:
             logger.warning("Not as it was, and allowed: %s", "; ".join(drift))
-        self._keep_apart(state, drift, record, logger)
         step = f", step {state.step_in_epoch} of the next" if state.step_in_epoch else ""
         logger.info("Going on from the state after epoch %d%s", state.epoch, step)
         return state, record
