@@ -14,6 +14,7 @@ from clip_hba_behavior.data.images import load_pixels
 from clip_hba_behavior.model.block import attention_context, mlp
 from clip_hba_behavior.model.clip import Clip, TowerName
 from clip_hba_behavior.model.clip_hba import CLIPHBA
+from clip_hba_behavior.model.operations import NativeOperations
 from clip_hba_behavior.rsa import rank_correlation as rsa
 from clip_hba_behavior.training.inputs import Inputs
 
@@ -32,7 +33,7 @@ class FullForward(nn.Module):
             index = int(name.split("resblocks.")[1].split(".")[0])
             self.dora["vision" if ".visual." in name else "text", index] = layer
             self.add_module(f"dora{number}", layer)
-        self.sdpa_backend = "flash" if token_ids.device.type == "cpu" else "efficient"
+        self.operations = NativeOperations("flash" if token_ids.device.type == "cpu" else "efficient")
         self.ends = model.end_positions
         end = token_ids.gather(1, self.ends[:, None])
         padding = end.expand(-1, CONTEXT - token_ids.shape[1])
@@ -47,14 +48,16 @@ class FullForward(nn.Module):
         return self.backbone.weights["logit_scale"].exp() * images @ torch.cat(prompts).T
 
     def _encode(self, tower: TowerName, inputs: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        hidden = self.backbone.embed(tower, inputs)
+        operations = self.operations
+        hidden = self.backbone.embed(tower, inputs, operations)
         for index in range(self.backbone.tower(tower).num_hidden_layers):
             block = self.backbone.block(tower, index)
-            context = attention_context(block, hidden, tower == "text", self.sdpa_backend)
-            hidden = hidden + self.dora.get((tower, index), block.out)(context)
-            hidden = hidden + mlp(block, hidden)
-        read = self.backbone.final_norm(tower)(hidden[:, position[0]])
-        return functional.normalize(self.backbone.projection(tower)(read), dim=-1)
+            context = attention_context(block, hidden, tower == "text", operations)
+            dora = self.dora.get((tower, index))
+            hidden = hidden + (operations.frozen(context, block.out)[0] if dora is None else dora(context))
+            hidden = hidden + mlp(block, hidden, operations)
+        read = operations.layer_norm(hidden[:, position[0]], *self.backbone.final_norm(tower))
+        return operations.unit_rows(operations.frozen(read, self.backbone.projection(tower))[0])
 
 
 class BaselineEpoch:

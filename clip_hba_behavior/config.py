@@ -19,6 +19,8 @@ Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 BatchOrder = Literal["earlier", "later", "later_persistent"]
 PreprocessingRule = Literal[1, 2]
+# The newest definition of portable arithmetic; `exact.DEFINITION`, without importing torch.
+PORTABLE: Literal["portable 1"] = "portable 1"
 PerturbType = Literal["none", "random_target", "label_shuffle", "image_noise", "uniform_images"]
 PerturbDistribution = Literal["normal", "target"]
 PerturbRule = Literal["philox", "earlier"]
@@ -56,6 +58,8 @@ FREE_KEYS = {
     "checkpoint_every_steps",
     "keep_checkpoints",
 }
+# Keys that shape nothing in portable arithmetic.
+_NATIVE_KEYS = {"num_threads", "deterministic", "tf32", "sdpa_backend", "eval_batch_size", "chunk_size"}
 # Keys that say where a run is and which state it began with; they are the run's own for good.
 _ORIGIN_KEYS = {"run_dir", "training_run", "baseline_dora_directory"}
 _MAX_BYTES = 2**16  # of YAML; a configuration with every key has 2,000
@@ -206,6 +210,12 @@ class Config(BaseModel):
         "the best, and those that a fork began with stay in any case.",
     )
 
+    arithmetic: Literal["native", "portable", "portable 1"] = Field(
+        "native",
+        description="`native` is torch's, whose bits depend on processor, threads and versions; `portable` has "
+        "the same bits on every machine, at about twice the time; recorded with the number of its definition, "
+        "`portable 1`; see EXACT.md.",
+    )
     device: str = Field("auto", description="auto (a GPU if there is one), cpu, cuda or cuda:N.")
     num_workers: NotNegative = Field(0, description="Processes that read augmented images; changes no bit.")
     num_threads: Positive | None = Field(
@@ -261,6 +271,11 @@ class Config(BaseModel):
             raise ValueError("expected 1 or 2")
         return rule
 
+    @field_validator("arithmetic")
+    @classmethod
+    def _definition_is_named(cls, arithmetic: str) -> str:
+        return PORTABLE if arithmetic == "portable" else arithmetic
+
     @field_validator("image_suffix")
     @classmethod
     def _suffix_has_its_dot(cls, suffix: str | None) -> str | None:
@@ -305,9 +320,18 @@ class Config(BaseModel):
             raise ValueError(
                 f"perturb_type is {self.perturb_type}, so perturb_epoch, the first perturbed epoch, is needed"
             )
+        if self.is_portable() and self.perturb_type == "random_target" and self.perturb_rule == "earlier":
+            raise ValueError(
+                "perturb_rule: earlier with perturb_type: random_target draws torch's normal numbers, which "
+                "differ between machines, so it cannot go with arithmetic: portable; set perturb_rule: philox"
+            )
         if len(set(self.augmentation)) < len(self.augmentation):
             raise ValueError(f"augmentation: {quote(self.augmentation)} names one twice")
         return self
+
+    def is_portable(self) -> bool:
+        """Whether the run's bits are to be the same on every machine."""
+        return self.arithmetic != "native"
 
     def without_effect(self) -> set[str]:
         """Return the keys of draws that this kind of perturbation does not make."""
@@ -326,7 +350,8 @@ class Config(BaseModel):
 
     def trajectory(self) -> dict[str, Any]:
         """Return the keys that shape the trajectory, with their values."""
-        return {key: value for key, value in self.effective().items() if key not in FREE_KEYS | _ORIGIN_KEYS}
+        free = FREE_KEYS | _ORIGIN_KEYS | (_NATIVE_KEYS if self.is_portable() else set())
+        return {key: value for key, value in self.effective().items() if key not in free}
 
     def to_yaml(self) -> str:
         """Return the configuration as YAML, every key with the value that it counts with."""

@@ -12,11 +12,12 @@ The package knows torch alone and can be used by any project. Three things must 
 
 from clip_hba_behavior.exact.adamw import AdamW
 from clip_hba_behavior.exact.attention import attention
+from clip_hba_behavior.exact.autograd import branches
 from clip_hba_behavior.exact.cross import cross
 from clip_hba_behavior.exact.digests import digests
 from clip_hba_behavior.exact.dropout import Draw, dropout, philox
 from clip_hba_behavior.exact.engine import Choice, int8_is_exact, use_engine
-from clip_hba_behavior.exact.normalization import layer_norm, softmax
+from clip_hba_behavior.exact.normalization import layer_norm, normalize, softmax
 from clip_hba_behavior.exact.pointwise import erf, exp, exp2, gelu, quick_gelu, sqrt
 from clip_hba_behavior.exact.product import FrozenWeight, linear, matmul
 from clip_hba_behavior.exact.sums import norm, sum
@@ -33,6 +34,7 @@ __all__ = [
     "FrozenWeight",
     "Reduce",
     "attention",
+    "branches",
     "column_totals",
     "cross",
     "digests",
@@ -47,6 +49,7 @@ __all__ = [
     "matmul",
     "mse_loss",
     "norm",
+    "normalize",
     "philox",
     "quick_gelu",
     "softmax",

@@ -1,11 +1,44 @@
-"""The call of an autograd function, which torch leaves untyped."""
+"""What torch's autograd leaves open: types, and the order in which gradients are added."""
 
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 
 def apply(function: Any, *arguments: object) -> torch.Tensor:
     """Return what a `torch.autograd.Function` makes of its arguments."""
     result: torch.Tensor = function.apply(*arguments)
     return result
+
+
+def branches(values: torch.Tensor, number: int) -> tuple[torch.Tensor, ...]:
+    """Return the values several times, for as many uses of them.
+
+    Definition: the gradient is the sum of the branches' gradients, added in float64 in the branches' order and
+    rounded once. Autograd adds what comes from more than two uses in an order of its own.
+
+    Args:
+        values: float32 or float64.
+        number: of branches.
+    """
+    result: tuple[torch.Tensor, ...] = _Branches.apply(values, number)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Branches(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, number: int) -> tuple[torch.Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        return tuple(values.view_as(values) for _ in range(number))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, None]:
+        given = [grad for grad in grads if grad is not None]
+        if not given:
+            return None, None
+        total = given[0].to(torch.float64)
+        for grad in given[1:]:
+            total = total + grad.to(torch.float64)
+        return total.to(given[0].dtype), None

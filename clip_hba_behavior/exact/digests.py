@@ -8,10 +8,11 @@ import torch
 from clip_hba_behavior.exact import pointwise
 from clip_hba_behavior.exact.adamw import AdamW
 from clip_hba_behavior.exact.attention import attention
+from clip_hba_behavior.exact.autograd import branches
 from clip_hba_behavior.exact.cross import cross
 from clip_hba_behavior.exact.dropout import Draw, dropout
 from clip_hba_behavior.exact.grid import F32, F64, I64
-from clip_hba_behavior.exact.normalization import layer_norm, softmax
+from clip_hba_behavior.exact.normalization import layer_norm, normalize, softmax
 from clip_hba_behavior.exact.product import linear, matmul
 from clip_hba_behavior.exact.sums import norm, sum
 from clip_hba_behavior.exact.totals import mse_loss, total
@@ -69,6 +70,10 @@ def _results(device: str) -> Iterator[tuple[str, list[torch.Tensor]]]:
 
     yield "sum", with_gradients(sum(rows), rows)
     yield "norm", with_gradients(norm(rows, dim=0), rows)
+    lengths = inputs(300, seed=16)
+    yield "normalize", with_gradients(normalize(rows, 0, lengths, eps=1e-8), rows, lengths)
+    first, second, third = branches(rows, 3)
+    yield "branches", with_gradients(first * second * third, rows)
     yield "total", with_gradients(total(rows), rows)
     yield "mse_loss", [*torch.autograd.grad(mse_loss(rows, rows.detach().flip(0)), rows)]
     yield "softmax", with_gradients(softmax(rows), rows)

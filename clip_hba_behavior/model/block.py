@@ -1,15 +1,14 @@
 """One transformer block of CLIP, as functions of plain weight tensors: prefix and suffix share it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
-from torch.nn import functional
-from torch.nn.attention import sdpa_kernel
 
 from clip_hba_behavior.model.architecture import TowerConfig
-from clip_hba_behavior.reproducibility.state.numerics import SDPA_BACKENDS
+from clip_hba_behavior.model.operations import Operations
 
 
 class Linear(NamedTuple):
@@ -18,10 +17,6 @@ class Linear(NamedTuple):
     weight: torch.Tensor
     bias: torch.Tensor | None
 
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Map `[..., in]` to `[..., out]`."""
-        return functional.linear(inputs, self.weight, self.bias)
-
 
 class LayerNorm(NamedTuple):
     """A normalisation over the last axis: weight and bias `[width]`."""
@@ -29,10 +24,6 @@ class LayerNorm(NamedTuple):
     weight: torch.Tensor
     bias: torch.Tensor
     epsilon: float
-
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Normalise `[..., width]`."""
-        return functional.layer_norm(inputs, self.weight.shape, self.weight, self.bias, self.epsilon)
 
 
 @dataclass(frozen=True)
@@ -90,19 +81,18 @@ def make_block(weights: Mapping[str, torch.Tensor], name: str, config: TowerConf
     )
 
 
-def attention_context(block: Block, hidden: torch.Tensor, causal: bool, sdpa_backend: str) -> torch.Tensor:
+def attention_context(block: Block, hidden: torch.Tensor, causal: bool, operations: Operations) -> torch.Tensor:
     """Return a block's attention output just before its `out`, `[batch, tokens, width]`."""
-    normed = block.norm1(hidden)
+    normed = operations.layer_norm(hidden, *block.norm1)
     shape = (*normed.shape[:-1], block.num_heads, normed.shape[-1] // block.num_heads)
-    query, key, value = (
-        project(normed).view(shape).transpose(1, 2) for project in (block.query, block.key, block.value)
-    )
-    with sdpa_kernel(SDPA_BACKENDS[sdpa_backend]):
-        context = functional.scaled_dot_product_attention(query, key, value, is_causal=causal)
-    return context.transpose(1, 2).flatten(2)
+    projected = operations.frozen(normed, block.query, block.key, block.value)
+    query, key, value = (each.view(shape).transpose(1, 2) for each in projected)
+    return operations.attention(query, key, value, causal).transpose(1, 2).flatten(2)
 
 
-def attention_context_at(block: Block, hidden: torch.Tensor, position: torch.Tensor, causal: bool) -> torch.Tensor:
+def attention_context_at(
+    block: Block, hidden: torch.Tensor, position: torch.Tensor, causal: bool, operations: Operations
+) -> torch.Tensor:
     """Return the attention context of one token a sample, `[batch, width]`.
 
     One query does not need the keys and values of all tokens: `q . (K x_t) = (K' q) . x_t`, and
@@ -114,45 +104,28 @@ def attention_context_at(block: Block, hidden: torch.Tensor, position: torch.Ten
         hidden: `[batch, tokens, width]`.
         position: `[batch]`, which token of each sample is read.
         causal: tokens behind `position` are not seen.
+        operations: what computes.
     """
-    normed = block.norm1(hidden)
+    normed = operations.layer_norm(hidden, *block.norm1)
     batch, num_tokens, width = normed.shape
     heads, head_dim = block.num_heads, width // block.num_heads
     rows = torch.arange(batch, device=hidden.device)
+    asking, seen, mixed_in = operations.branches(normed, 3)
 
-    query = block.query(normed[rows, position]).view(batch, heads, head_dim) * head_dim**-0.5
-    key_weight = block.key.weight.view(heads, head_dim, width)
-    scores = torch.einsum("bhd,hdw->bhw", query, key_weight) @ normed.transpose(1, 2)
+    (query,) = operations.frozen(asking[rows, position], block.query)
+    query = query.view(batch, heads, head_dim) * (1.0 / math.sqrt(head_dim))
+    wanted = operations.map_heads(query, block.key.weight.view(heads, head_dim, width))
+    scores = operations.matmul(wanted, seen.transpose(1, 2))
     if causal:
         behind = torch.arange(num_tokens, device=hidden.device) > position[:, None]
         scores = scores.masked_fill(behind[:, None], -torch.inf)
-    mixed = scores.softmax(dim=-1) @ normed
-    value_weight = block.value.weight.view(heads, head_dim, width)
-    context = torch.einsum("bhw,hdw->bhd", mixed, value_weight).flatten(1)
+    mixed = operations.matmul(operations.softmax(scores), mixed_in)
+    context = operations.map_heads(mixed, block.value.weight.view(heads, head_dim, width).mT).flatten(1)
     return torch.add(context, cast(torch.Tensor, block.value.bias))
 
 
-def mlp(block: Block, hidden: torch.Tensor) -> torch.Tensor:
+def mlp(block: Block, hidden: torch.Tensor, operations: Operations) -> torch.Tensor:
     """Return what a block's norm and MLP add to the residual stream, `[..., width]` to `[..., width]`."""
-    inner = block.fc1(block.norm2(hidden))
-    activated = _QuickGELU.apply(inner) if block.is_quick_gelu else functional.gelu(inner)  # type: ignore[no-untyped-call]
-    return block.fc2(activated)
-
-
-class _QuickGELU(torch.autograd.Function):
-    """`x * sigmoid(1.702 x)`, in fewer passes over a block's widest tensor than autograd would take.
-
-    The forward bits are those of this spelling: near ties in the ranks behind a recorded RSA hang on them.
-    Backward it is one fused kernel, since `x * sigmoid(1.702 x) = silu(1.702 x) / 1.702`.
-    """
-
-    @staticmethod
-    def forward(context: Any, inputs: torch.Tensor) -> torch.Tensor:
-        scaled = 1.702 * inputs
-        context.save_for_backward(scaled)
-        return torch.sigmoid(scaled).mul_(inputs)
-
-    @staticmethod
-    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
-        (scaled,) = context.saved_tensors
-        return cast(torch.Tensor, torch.ops.aten.silu_backward(gradient, scaled))
+    (inner,) = operations.frozen(operations.layer_norm(hidden, *block.norm2), block.fc1)
+    (added,) = operations.frozen(operations.gelu(inner, block.is_quick_gelu), block.fc2)
+    return added

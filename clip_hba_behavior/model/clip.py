@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from clip_hba_behavior.model.architecture import ClipConfig, TowerConfig, weight_shapes
 from clip_hba_behavior.model.block import Block, LayerNorm, Linear, make_block, make_norm
+from clip_hba_behavior.model.operations import Operations
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 
@@ -39,12 +40,13 @@ class Clip:
         """Return one of a tower's blocks, counted from 0."""
         return make_block(self.weights, f"{tower}_model.encoder.layers.{index}", self.tower(tower))
 
-    def embed(self, tower: TowerName, inputs: torch.Tensor) -> torch.Tensor:
+    def embed(self, tower: TowerName, inputs: torch.Tensor, operations: Operations) -> torch.Tensor:
         """Return what enters a tower's first block, `[batch, tokens, width]`.
 
         Args:
             tower: which.
             inputs: pixels `[batch, 3, size, size] float32`, or token ids `[batch, tokens] int64`.
+            operations: what computes.
         """
         embeddings = f"{tower}_model.embeddings"
         positions = self.weights[f"{embeddings}.position_embedding.weight"]
@@ -52,10 +54,11 @@ class Clip:
             tokens = functional.embedding(inputs, self.weights[f"{embeddings}.token_embedding.weight"])
             return tokens + positions[: inputs.shape[1]]
         kernel = self.weights[f"{embeddings}.patch_embedding.weight"]
-        patches = functional.conv2d(inputs, kernel, stride=kernel.shape[-1]).flatten(2).transpose(1, 2)
+        patches = operations.patches(inputs, kernel)
         class_token = self.weights[f"{embeddings}.class_embedding"].expand(len(inputs), 1, -1)
         # the name is spelt so in the format
-        return self._norm("vision", "pre_layrnorm")(torch.cat([class_token, patches], dim=1) + positions)
+        norm = self._norm("vision", "pre_layrnorm")
+        return operations.layer_norm(torch.cat([class_token, patches], dim=1) + positions, *norm)
 
     def final_norm(self, tower: TowerName) -> LayerNorm:
         """Return the normalisation after a tower's last block."""

@@ -8,11 +8,12 @@ block of a tower just the token that is read (the image's class token, the promp
 
 import torch
 from torch import nn
-from torch.nn import functional
 
+from clip_hba_behavior.exact import Draw
 from clip_hba_behavior.model.block import attention_context, attention_context_at, mlp
 from clip_hba_behavior.model.clip import Clip, TowerName
 from clip_hba_behavior.model.dora import DoRALinear
+from clip_hba_behavior.model.operations import NativeOperations, Operations
 
 DORA_PARAMETERS = ("m", "delta_D_A", "delta_D_B")
 
@@ -25,11 +26,11 @@ class FrozenPrefix:
     last, only the token that is read is kept (`tokens` is 1).
     """
 
-    def __init__(self, backbone: Clip, tower: TowerName, num_dora_layers: int, sdpa_backend: str) -> None:
+    def __init__(self, backbone: Clip, tower: TowerName, num_dora_layers: int, operations: Operations) -> None:
         self.backbone = backbone
         self.tower = tower
         self.num_dora_layers = num_dora_layers
-        self.sdpa_backend = sdpa_backend
+        self.operations = operations
 
     @torch.no_grad()
     def __call__(self, inputs: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
@@ -39,15 +40,16 @@ class FrozenPrefix:
             inputs: pixels `[batch, 3, size, size] float32`, or token ids `[batch, tokens] int64`.
             position: `[batch] int64`, the token that the tower's output is read from.
         """
-        causal = self.tower == "text"
-        hidden = self.backbone.embed(self.tower, inputs)
+        causal, operations = self.tower == "text", self.operations
+        hidden = self.backbone.embed(self.tower, inputs, operations)
         first_dora = self.backbone.tower(self.tower).num_hidden_layers - self.num_dora_layers
         for index in range(first_dora):
             block = self.backbone.block(self.tower, index)
-            hidden = hidden + block.out(attention_context(block, hidden, causal, self.sdpa_backend))
-            hidden = hidden + mlp(block, hidden)
+            context = attention_context(block, hidden, causal, operations)
+            hidden = hidden + operations.frozen(context, block.out)[0]
+            hidden = hidden + mlp(block, hidden, operations)
         block = self.backbone.block(self.tower, first_dora)
-        context = attention_context(block, hidden, causal, self.sdpa_backend)
+        context = attention_context(block, hidden, causal, operations)
         features = torch.stack([hidden, context], dim=1)
         if self.num_dora_layers == 1:
             rows = torch.arange(len(features), device=features.device)
@@ -58,17 +60,18 @@ class FrozenPrefix:
 class _TrainableSuffix:
     """The part of one tower from its first DoRA layer up, to the normalised embedding."""
 
-    def __init__(self, backbone: Clip, tower: TowerName, dora: list[DoRALinear], sdpa_backend: str) -> None:
+    def __init__(self, backbone: Clip, tower: TowerName, dora: list[DoRALinear], operations: Operations) -> None:
         num_blocks = backbone.tower(tower).num_hidden_layers
         self.is_text = tower == "text"
         self.dora = dora
         self.blocks = [backbone.block(tower, index) for index in range(num_blocks - len(dora), num_blocks)]
         self.final_norm = backbone.final_norm(tower)
         self.projection = backbone.projection(tower)
-        self.sdpa_backend = sdpa_backend
+        self.operations = operations
 
     def __call__(self, features: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """Map `[batch, 2, tokens, width]` to unit vectors `[batch, embedding]`."""
+        operations = self.operations
         hidden, context = features.unbind(1)
         rows = torch.arange(len(hidden), device=hidden.device)
         if len(self.blocks) == 1:
@@ -76,13 +79,14 @@ class _TrainableSuffix:
         for index, (block, dora) in enumerate(zip(self.blocks, self.dora, strict=True)):
             is_last = index == len(self.blocks) - 1
             if index > 0 and is_last:
-                context = attention_context_at(block, hidden, position, self.is_text)
+                context = attention_context_at(block, hidden, position, self.is_text, operations)
                 hidden = hidden[rows, position]
             elif index > 0:
-                context = attention_context(block, hidden, self.is_text, self.sdpa_backend)
+                context = attention_context(block, hidden, self.is_text, operations)
             hidden = hidden + dora(context)
-            hidden = hidden + mlp(block, hidden)
-        return functional.normalize(self.projection(self.final_norm(hidden)), dim=-1)
+            hidden = hidden + mlp(block, hidden, operations)
+        (projected,) = operations.frozen(operations.layer_norm(hidden, *self.final_norm), self.projection)
+        return operations.unit_rows(projected)
 
 
 class CLIPHBA(nn.Module):
@@ -104,7 +108,8 @@ class CLIPHBA(nn.Module):
         rank: int,
         dora_dropout: float,
         end_positions: torch.Tensor,
-        sdpa_backend: str = "math",
+        operations: Operations | None = None,
+        prompt_operations: Operations | None = None,
     ) -> None:
         """Build the suffix on a frozen backbone, whose weights are shared, not copied.
 
@@ -115,9 +120,13 @@ class CLIPHBA(nn.Module):
             rank: rank of the DoRA factors.
             dora_dropout: see `DoRALinear`.
             end_positions: `[66] int64`, each prompt's end-of-text token.
-            sdpa_backend: `math`, `flash` or `efficient`.
+            operations: what computes the images' side and the predictions; native ones by default.
+            prompt_operations: what computes the prompts' side, which is whole in each process of a run; by default
+                the same.
         """
         super().__init__()
+        self.operations = operations = operations or NativeOperations()
+        each_side: dict[TowerName, Operations] = {"vision": operations, "text": prompt_operations or operations}
         dora: dict[TowerName, list[DoRALinear]] = {"vision": [], "text": []}
         towers: tuple[tuple[TowerName, str, int], ...] = (
             ("vision", "clip_model.visual.transformer", vision_layers),
@@ -126,14 +135,14 @@ class CLIPHBA(nn.Module):
         for tower, root, num_layers in towers:
             num_blocks = backbone.tower(tower).num_hidden_layers
             for index in range(num_blocks - num_layers, num_blocks):
-                layer = DoRALinear(backbone.block(tower, index).out, rank, dora_dropout)
+                layer = DoRALinear(backbone.block(tower, index).out, rank, dora_dropout, each_side[tower])
                 _register(self, f"{root}.resblocks.{index}.attn.out_proj", layer)
                 dora[tower].append(layer)
         self._vision, self._text = (
-            _TrainableSuffix(backbone, tower, layers, sdpa_backend) for tower, layers in dora.items()
+            _TrainableSuffix(backbone, tower, layers, each_side[tower]) for tower, layers in dora.items()
         )
         self.register_buffer("end_positions", end_positions, persistent=False)
-        self.register_buffer("logit_scale", backbone.weights["logit_scale"].exp(), persistent=False)
+        self.register_buffer("logit_scale", operations.exp(backbone.weights["logit_scale"]), persistent=False)
 
     def dora_layers(self) -> dict[str, DoRALinear]:
         """Return the DoRA layers by name: visual ones first, then text, ascending."""
@@ -142,6 +151,11 @@ class CLIPHBA(nn.Module):
     def dora_parameters(self) -> dict[str, nn.Parameter]:
         """Return the trainable parameters under the guide's names."""
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
+
+    def draw_masks_of(self, seed: int, epoch: int, step: int) -> None:
+        """Say which step follows: portable dropout masks are a function of it."""
+        for number, layer in enumerate(self.dora_layers().values()):
+            layer.draw = Draw(seed, number, epoch, step)
 
     def encode_images(self, image_features: torch.Tensor) -> torch.Tensor:
         """Map frozen image features `[batch, 2, tokens, width]` to unit vectors `[batch, embedding]`."""
@@ -155,7 +169,7 @@ class CLIPHBA(nn.Module):
     def forward(self, image_features: torch.Tensor, prompt_features: torch.Tensor) -> torch.Tensor:
         """Predict `[batch, 66]`: scaled cosines between each image and each dimension's prompt."""
         images = self.encode_images(image_features)
-        return self.logit_scale * images @ self.encode_prompts(prompt_features).T
+        return self.operations.linear(self.logit_scale * images, self.encode_prompts(prompt_features), None)
 
 
 def _register(root: nn.Module, name: str, module: nn.Module) -> None:

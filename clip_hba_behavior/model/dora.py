@@ -9,9 +9,10 @@ import math
 
 import torch
 from torch import nn
-from torch.nn import functional
 
+from clip_hba_behavior.exact import Draw
 from clip_hba_behavior.model.block import Linear
+from clip_hba_behavior.model.operations import NativeOperations, Operations
 
 ALPHA = 16
 EPSILON = 1e-8
@@ -28,17 +29,21 @@ class DoRALinear(nn.Module):
     direction: torch.Tensor
     bias: torch.Tensor
 
-    def __init__(self, linear: Linear, rank: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, linear: Linear, rank: int, dropout: float = 0.0, operations: Operations | None = None
+    ) -> None:
         """Take over a linear layer; the low-rank factors are zero until drawn or loaded.
 
         Args:
             linear: the frozen layer, `[out, in]` with a bias.
             rank: number of columns of `delta_D_B`.
             dropout: probability with which an entry of the low-rank update is dropped in training.
+            operations: what computes; native ones by default.
         """
         super().__init__()
+        self.operations = operations or NativeOperations()
         weight, bias = linear
-        lengths = weight.norm(dim=1)  # this spelling gives the recorded bits
+        lengths = self.operations.norm(weight)
         self.register_buffer("direction", weight.T / lengths, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
         self.m = nn.Parameter(lengths)
@@ -46,6 +51,7 @@ class DoRALinear(nn.Module):
         self.delta_D_B = nn.Parameter(weight.new_zeros(weight.shape[1], rank))
         self.scale = ALPHA / rank
         self.dropout = dropout
+        self.draw = Draw(seed=0)  # of the dropout mask, where it is a function of the step
 
     @torch.no_grad()
     def draw_initial_factors(self) -> None:
@@ -56,13 +62,11 @@ class DoRALinear(nn.Module):
 
     def adapted_weight(self) -> torch.Tensor:
         """Return the effective weight `[out, in]`; in training with a dropout mask of its own."""
-        update = self.scale * (self.delta_D_B @ self.delta_D_A)
-        if self.dropout:
-            update = functional.dropout(update, self.dropout, self.training)
-        adapted = self.direction + update
-        weight: torch.Tensor = self.m * adapted / (adapted.norm(dim=0) + EPSILON)
-        return weight.T
+        update = self.scale * self.operations.matmul(self.delta_D_B, self.delta_D_A)
+        if self.dropout and self.training:
+            update = self.operations.dropout(update, self.dropout, self.draw)
+        return self.operations.with_lengths(self.direction + update, self.m, EPSILON).T
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Map `[..., in]` to `[..., out]`."""
-        return functional.linear(inputs, self.adapted_weight(), self.bias)
+        return self.operations.linear(inputs, self.adapted_weight(), self.bias)

@@ -10,6 +10,7 @@ import torch
 from clip_hba_behavior.config import DATA_KEYS, STANDIN, Config, make_config
 from clip_hba_behavior.data.check import DataReport, check_data
 from clip_hba_behavior.data.standin import standin_backbone_directory, write_standin_dataset
+from clip_hba_behavior.exact.totals import ONE_PROCESS, Reduce
 from clip_hba_behavior.model.architecture import ClipConfig
 from clip_hba_behavior.model.clip import Clip
 from clip_hba_behavior.model.clip_hba import CLIPHBA
@@ -21,7 +22,7 @@ from clip_hba_behavior.run.log import LOGGER_NAME, session
 from clip_hba_behavior.run.resolution import resolve_config
 from clip_hba_behavior.training import seed_protocol
 from clip_hba_behavior.training.fit import check_model, load_model_config
-from clip_hba_behavior.training.inputs import load_inputs
+from clip_hba_behavior.training.inputs import load_inputs, operations_of
 from clip_hba_behavior.training.trainer import Trainer
 
 
@@ -63,13 +64,16 @@ def check_data_of(config: Config) -> DataReport:
     return dataclasses.replace(report, model=lines, problems=(*report.problems, *model.problems))
 
 
-def build_model(config: Config, backbone: Clip, end_positions: torch.Tensor) -> CLIPHBA:
+def build_model(
+    config: Config, backbone: Clip, end_positions: torch.Tensor, reduce: Reduce = ONE_PROCESS
+) -> CLIPHBA:
     """Make the model of a configuration; its low-rank factors are zero until drawn or loaded.
 
     Args:
         config: with the keys that shape the model.
         backbone: on its device.
         end_positions: `[66] int64`, each prompt's end token, there too.
+        reduce: how the processes that share each batch put their parts together.
     """
     return CLIPHBA(
         backbone,
@@ -78,7 +82,8 @@ def build_model(config: Config, backbone: Clip, end_positions: torch.Tensor) -> 
         config.rank,
         config.dora_dropout,
         end_positions,
-        config.sdpa_backend,
+        operations_of(config, True, reduce),
+        operations_of(config, True),
     )
 
 
@@ -97,7 +102,8 @@ def build_trainer(config: Config, session: Session) -> tuple[Trainer, dict[str, 
     """
     device = resolve_device(config.device)
     session = session.interruptible()
-    check_sdpa_backend(config.sdpa_backend, device)
+    if not config.is_portable():
+        check_sdpa_backend(config.sdpa_backend, device)
     apply_numerics(int(config.num_threads or 1), config.deterministic, config.tf32)
     with_data = with_standin(config)
     inputs = load_inputs(with_data, device, session.report)

@@ -18,7 +18,7 @@ def head_lines(trainer: Trainer, directory: Path) -> Iterator[str]:
     yield f"Writing to {directory}"
     yield (
         f"Computing on {inputs.device}, {device_model(inputs.device)}, {config.num_threads} threads, "
-        "in native arithmetic"
+        f"in {config.arithmetic} arithmetic"
     )
     yield (
         f"{len(split.train)} training images, {len(split.test)} test images, "

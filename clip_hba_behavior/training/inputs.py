@@ -14,10 +14,12 @@ from clip_hba_behavior.data import things
 from clip_hba_behavior.data.augmentation import Augmentation, augmented_batches
 from clip_hba_behavior.data.image_files import locate_images
 from clip_hba_behavior.data.images import Preprocessing, load_pixels
+from clip_hba_behavior.exact.totals import ONE_PROCESS, Reduce
 from clip_hba_behavior.model.backbone import load_backbone
 from clip_hba_behavior.model.clip import Clip, TowerName
 from clip_hba_behavior.model.clip_hba import FrozenPrefix
 from clip_hba_behavior.model.feature_cache import FeatureCache
+from clip_hba_behavior.model.operations import NativeOperations, Operations, PortableOperations
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.environment import (
     USUAL_VARIABLES,
@@ -32,6 +34,21 @@ Progress = Callable[[str, int, int], None]
 
 # The prefix was transformers' up to this version, and gives the same bits: caches that were filled then serve on.
 _PREFIX_VERSION = {"transformers": "5.23.0"}
+# Rows of one digest in a portable cache, whatever is computed together.
+_STORED_TOGETHER = 32
+
+
+def operations_of(config: Config, keeps_weights: bool = False, reduce: Reduce = ONE_PROCESS) -> Operations:
+    """Return what computes the model's layers under a configuration.
+
+    Args:
+        config: its `arithmetic`, and for native arithmetic its attention kernel.
+        keeps_weights: see `PortableOperations`.
+        reduce: likewise.
+    """
+    if config.is_portable():
+        return PortableOperations(keeps_weights, reduce)
+    return NativeOperations(config.sdpa_backend)
 
 
 class LazyBackbone:
@@ -60,7 +77,7 @@ class LazyBackbone:
     def prefix(self, tower: TowerName) -> FrozenPrefix:
         """Return the frozen part of the `vision` or the `text` tower."""
         layers = self._config.vision_layers if tower == "vision" else self._config.transformer_layers
-        return FrozenPrefix(self.get(), tower, layers, self._config.sdpa_backend)
+        return FrozenPrefix(self.get(), tower, layers, operations_of(self._config))
 
 
 @dataclass(frozen=True)
@@ -135,9 +152,16 @@ class Inputs:
 def compute_in_chunks(
     prefix: FrozenPrefix, pixels: torch.Tensor, chunk_size: int, device: torch.device
 ) -> torch.Tensor:
-    """Run images through the frozen prefix, always `chunk_size` at a time, the last chunk padded."""
+    """Run images through the frozen prefix, `chunk_size` at a time.
+
+    In native arithmetic the last chunk is padded: the bits depend on how many are computed together.
+    """
     parts = []
     for chunk in pixels.split(chunk_size):
+        if prefix.operations.name != "native":
+            class_token = torch.zeros(len(chunk), dtype=torch.int64, device=device)
+            parts.append(prefix(chunk.to(device), class_token))
+            continue
         padded = torch.zeros(chunk_size, *chunk.shape[1:])
         padded[: len(chunk)] = chunk
         class_token = torch.zeros(chunk_size, dtype=torch.int64, device=device)
@@ -183,8 +207,7 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         "prompts": digest([list(prompts), token_ids]),
         "human_rdm": digest(torch.from_numpy(human_rdm)),
     }
-    numerics: dict[str, Any] = {
-        "weights": digests["weights"],
+    native: dict[str, Any] = {
         "versions": {name: library_versions()[name] for name in ("torch", "numpy")} | _PREFIX_VERSION,
         "device_model": device_model(device),
         **({"variables": others} if (others := variables()) != USUAL_VARIABLES else {}),
@@ -194,6 +217,9 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         "sdpa_backend": config.sdpa_backend,
         "chunk_size": config.chunk_size,
     }
+    portable: dict[str, Any] = {"arithmetic": config.arithmetic}
+    numerics = {"weights": digests["weights"]} | (portable if config.is_portable() else native)
+    chunk_size = _STORED_TOGETHER if config.is_portable() else config.chunk_size
     preprocessing = Preprocessing(image_size=vision.image_size, rule=config.preprocessing)
 
     def image_rows(start: int, stop: int) -> torch.Tensor:
@@ -216,7 +242,7 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         },
         num_rows=len(paths),
         row_shape=(2, num_tokens, vision.hidden_size),
-        chunk_size=config.chunk_size,
+        chunk_size=chunk_size,
         compute=image_rows,
         progress=lambda done, total: progress("computing features of images", done, total),
     )

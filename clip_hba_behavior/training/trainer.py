@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from clip_hba_behavior import exact
 from clip_hba_behavior.config import Config
 from clip_hba_behavior.model.clip_hba import CLIPHBA
 from clip_hba_behavior.reproducibility.record.protocol import StepDone
@@ -59,9 +60,13 @@ class Trainer:
         self.perturbation = perturbation_of(config, inputs.targets, split.train)
         self.parameters = model.dora_parameters()
         # The fused form computes the same bits on every x86 CPU; the others' square roots differ.
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=config.lr, weight_decay=config.weight_decay, fused=True
-        )
+        settings: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+        self.optimizer: torch.optim.Optimizer
+        if config.is_portable():
+            self.optimizer = exact.AdamW(self.parameters.values(), **settings)
+        else:
+            # The fused form computes the same bits on every x86 CPU; the others' square roots differ.
+            self.optimizer = torch.optim.AdamW(self.parameters.values(), fused=True, **settings)
         self.early_stopping = EarlyStopping(config.early_stopping_patience, math.inf)
         self.epoch = 0
         self.step_in_epoch = 0
@@ -96,7 +101,7 @@ class Trainer:
         return TrainingState(
             parameters=snapshot(self.parameters),
             optimizer_state=snapshot(self.optimizer.state_dict()),
-            rng_state=snapshot(capture_rng_state(self.inputs.device)),
+            rng_state=snapshot(self._capture_rng_state()),
             early_stopping_state=self.early_stopping.state(),
             epoch=self.epoch,
             step_in_epoch=self.step_in_epoch,
@@ -136,7 +141,7 @@ class Trainer:
         Raises:
             NonFiniteLossError: the loss is infinite or not a number.
         """
-        rng_state = capture_rng_state(self.inputs.device)
+        rng_state = self._capture_rng_state()
         if self.step_in_epoch == 0:
             self.epoch_start_rng_state = rng_state
             if self._counters_begin_here():
@@ -205,6 +210,9 @@ class Trainer:
 
     def test_loss(self) -> float:
         """Return the mean squared error on the test images."""
+        if self.config.is_portable():
+            targets = self.inputs.targets[self.split.test.to(self.inputs.device)]
+            return exact.mse_loss(self.predict(self.split.test).double(), targets.double()).item()
         total = 0.0
         for rows in self.split.test.split(self.config.eval_batch_size):
             targets = self.inputs.targets[rows.to(self.inputs.device)]
@@ -236,9 +244,13 @@ class Trainer:
         state = {
             "parameters": self.parameters,
             "optimizer_state": self.optimizer.state_dict()["state"],
-            "rng_state": capture_rng_state(self.inputs.device),
+            "rng_state": self._capture_rng_state(),
         }
         return {name: leaf_digest(leaf)[:16] for name, leaf in leaves(state)}
+
+    def _capture_rng_state(self) -> RngState:
+        """Take every stream that training draws from: portable training draws nothing on a GPU."""
+        return capture_rng_state(*([] if self.config.is_portable() else [self.inputs.device]))
 
     def _epoch_start(self) -> RngState:
         if self.epoch_start_rng_state is None:
@@ -304,7 +316,9 @@ class Trainer:
 
     def _step(self, batch: _Batch) -> float:
         self.model.train()
-        loss = functional.mse_loss(self.model(batch.features, self.inputs.prompt_features), batch.targets)
+        self.model.draw_masks_of(self.config.random_seed, self.epoch + 1, self.step_in_epoch)
+        predictions = self.model(batch.features, self.inputs.prompt_features)
+        loss = self.model.operations.mse_loss(predictions, batch.targets)
         self.optimizer.zero_grad()
         loss.backward()
         value = loss.item()

@@ -28,6 +28,8 @@ GOLDEN = {
     "cross": "de903a721f90cbb4",
     "sum": "fdc66b8793a4e84c",
     "norm": "91a1588cb720395c",
+    "normalize": "859fc0d6ec052e24",
+    "branches": "2edfcca24c9aed66",
     "total": "cb053d354061b0ee",
     "mse_loss": "9f7bf94fdc4dfadc",
     "softmax": "bbe54f423a567a5a",

@@ -6,6 +6,7 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel
 
 from clip_hba_behavior.model.clip_hba import CLIPHBA, DORA_PARAMETERS, FrozenPrefix
+from clip_hba_behavior.model.operations import NativeOperations
 from small_clip import clip_of, prompts, small_clip
 
 # Architectures of OpenAI's models, with random weights: the pretrained ones cannot be had here.
@@ -54,8 +55,8 @@ def build(
     for layer in model.dora_layers().values():
         layer.draw_initial_factors()
     class_tokens = torch.zeros(len(images), dtype=torch.int64)
-    image_features = FrozenPrefix(backbone, "vision", layers[0], "math")(images, class_tokens)
-    prompt_features = FrozenPrefix(backbone, "text", layers[1], "math")(token_ids, ends)
+    image_features = FrozenPrefix(backbone, "vision", layers[0], NativeOperations())(images, class_tokens)
+    prompt_features = FrozenPrefix(backbone, "text", layers[1], NativeOperations())(token_ids, ends)
     return model, image_features, prompt_features
 
 
