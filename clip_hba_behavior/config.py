@@ -42,7 +42,7 @@ _UNUSED_BY: dict[PerturbType, tuple[str, ...]] = {
     "uniform_images": ("perturb_seed", "perturb_distribution", "perturb_rule"),
 }
 
-# Keys that may be changed when a run is resumed, because they do not shape its trajectory. Paths count by
+# Keys that do not shape a run's trajectory, in any arithmetic. Paths count by
 # the digests of what is there, which are recorded and compared on their own.
 FREE_KEYS = {
     *DATA_KEYS,
@@ -59,7 +59,7 @@ FREE_KEYS = {
     "keep_checkpoints",
 }
 # Keys that shape nothing in portable arithmetic.
-_NATIVE_KEYS = {"num_threads", "deterministic", "tf32", "sdpa_backend", "eval_batch_size", "chunk_size"}
+NATIVE_KEYS = {"num_threads", "deterministic", "tf32", "sdpa_backend", "eval_batch_size", "chunk_size"}
 # Keys that say where a run is and which state it began with; they are the run's own for good.
 _ORIGIN_KEYS = {"run_dir", "training_run", "baseline_dora_directory"}
 _MAX_BYTES = 2**16  # of YAML; a configuration with every key has 2,000
@@ -348,9 +348,13 @@ class Config(BaseModel):
         """Return every key with its value; one that has no effect counts with its default."""
         return self.model_dump() | {key: type(self).model_fields[key].default for key in self.left_out()}
 
+    def free_keys(self) -> set[str]:
+        """Return the keys that may be changed when the run is resumed: they do not shape its trajectory."""
+        return FREE_KEYS | (NATIVE_KEYS if self.is_portable() else set())
+
     def trajectory(self) -> dict[str, Any]:
         """Return the keys that shape the trajectory, with their values."""
-        free = FREE_KEYS | _ORIGIN_KEYS | (_NATIVE_KEYS if self.is_portable() else set())
+        free = self.free_keys() | _ORIGIN_KEYS
         return {key: value for key, value in self.effective().items() if key not in free}
 
     def to_yaml(self) -> str:

@@ -128,7 +128,13 @@ def inherit(config: Config, parent: Checkpoint, own_end: bool = False) -> Config
     given = config.model_dump(include=config.model_fields_set)
     theirs = as_recorded(keys_of(parent))  # the earlier pipeline's checkpoints name no keys at all
     inherited = {key: value for key, value in theirs.items() if key not in (*PERTURB_KEYS, *FORK_KEYS)}
-    if "device" in parent.provenance:
+    arithmetic = theirs.get("arithmetic", "native")
+    if parent.state is not None and given.get("arithmetic", arithmetic) != arithmetic:
+        raise BadInputError(
+            "a fork computes in its baseline's arithmetic: the optimizer's state is another in each\n"
+            f"  in {parent.path}: {arithmetic}\n  given: {given['arithmetic']}\n  leave arithmetic out"
+        )
+    if "device" in parent.provenance and arithmetic == "native":
         inherited["device"] = parent.provenance["device"]
     if not own_end:
         given["epochs"] = end_of_fork(config)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clip_hba_behavior.config import FREE_KEYS, Config, make_config
+from clip_hba_behavior.config import Config, make_config
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints, name_epochs
@@ -53,7 +53,9 @@ def fork_config(baseline: Path, at_epoch: int, given: Mapping[str, Any]) -> Conf
     own = make_config({**asked, **place})
     theirs = run.read_config()
     _refuse_no_state(run, at_epoch, given, own.perturb_length if own.perturb_type != "none" else 1)
-    config = make_config(theirs.model_dump(include=FREE_KEYS) | own.model_dump(include=own.model_fields_set))
+    config = make_config(
+        theirs.model_dump(include=theirs.free_keys()) | own.model_dump(include=own.model_fields_set)
+    )
     if "epochs" not in given:
         config = make_config(config.model_dump(include=config.model_fields_set) | {"epochs": end_of_fork(config)})
     _refuse_early_end(run, config, given)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip_hba_behavior.config import FREE_KEYS, Config, make_config
+from clip_hba_behavior.config import Config, make_config
 from clip_hba_behavior.model.backbone_names import refuse_no_tokenizer, resolve_backbone
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints, name_epochs
@@ -154,10 +154,15 @@ def _changed(config: Config, settings: Mapping[str, Any], allow: Collection[str]
     if "cuda" in settings:
         del before["device"]  # the old key stands for it
     changed = resolve_config(make_config(before | dict(settings)))
+    if changed.arithmetic != config.arithmetic:
+        raise BadInputError(
+            "a run cannot go on in another arithmetic: its optimizer's state is another\n"
+            f"  in the run: {config.arithmetic}\n  given:      {changed.arithmetic}\n  start a new run"
+        )
     fixed = [
         key
         for key in Config.model_fields
-        if key not in FREE_KEYS | changed.without_effect() | set(allow)
+        if key not in changed.free_keys() | changed.without_effect() | set(allow)
         and getattr(changed, key) != before.get(key)
     ]
     if fixed:

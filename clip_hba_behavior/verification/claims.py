@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from clip_hba_behavior.reproducibility.record.judge import Claim, Tolerance
-from clip_hba_behavior.run.environment import drift_from
+from clip_hba_behavior.run.environment import arithmetic_of, drift_from
 
 # Order and random states are exact everywhere; a p-value has no tolerance of its own: its rho decides.
 _EXACT = ("batch", "rng_state/torch", "rng_state/numpy", "rng_state/python", "epoch", "step_in_epoch")
@@ -44,5 +44,7 @@ def claim(origin: Mapping[str, Any], environment: Mapping[str, Any], is_complete
     reasons = tuple(drift_from(origin, environment))
     if reasons:
         return Claim("L2", reasons, ELSEWHERE)
+    if arithmetic_of(origin) != "native":
+        return Claim("L3")
     host, now = origin.get("host"), environment["machine"]["host"]
     return Claim("L0") if host == now else Claim("L1", (f"host was {host or 'not recorded'}, is {now}",))

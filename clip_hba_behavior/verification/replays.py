@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clip_hba_behavior.config import FREE_KEYS, Config, as_recorded, make_config
+from clip_hba_behavior.config import Config, as_recorded, make_config
 from clip_hba_behavior.reproducibility.record.epoch import Epoch
 from clip_hba_behavior.reproducibility.record.ledger import Record, Step
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
@@ -164,7 +164,7 @@ def _replaying(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> Config:
             + "\n  ".join(wrong)
             + "\n  leave these keys out: what the run recorded is used"
         )
-    free = {key: getattr(other, key) for key in other.model_fields_set & FREE_KEYS}
+    free = {key: getattr(other, key) for key in other.model_fields_set & known.free_keys()}
     return resolve_config(on_this_machine(make_config(dict(recorded) | free)))
 
 

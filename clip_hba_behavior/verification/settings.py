@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from clip_hba_behavior.config import NATIVE_KEYS
 from clip_hba_behavior.reproducibility.state.environment import environment_changes, is_compared, package_changes
 from clip_hba_behavior.verification.files import RunFiles
 
-_NUMERICS = {"num_threads", "deterministic", "tf32", "sdpa_backend", "eval_batch_size", "chunk_size"}
 ORDER_KEYS = {"random_seed", "train_portion", "batch_size", "batch_order"}
 _UPDATE_KEYS = {"lr", "weight_decay", "lr_schedule", "lr_min", "lr_warmup_epochs", "lr_schedule_epochs"}
 _EVALUATION = {"eval_batch_size", "the digest of the inference_targets", "the digest of the human_rdm"}
@@ -102,7 +102,7 @@ def _kind(name: str, kinds: tuple[str, ...]) -> str:
         return "order"
     if name in _UPDATE_KEYS:
         return "update"
-    if name in _NUMERICS or name.startswith("device"):
+    if name in {"arithmetic", *NATIVE_KEYS} or name.startswith("device"):
         return "numerics"
     if name.startswith("version of ") or is_compared(name):
         return "versions"

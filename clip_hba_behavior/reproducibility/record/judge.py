@@ -8,8 +8,10 @@ from typing import Literal
 
 from clip_hba_behavior.reproducibility.record.epoch import Difference, Source
 
-Level = Literal["L0", "L1", "L2"]
+Level = Literal["L3", "L0", "L1", "L2"]
+# From the strongest claim to the weakest.
 MEANING: dict[Level, str] = {
+    "L3": "portable arithmetic: every bit is claimed, on any machine",
     "L0": "same machine and versions: every bit is claimed",
     "L1": "same processor model and versions on another host: every bit is claimed",
     "L2": "another processor or other versions: order and random states are claimed to the bit, "
@@ -82,7 +84,7 @@ class Claim:
     """What can be claimed at most, and why.
 
     Attributes:
-        level: L0, L1 or L2; see `MEANING`.
+        level: one of `MEANING`.
         reasons: what keeps it from a better level, a sentence each.
         tolerance: where equal bits are not claimed, how near is near enough; None where they are.
         is_complete: whether the record holds all that equal bits take; else the best verdict is `consistent`.
@@ -104,5 +106,6 @@ def judge(differences: Sequence[Difference], claim: Claim) -> Verdict:
 
 
 def lowest(claims: Iterable[Claim]) -> Claim | None:
-    """Return the claim with the lowest level."""
-    return max(claims, key=lambda each: each.level, default=None)
+    """Return the weakest claim."""
+    levels = list(MEANING)
+    return max(claims, key=lambda each: levels.index(each.level), default=None)
