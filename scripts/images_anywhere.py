@@ -3,8 +3,8 @@
     python scripts/images_anywhere.py [--images 60] [--seeds 3] [--arithmetic portable|native] [--expect DIGEST]
 
 The images are made of integers, from one pixel to 200 x 200, and pass through what training does with a decoded
-image, to 96 x 96 pixels. With `--expect` the digest is compared with another machine's, or with a file's; exit code
-1 if it differs. In native arithmetic it is that of Pillow's resizing: with Pillow 13 on x86 the same.
+image, to 96 x 96 pixels. With `--expect` the digest is compared with another machine's, or with a file's; exit
+code 1 if it differs. In native arithmetic it is that of Pillow's resizing: with Pillow 13 on x86 the same.
 """
 
 import argparse
