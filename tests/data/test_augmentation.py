@@ -13,6 +13,7 @@ from PIL import Image
 
 from clip_hba_behavior.data.augmentation import Augmentation, AugmentedImages, _draws, augment, augmented_batches
 from clip_hba_behavior.data.images import Preprocessing, to_pixels
+from clip_hba_behavior.data.jitter import change_brightness, change_contrast, change_saturation
 from clip_hba_behavior.data.things import DataError
 
 SMALL = Preprocessing(image_size=32)
@@ -112,6 +113,27 @@ def test_jitter_changes_colours_and_not_the_size() -> None:
     assert jittered.tobytes() != drawn().tobytes()
     still = Augmentation(color_jitter=True, brightness=0, contrast=0, saturation=0)
     assert augment(drawn(), still, 1, 1, 0).tobytes() == drawn().tobytes()
+
+
+def test_portable_arithmetic_changes_colours_by_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (drawn(), Augmentation(color_jitter=True), 1, 1, 0)
+    values = np.asarray(drawn())
+    for change, draw in zip(
+        (change_brightness, change_contrast, change_saturation), _draws(1, 1, 0)[1:], strict=False
+    ):
+        values = change(values, 0.8 + (1.2 - 0.8) * draw)
+    monkeypatch.setattr(Image, "blend", None)
+    assert augment(*arguments, "portable").tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_in_portable_arithmetic_are_resized_and_changed_by_it(paths: list[Path], num_workers: int) -> None:
+    portable = Preprocessing(image_size=32, arithmetic="portable")
+    batches = augmented_batches(paths, [[3, 0], [1]], portable, ALL, 1, 1, num_workers)
+    expected = [
+        [to_pixels(augment(drawn(i), ALL, 1, 1, i, "portable"), portable) for i in ids] for ids in ([3, 0], [1])
+    ]
+    assert [batch.tolist() for batch in batches] == [torch.stack(each).tolist() for each in expected]
 
 
 @pytest.mark.parametrize(

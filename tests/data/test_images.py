@@ -1,3 +1,4 @@
+import hashlib
 import struct
 import threading
 import warnings
@@ -12,7 +13,8 @@ import torch
 from PIL import Image
 
 from clip_hba_behavior.config import PreprocessingRule as Rule
-from clip_hba_behavior.data.images import Preprocessing, load_pixels, read_image, to_pixels
+from clip_hba_behavior.data.images import Preprocessing, decoded_digest, load_pixels, read_image, to_pixels
+from clip_hba_behavior.data.resizing import resize
 from clip_hba_behavior.data.things import DataError
 
 
@@ -199,6 +201,33 @@ def test_several_images_are_loaded_in_order(tmp_path: Path) -> None:
     assert load_pixels([], preprocessing).shape == (0, 3, 32, 32)
 
 
+def test_portable_arithmetic_resizes_by_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, portable = drawn(300, 500), Preprocessing(image_size=32, arithmetic="portable")
+    squashed = Image.fromarray(resize(np.asarray(image), 32))
+    expected = to_pixels(squashed, Preprocessing(image_size=32)).numpy().tobytes()  # which has no size to change
+    monkeypatch.delattr(Image.Image, "resize")
+    assert to_pixels(image, portable).numpy().tobytes() == expected
+
+
+def test_the_digest_of_a_decoded_image_is_of_its_size_and_its_bytes() -> None:
+    image = Image.new("RGB", (3, 2), (1, 2, 3))
+    content = bytes([2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, *[1, 2, 3] * 6])
+    assert decoded_digest(image) == hashlib.sha256(content).hexdigest()
+    other = Image.new("RGB", (2, 3), (1, 2, 3))
+    assert decoded_digest(other) != decoded_digest(image)
+
+
+def test_the_digests_of_images_are_collected_as_they_are_loaded(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for seed, path in enumerate(paths):
+        drawn(seed=seed).save(path)
+    seen: list[tuple[Path, str]] = []
+    preprocessing = Preprocessing(image_size=32)
+    pixels = load_pixels(paths, preprocessing, seen=lambda path, digest: seen.append((path, digest)))
+    assert seen == [(path, decoded_digest(drawn(seed=seed))) for seed, path in enumerate(paths)]
+    assert pixels.numpy().tobytes() == load_pixels(paths, preprocessing).numpy().tobytes()
+
+
 def test_the_digest_fields_hold_everything_that_shapes_the_pixels(tmp_path: Path) -> None:
     drawn().save(tmp_path / "rgb.png")
     drawn().convert("RGBA").save(tmp_path / "rgba.png")
@@ -211,4 +240,8 @@ def test_the_digest_fields_hold_everything_that_shapes_the_pixels(tmp_path: Path
     assert Preprocessing(rule=1).digest_fields(unusual) == before_there_were_rules
     assert Preprocessing(rule=2).digest_fields(ordinary) == before_there_were_rules
     assert Preprocessing(rule=2).digest_fields(unusual) == before_there_were_rules | {"rule": 2}
-    assert asdict(Preprocessing()) == before_there_were_rules | {"rule": 2}
+    assert asdict(Preprocessing()) == before_there_were_rules | {"rule": 2, "arithmetic": "native"}
+    portable = Preprocessing(rule=2, arithmetic="portable")
+    assert portable.digest_fields(ordinary) == before_there_were_rules | {"arithmetic": "portable"}
+    both = {"rule": 2, "arithmetic": "portable"}
+    assert portable.digest_fields(unusual) == before_there_were_rules | both
