@@ -22,6 +22,7 @@ PreprocessingRule = Literal[1, 2]
 PerturbType = Literal["none", "random_target", "label_shuffle", "image_noise", "uniform_images"]
 PerturbDistribution = Literal["normal", "target"]
 PerturbRule = Literal["philox", "earlier"]
+Arithmetic = Literal["native", "portable"]
 DATA_KEYS = ("csv_file", "img_dir", "inference_csv_file", "RDM48_triplet_dir", "prompts_file")
 
 PERTURB_KEYS = (
