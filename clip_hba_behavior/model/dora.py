@@ -52,10 +52,10 @@ class DoRALinear(nn.Module):
     def draw_initial_factors(self, arithmetic: Arithmetic = "native") -> None:
         """Draw `delta_D_A`, then `delta_D_B`, from torch's global CPU generator, whatever the device.
 
-        Both kinds of arithmetic take the same random words. Native is torch's `kaiming_uniform_`, between -bound and
-        bound = 1 / sqrt(columns of the factor). Portable is `u * (2 * bound) - bound`, u from `torch.rand`, by single
-        float64 operations, rounded to float32 at the end. The two differ by at most one unit in the last place of
-        the bound; by one and a half where torch's kernel does not fuse its multiplication and addition.
+        Both kinds of arithmetic take the same random words. Native is torch's `kaiming_uniform_`, between -bound
+        and bound = 1 / sqrt(columns of the factor). Portable is `u * (2 * bound) - bound`, u from `torch.rand`, by
+        single float64 operations, rounded to float32 at the end. The two differ by at most one unit in the last
+        place of the bound; by one and a half where torch's kernel does not fuse its multiplication and addition.
         """
         for factor in (self.delta_D_A, self.delta_D_B):
             if arithmetic == "portable":

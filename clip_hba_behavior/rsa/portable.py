@@ -1,13 +1,22 @@
 """RDMs and their rank correlation, with the same bits on every machine.
 
-Each result is defined as a real number that is rounded once, to the nearest float64; so the textbook's formulas are
-the whole definition. They are computed with Python's integers, whose quotient is correctly rounded, and `decimal`.
-The results differ from those of `rank_correlation.py` in the last digits; arguments, undefined cases and errors are
-the same.
+Each result is defined as a real number that is rounded once, to the nearest float64; so the textbook's formulas
+are the whole definition. They are computed with Python's integers, whose quotient is correctly rounded, and with
+`decimal`. The results differ from those of `rank_correlation.py` in the last digits; arguments, undefined cases and
+errors are the same.
 """
 
 import math
-from decimal import MAX_EMAX, MIN_EMIN, ROUND_HALF_EVEN, Context, Decimal, DivisionByZero, InvalidOperation, localcontext
+from decimal import (
+    MAX_EMAX,
+    MIN_EMIN,
+    ROUND_HALF_EVEN,
+    Context,
+    Decimal,
+    DivisionByZero,
+    InvalidOperation,
+    localcontext,
+)
 from operator import mul
 
 import numpy as np
@@ -24,8 +33,8 @@ def correlation_distances(embeddings: NDArray[np.floating]) -> NDArray[np.float6
     """Return 1 - Pearson's correlation between every two rows.
 
     Definition: with x and y two rows of d numbers, X = d x - sum(x) and Y = d y - sum(y), an entry is the float64
-    nearest to the real number `1 - sum(X Y) / sqrt(sum(X X) sum(Y Y))`; nothing before it is rounded. So the matrix
-    is exactly symmetric, its diagonal is 0, and multiples of a row are at distances of exactly 0 or 2 from it.
+    nearest to the real number `1 - sum(X Y) / sqrt(sum(X X) sum(Y Y))`; nothing before it is rounded. So the
+    matrix is exactly symmetric, its diagonal is 0, and multiples of a row are exactly 0 or 2 away from it.
 
     Args:
         embeddings: `[n, d]`, one row an image; taken as float64, which holds every float32.
@@ -55,9 +64,9 @@ def correlation_distances(embeddings: NDArray[np.floating]) -> NDArray[np.float6
 def rank_correlation(model_rdm: NDArray[np.floating], human_rdm: NDArray[np.floating]) -> tuple[float, float]:
     """Return Spearman's correlation of two RDMs over their upper triangles, and its two-sided p.
 
-    Definition: with r and s the ranks of the n pairs, equal values sharing the mean of theirs, R = n r - sum(r) and
-    S = n s - sum(s), rho is the float64 nearest to the real number `sum(R S) / sqrt(sum(R R) sum(S S))`. p is the
-    float64 nearest to the probability that Student's t with n - 2 degrees of freedom is at least
+    Definition: with r and s the ranks of the n pairs, equal values sharing the mean of theirs, R = n r - sum(r)
+    and S = n s - sum(s), rho is the float64 nearest to the real number `sum(R S) / sqrt(sum(R R) sum(S S))`. p is
+    the float64 nearest to the probability that Student's t with n - 2 degrees of freedom is at least
     `|rho| sqrt((n - 2) / (1 - rho^2))` in size, where rho is the real number before its rounding; 0 where rho is
     exactly 1 or -1. The order of the arguments does not matter.
 
@@ -125,7 +134,9 @@ def _two_sided_p(product: int, squares: int, degrees: int) -> float:
     )
     with localcontext(digits) as context:
         # p is at most the cosine's power, and not much less: what 1 - p of the series needs to have digits left.
-        magnitude = ((Decimal(cosine_squared) / squares) ** degrees).adjusted() // 2 if cosine_squared else MIN_EMIN
+        magnitude = (
+            ((Decimal(cosine_squared) / squares) ** degrees).adjusted() // 2 if cosine_squared else MIN_EMIN
+        )
         if magnitude < -330:  # below half the smallest float64
             return 0.0
         context.prec -= magnitude
@@ -153,4 +164,4 @@ def _angle(sine: Decimal, cosine: Decimal) -> Decimal:
         angle += power / k
         power *= -tangent * tangent
         k += 2
-    return angle * 2 ** (_HALVINGS + 1)
+    return angle * (2 << _HALVINGS)

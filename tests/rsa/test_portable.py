@@ -1,4 +1,4 @@
-"""The references are the definitions in mpmath, with so many digits that only the last rounding is left to differ."""
+"""The references are the definitions in mpmath, with so many digits that the last rounding alone decides."""
 
 import time
 from decimal import Decimal, localcontext

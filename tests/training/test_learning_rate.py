@@ -66,7 +66,9 @@ def test_native_rates_keep_the_c_librarys_cosine() -> None:
 
 
 def test_portable_rates_have_these_bits_forever() -> None:
-    found = [learning_rate(epoch, "warmup_cosine", 3e-4, 1e-6, 3, 50, "portable") for epoch in (1, 2, 3, 4, 20, 50, 51)]
+    found = [
+        learning_rate(epoch, "warmup_cosine", 3e-4, 1e-6, 3, 50, "portable") for epoch in (1, 2, 3, 4, 20, 50, 51)
+    ]
     assert [rate.hex() for rate in found] == [
         "0x1.a36e2eb1c432cp-14",
         "0x1.a36e2eb1c432cp-13",

@@ -155,11 +155,11 @@ def test_portable_initial_parameters_leave_the_native_generator_and_have_these_b
         torch.testing.assert_close(value, native[name], rtol=0, atol=1.5 * 2.0**-24)  # the bound is at most 1/2
     factors = {name: value for name, value in portable.items() if "delta_D" in name}
     assert len(factors) == 6
-    assert digest(factors)[:32] == ""
-    assert digest(portable_state)[:32] == ""
+    assert digest(factors)[:32] == "0f2af20ff4a8754bca259329ef8fd51e"
+    assert digest(portable_state)[:32] == "df7ffd49ed9778333ed3e58911c11e22"
 
 
-@pytest.mark.parametrize(("vision", "text", "shape"), [(15, 64, [15]), (64, 3, [3, 4])])
+@pytest.mark.parametrize(("vision", "text", "shape"), [(15, 64, [15]), (64, 3, [3, 3])])
 def test_a_backbone_too_narrow_for_portable_draws_is_refused_before_any(
     vision: int, text: int, shape: list[int]
 ) -> None:
