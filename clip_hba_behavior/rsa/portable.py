@@ -2,8 +2,8 @@
 
 Each result is defined as a real number that is rounded once, to the nearest float64; so the textbook's formulas
 are the whole definition. They are computed with Python's integers, whose quotient is correctly rounded, and with
-`decimal`. The results differ from those of `rank_correlation.py` in the last digits; arguments, undefined cases and
-errors are the same.
+`decimal`. The results differ from those of `rank_correlation.py` in the last digits; arguments, undefined cases
+and errors are the same.
 """
 
 import math
