@@ -13,7 +13,7 @@ import scipy.stats
 from clip_hba_behavior.rsa import portable
 from clip_hba_behavior.rsa import rank_correlation as native
 
-DIGITS = 500
+DIGITS = 80
 
 
 def random_rows(rows: int, columns: int = 66, seed: int = 7) -> np.ndarray:
@@ -81,7 +81,7 @@ def test_rho_and_p_are_the_definitions_rounded_once(kind: str) -> None:
     assert degrees == {0, 1}
 
 
-@pytest.mark.parametrize("noise", [0.02, 0.3, 1.0, 3.0, 1000.0])
+@pytest.mark.parametrize("noise", [0.3, 3.0, 1000.0])
 @pytest.mark.parametrize("n", [1081, 1128])
 def test_a_benchmarks_pairs_too(noise: float, n: int) -> None:
     model = random_rows(1, n)[0]
