@@ -19,6 +19,7 @@ Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 BatchOrder = Literal["earlier", "later", "later_persistent"]
 PreprocessingRule = Literal[1, 2]
+Arithmetic = Literal["native", "portable"]
 # The newest definition of portable arithmetic; `exact.DEFINITION`, without importing torch.
 PORTABLE: Literal["portable 1"] = "portable 1"
 PerturbType = Literal["none", "random_target", "label_shuffle", "image_noise", "uniform_images"]
@@ -329,9 +330,13 @@ class Config(BaseModel):
             raise ValueError(f"augmentation: {quote(self.augmentation)} names one twice")
         return self
 
+    def arithmetic_kind(self) -> Arithmetic:
+        """Return `native`, or `portable` whatever the number of its definition."""
+        return "native" if self.arithmetic == "native" else "portable"
+
     def is_portable(self) -> bool:
         """Whether the run's bits are to be the same on every machine."""
-        return self.arithmetic != "native"
+        return self.arithmetic_kind() == "portable"
 
     def without_effect(self) -> set[str]:
         """Return the keys of draws that this kind of perturbation does not make."""

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 from torch.utils.data import DataLoader, Dataset
 
+from clip_hba_behavior.config import Arithmetic
 from clip_hba_behavior.data import jitter
-from clip_hba_behavior.data.images import Arithmetic, Preprocessing, read_image, to_pixels
+from clip_hba_behavior.data.images import Preprocessing, read_image, to_pixels
 from clip_hba_behavior.data.things import DataError
 from clip_hba_behavior.reproducibility.state.philox import stream
 

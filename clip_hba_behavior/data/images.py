@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -19,13 +19,11 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import PREFIXES, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from clip_hba_behavior.config import PreprocessingRule
+from clip_hba_behavior.config import Arithmetic, PreprocessingRule
 from clip_hba_behavior.data import colours
 from clip_hba_behavior.data.resizing import resize
 from clip_hba_behavior.data.things import MAX_IMAGE_BYTES, DataError
 from clip_hba_behavior.reproducibility.state.untrusted import open_regular
-
-Arithmetic = Literal["native", "portable"]
 
 MAX_PIXELS = 100_000_000
 # Image.open would warn above its own limit, and silencing a warning is not thread-safe. Its decoders do not

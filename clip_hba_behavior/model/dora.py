@@ -10,6 +10,7 @@ import math
 import torch
 from torch import nn
 
+from clip_hba_behavior.config import Arithmetic
 from clip_hba_behavior.exact import Draw
 from clip_hba_behavior.model.block import Linear
 from clip_hba_behavior.model.operations import NativeOperations, Operations
@@ -54,11 +55,22 @@ class DoRALinear(nn.Module):
         self.draw = Draw(seed=0)  # of the dropout mask, where it is a function of the step
 
     @torch.no_grad()
-    def draw_initial_factors(self) -> None:
-        """Draw `delta_D_A`, then `delta_D_B`, from torch's global CPU generator, whatever the device."""
+    def draw_initial_factors(self, arithmetic: Arithmetic = "native") -> None:
+        """Draw `delta_D_A`, then `delta_D_B`, from torch's global CPU generator, whatever the device.
+
+        Both kinds of arithmetic take the same random words. Native is torch's `kaiming_uniform_`, between -bound
+        and bound = 1 / sqrt(columns of the factor). Portable is `u * (2 * bound) - bound`, u from `torch.rand`, by
+        single float64 operations, rounded to float32 at the end. The two differ by at most one unit in the last
+        place of the bound; by one and a half where torch's kernel does not fuse its multiplication and addition.
+        """
         for factor in (self.delta_D_A, self.delta_D_B):
-            drawn = torch.empty(factor.shape, dtype=factor.dtype)
-            factor.copy_(nn.init.kaiming_uniform_(drawn, a=math.sqrt(5)))
+            if arithmetic == "portable":
+                bound = 1.0 / math.sqrt(factor.shape[1])
+                drawn = torch.rand(factor.shape, dtype=factor.dtype).double() * (2.0 * bound) - bound
+                factor.copy_(drawn.to(factor.dtype))
+            else:
+                drawn = torch.empty(factor.shape, dtype=factor.dtype)
+                factor.copy_(nn.init.kaiming_uniform_(drawn, a=math.sqrt(5)))
 
     def adapted_weight(self) -> torch.Tensor:
         """Return the effective weight `[out, in]`; in training with a dropout mask of its own."""

@@ -18,9 +18,7 @@ def correlation_distances(embeddings: NDArray[np.floating]) -> NDArray[np.float6
     Raises:
         ValueError: `embeddings` has not two axes, or less than one column.
     """
-    if embeddings.ndim != 2 or embeddings.shape[1] < 1:
-        raise ValueError(f"embeddings of shape {embeddings.shape}; expected [images, dimensions]")
-    rows = embeddings.astype(np.float64)
+    rows = rows_of(embeddings)
     if len(rows) == 0:
         return np.empty((0, 0))
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
@@ -49,13 +47,10 @@ def rank_correlation(model_rdm: NDArray[np.floating], human_rdm: NDArray[np.floa
     Raises:
         ValueError: The two are not square matrices of one size.
     """
-    shape = model_rdm.shape
-    if len(shape) != 2 or shape[0] != shape[1] or human_rdm.shape != shape:
-        raise ValueError(f"RDMs of shapes {shape} and {human_rdm.shape}; expected two [n, n] of one size")
-    pairs = np.triu_indices(shape[0], k=1)
-    model, human = model_rdm[pairs].astype(np.float64), human_rdm[pairs].astype(np.float64)
-    if len(model) < 3 or not _has_ranks(model) or not _has_ranks(human):
+    pairs = pairs_of(model_rdm, human_rdm)
+    if pairs is None:
         return NAN, NAN
+    model, human = pairs
     return _spearman(human, model)
 
 
@@ -77,6 +72,35 @@ def _spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> tuple[
     with np.errstate(divide="ignore"):  # rho may be 1 or -1
         t = rho * np.sqrt((degrees_of_freedom / ((rho + 1.0) * (1.0 - rho))).clip(0))
     return float(rho), float(2 * stdtr(degrees_of_freedom, -np.abs(t)))
+
+
+def rows_of(embeddings: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return embeddings, `[n, d]`, in float64.
+
+    Raises:
+        ValueError: `embeddings` has not two axes, or less than one column.
+    """
+    if embeddings.ndim != 2 or embeddings.shape[1] < 1:
+        raise ValueError(f"embeddings of shape {embeddings.shape}; expected [images, dimensions]")
+    return embeddings.astype(np.float64)
+
+
+def pairs_of(
+    model_rdm: NDArray[np.floating], human_rdm: NDArray[np.floating]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Return two RDMs' upper triangles, row by row, or None where their correlation is undefined.
+
+    Raises:
+        ValueError: The two are not square matrices of one size.
+    """
+    shape = model_rdm.shape
+    if len(shape) != 2 or shape[0] != shape[1] or human_rdm.shape != shape:
+        raise ValueError(f"RDMs of shapes {shape} and {human_rdm.shape}; expected two [n, n] of one size")
+    pairs = np.triu_indices(shape[0], k=1)
+    model, human = model_rdm[pairs].astype(np.float64), human_rdm[pairs].astype(np.float64)
+    if len(model) < 3 or not _has_ranks(model) or not _has_ranks(human):
+        return None
+    return model, human
 
 
 def ranks_of(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -220,7 +220,9 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
     portable: dict[str, Any] = {"arithmetic": config.arithmetic}
     numerics = {"weights": digests["weights"]} | (portable if config.is_portable() else native)
     chunk_size = _STORED_TOGETHER if config.is_portable() else config.chunk_size
-    preprocessing = Preprocessing(image_size=vision.image_size, rule=config.preprocessing)
+    preprocessing = Preprocessing(
+        image_size=vision.image_size, rule=config.preprocessing, arithmetic=config.arithmetic_kind()
+    )
 
     def image_rows(start: int, stop: int) -> torch.Tensor:
         pixels = load_pixels(paths[start:stop], preprocessing)

@@ -2,7 +2,8 @@
 
 Every draw is a pure function of (seed, kind, epoch, batch), made on the CPU with integers and IEEE operations
 alone: the same bits on every machine and for every number of threads. Nothing is drawn from a global
-generator, so the batch order, during the window and after it, is the one of a run without.
+generator, so the batch order, during the window and after it, is the one of a run without. The earlier
+pipeline's draws, at the end of this file, are the exception: each says what its bits depend on.
 """
 
 import math
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clip_hba_behavior.config import Config, PerturbDistribution, PerturbRule, PerturbType
+from clip_hba_behavior.config import Arithmetic, Config, PerturbDistribution, PerturbRule, PerturbType
 from clip_hba_behavior.reproducibility.state.philox import stream_of, uniform
 
 IMAGE_KINDS = ("image_noise", "uniform_images")
@@ -37,7 +38,10 @@ class Population:
 
 
 def exact_population(targets: torch.Tensor) -> Population:
-    """Describe targets by mean and standard deviation without an error of summation."""
+    """Describe targets by mean and standard deviation without an error of summation.
+
+    The same bits on every machine: `fsum` rounds the exact sum once, and the rest is single IEEE operations.
+    """
     values = _flat(targets)
     numbers = values.tolist()
     mean = math.fsum(numbers) / len(numbers)
@@ -46,7 +50,10 @@ def exact_population(targets: torch.Tensor) -> Population:
 
 
 def earlier_population(targets: torch.Tensor) -> Population:
-    """Describe targets as the earlier pipeline did: by NumPy's mean and standard deviation, in float32."""
+    """Describe targets as the earlier pipeline did: by NumPy's mean and standard deviation, in float32.
+
+    Their last bits depend on the order of NumPy's sums, which follows the processor's vectors.
+    """
     values = _flat(targets)
     return Population(values, float(np.mean(values)), float(np.std(values)))
 
@@ -63,6 +70,7 @@ class Perturbation:
         distribution: what random targets are drawn from.
         rule: whose draws to make.
         population: what random targets imitate; None where there are none.
+        arithmetic: portable draws the earlier rule's shuffles from the CPU's generator, whatever the device.
     """
 
     kind: PerturbType = "none"
@@ -72,6 +80,7 @@ class Perturbation:
     distribution: PerturbDistribution = "normal"
     rule: PerturbRule = "philox"
     population: Population | None = field(default=None, repr=False)
+    arithmetic: Arithmetic = "native"
 
     def kind_in(self, epoch: int) -> PerturbType:
         """Return the perturbation of an epoch, counted from 1; `none` outside the window."""
@@ -97,7 +106,9 @@ class Perturbation:
             return random_targets(self.seed, epoch, batch, shape, self.population, self.distribution).to(device)
         if kind == "label_shuffle":
             if self.rule == "earlier":
-                order = earlier_shuffle(self.seed, self.first_epoch, batch, len(targets), targets.device)
+                # A device's generator draws other permutations than the CPU's, whose are integers alone.
+                device = torch.device("cpu") if self.arithmetic == "portable" else targets.device
+                order = earlier_shuffle(self.seed, self.first_epoch, batch, len(targets), device)
             else:
                 order = shuffle(self.seed, epoch, batch, len(targets))
             return targets[order.to(targets.device)]
@@ -140,6 +151,7 @@ def perturbation_of(config: Config, targets: torch.Tensor, train_rows: torch.Ten
         distribution=config.perturb_distribution,
         rule=config.perturb_rule,
         population=population,
+        arithmetic=config.arithmetic_kind(),
     )
 
 
@@ -273,7 +285,10 @@ def earlier_random_targets(
 
 
 def earlier_shuffle(seed: int, first_epoch: int, batch: int, size: int, device: torch.device) -> torch.Tensor:
-    """Draw a permutation, `[size] int64`, as the earlier pipeline did: the same in every epoch of the window."""
+    """Draw a permutation, `[size] int64`, as the earlier pipeline did: the same in every epoch of the window.
+
+    Its integers depend on the kind of device, whose generator draws them, and on nothing else of the machine.
+    """
     generator = torch.Generator(device).manual_seed(seed + first_epoch * 1000 + batch)
     return torch.randperm(size, generator=generator, device=device)
 

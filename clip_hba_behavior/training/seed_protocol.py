@@ -5,17 +5,21 @@ same split, the same initial parameters and the same batch orders. All draws com
 CPU generator; NumPy's and Python's are seeded and then left alone.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from clip_hba_behavior.config import Arithmetic
 from clip_hba_behavior.model.architecture import ClipConfig
 from clip_hba_behavior.model.clip_hba import CLIPHBA
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.rng import seed_generators
 
 Draw = tuple[Literal["uniform", "normal"], tuple[int, ...]]
+_NORMAL_BLOCK = 16  # numbers at a time in torch's normal draws; fewer are drawn in another way
 
 
 @dataclass(frozen=True)
@@ -47,25 +51,55 @@ def begin(seed: int, num_images: int, train_portion: float) -> Split:
     return draw_split(num_images, train_portion)
 
 
-def draw_initial_parameters(model: CLIPHBA, config: ClipConfig) -> None:
-    """Draw the DoRA factors, visual layers first, behind everything that building a CLIP draws."""
-    skip_model_construction(config)
+def draw_initial_parameters(model: CLIPHBA, config: ClipConfig, arithmetic: Arithmetic = "native") -> None:
+    """Draw the DoRA factors, visual layers first, behind everything that building a CLIP draws.
+
+    Raises:
+        BadInputError: in portable arithmetic, the backbone is too narrow; nothing is drawn.
+    """
+    skip_model_construction(config, arithmetic)
     for layer in model.dora_layers().values():
-        layer.draw_initial_factors()
+        layer.draw_initial_factors(arithmetic)
 
 
-def skip_model_construction(config: ClipConfig) -> None:
+def skip_model_construction(config: ClipConfig, arithmetic: Arithmetic = "native") -> None:
     """Draw, and throw away, what OpenAI's model draws before its weights are loaded.
 
     550 million numbers for ViT-L/14. They decide everything drawn later, and so they depend on the
-    backbone's shapes.
+    backbone's shapes. Portable arithmetic draws as many random words, and leaves the same generator state.
+
+    Raises:
+        BadInputError: in portable arithmetic, a normal draw is too small; nothing is drawn.
     """
-    for kind, shape in construction_draws(config):
+    draws = list(construction_draws(config))
+    if arithmetic == "portable":
+        _refuse_small_normal_draws(draws)
+        draws = [("uniform", (_num_words(kind, shape),)) for kind, shape in draws]
+    for kind, shape in draws:
         values = torch.empty(shape)
         if kind == "uniform":
             values.uniform_()
         else:
             values.normal_()
+
+
+def _num_words(kind: str, shape: tuple[int, ...]) -> int:
+    """Return how many random words torch's generator gives for a draw of float32 numbers."""
+    numbers = math.prod(shape)
+    again = kind == "normal" and numbers % _NORMAL_BLOCK  # its last block, where that is not full
+    return numbers + _NORMAL_BLOCK if again else numbers
+
+
+def _refuse_small_normal_draws(draws: list[Draw]) -> None:
+    smallest = min((shape for kind, shape in draws if kind == "normal"), key=math.prod)
+    if math.prod(smallest) < _NORMAL_BLOCK:
+        # torch computes these pairwise by log and cos, and keeps every second one in the generator's state
+        raise BadInputError(
+            "arithmetic: portable cannot start a run on so narrow a backbone\n"
+            f"  numbers in its smallest normal draw: {math.prod(smallest)} (shape {list(smallest)})\n"
+            f"  expected:                            at least {_NORMAL_BLOCK}\n"
+            "  use a wider backbone, or arithmetic: native"
+        )
 
 
 def construction_draws(config: ClipConfig) -> Iterator[Draw]:

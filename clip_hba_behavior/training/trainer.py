@@ -20,7 +20,7 @@ from clip_hba_behavior.reproducibility.state.errors import StoppedError
 from clip_hba_behavior.reproducibility.state.numerics import apply_numerics
 from clip_hba_behavior.reproducibility.state.rng import RngState, capture_rng_state, restore_rng_state
 from clip_hba_behavior.reproducibility.state.snapshot import restore_optimizer, restore_parameters, snapshot
-from clip_hba_behavior.rsa import rank_correlation as rsa
+from clip_hba_behavior.rsa import portable, rank_correlation
 from clip_hba_behavior.training.batch_order import draw_evaluation_seeds, draw_loader_seed, epoch_order
 from clip_hba_behavior.training.early_stopping import EarlyStopping
 from clip_hba_behavior.training.inputs import Inputs
@@ -83,7 +83,8 @@ class Trainer:
             epoch: the number of completed epochs that the parameters come from.
         """
         if parameters is None:
-            draw_initial_parameters(self.model, self.inputs.backbone.get().config)
+            kind = self.config.arithmetic_kind()
+            draw_initial_parameters(self.model, self.inputs.backbone.get().config, kind)
         else:
             restore_parameters(self.parameters, parameters)
         self.epoch = epoch
@@ -236,6 +237,7 @@ class Trainer:
     def behavioral_rsa(self) -> dict[str, float]:
         """Compare the held-out images' predicted RDM with the human one (Spearman's rho and its p)."""
         predictions: NDArray[np.float32] = self.predict(self.inputs.inference_rows()).cpu().numpy()
+        rsa = portable if self.config.is_portable() else rank_correlation
         rho, p_value = rsa.rank_correlation(rsa.correlation_distances(predictions), self.inputs.human_rdm)
         return {"behavioral_rsa_rho": rho, "behavioral_rsa_p_value": p_value}
 
@@ -266,6 +268,7 @@ class Trainer:
             config.lr_min,
             config.lr_warmup_epochs,
             config.lr_schedule_epochs or config.epochs,
+            config.arithmetic_kind(),
         )
 
     def _counters_begin_here(self) -> bool:

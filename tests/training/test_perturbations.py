@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import itertools
 import math
@@ -257,6 +258,18 @@ def test_an_earlier_shuffle_is_a_torch_generators_and_counts_from_the_first_pert
         expected = TABLE[:size][torch.randperm(size, generator=generator)]
         drawn = perturbation("earlier shuffle", perturb_seed=42).targets(epoch, batch, TABLE[:size])
         assert leaf_digest(drawn) == leaf_digest(expected)
+
+
+def test_a_portable_earlier_shuffle_is_the_cpus_on_every_device() -> None:
+    other = TABLE[:16].to("meta")  # a device without a generator stands for CUDA, whose generator draws others
+    earlier = perturbation("earlier shuffle", perturb_seed=42)
+    with pytest.raises(RuntimeError):
+        earlier.targets(4, 3, other)
+    portable = dataclasses.replace(earlier, arithmetic="portable")
+    assert portable.targets(4, 3, other).shape == (16, 66)
+    drawn = portable.targets(4, 3, TABLE[:16])
+    assert leaf_digest(drawn) == leaf_digest(earlier.targets(4, 3, TABLE[:16]))
+    assert (drawn[:, 0] * 7 / 66).round().int().tolist() == [5, 12, 4, 0, 3, 7, 10, 8, 6, 11, 13, 14, 15, 1, 9, 2]
 
 
 def test_the_earlier_population_is_numpys() -> None:
