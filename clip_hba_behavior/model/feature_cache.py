@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from clip_hba_behavior.reproducibility.state.errors import NotReproducibleError
 from clip_hba_behavior.reproducibility.state.files import replace
 
 Progress = Callable[[int, int], None]
+Compute = Callable[[int, int], tuple[torch.Tensor, list[str]]]
 Rows: TypeAlias = NDArray[np.float32]
 
 
@@ -37,7 +38,7 @@ class FeatureCache:
         num_rows: int,
         row_shape: tuple[int, ...],
         chunk_size: int,
-        compute: Callable[[int, int], torch.Tensor],
+        compute: Compute,
         progress: Progress = lambda done, total: None,
     ) -> None:
         """Open a cache and fill what is missing.
@@ -50,7 +51,8 @@ class FeatureCache:
             num_rows: how many rows.
             row_shape: shape of one row.
             chunk_size: rows computed together; it changes bits, so it must stand in the key.
-            compute: maps `(start, stop)` to the rows `[stop - start, *row_shape] float32`.
+            compute: maps `(start, stop)` to the rows `[stop - start, *row_shape] float32`, and to a digest of what
+                each was computed from; or to no digests, where the key says it all.
             progress: called with the rows done and in all while the cache is filled.
         """
         self.num_rows = num_rows
@@ -67,7 +69,7 @@ class FeatureCache:
                     self._fill(key, progress)
         with suppress(OSError):  # as a rule there is none; it is left by a kill behind the index
             self._journal.unlink()
-        self._chunk_digests = self._read_index() or []
+        self._chunk_digests, self.sources = self._read_index() or ([], [])
         self._rows = self._map("r")
 
     def take(self, indices: torch.Tensor) -> torch.Tensor:
@@ -98,21 +100,21 @@ class FeatureCache:
         start, stop = self._bounds(chunk)
         return _rows_digest(rows[start:stop])
 
-    def _read_index(self) -> list[str] | None:
-        """Return every chunk's digest if the cache is complete and its index undamaged."""
+    def _read_index(self) -> tuple[list[str], list[str]] | None:
+        """Return every chunk's digest and every row's source, if the cache is complete and undamaged."""
         path = self.folder / "index.json"
         try:
             index = json.loads(path.read_bytes())
-            chunk_digests = index["chunk_digests"]
+            chunk_digests, sources = index["chunk_digests"], index.get("sources", [])
             size = (self.folder / "features.bin").stat().st_size
         except (OSError, ValueError, KeyError, TypeError):
             return None
         is_complete = (
-            index.get("digest") == digest(chunk_digests)
+            index.get("digest") == _index_digest(chunk_digests, sources)
             and len(chunk_digests) == self._num_chunks()
             and size == self.num_rows * math.prod(self.row_shape) * 4
         )
-        return chunk_digests if is_complete else None
+        return (chunk_digests, sources) if is_complete else None
 
     @contextmanager
     def _filling_alone(self) -> Iterator[None]:
@@ -133,22 +135,26 @@ class FeatureCache:
             os.posix_fallocate(file.fileno(), 0, size)
         rows = self._map("r+")
         filled = _read_journal(self._journal)
-        done = {chunk: recorded for chunk, recorded in filled if recorded == self._digest(rows, chunk)}
-        replace(self._journal, b"".join(_journal_line(chunk, recorded) for chunk, recorded in done.items()))
+        done = {chunk: made for chunk, made in filled if made.digest == self._digest(rows, chunk)}
+        replace(self._journal, b"".join(_journal_line(chunk, made) for chunk, made in done.items()))
         with self._journal.open("ab") as file:
             for chunk in range(self._num_chunks()):
                 progress(self._bounds(chunk)[0], self.num_rows)
                 if chunk not in done:
                     start, stop = self._bounds(chunk)
-                    rows[start:stop] = self._compute(start, stop).cpu().numpy()
+                    computed, sources = self._compute(start, stop)
+                    rows[start:stop] = computed.cpu().numpy()
                     rows.flush()
-                    done[chunk] = self._digest(rows, chunk)
+                    done[chunk] = _Made(self._digest(rows, chunk), sources)
                     file.write(_journal_line(chunk, done[chunk]))
                     file.flush()
                     os.fsync(file.fileno())
         progress(self.num_rows, self.num_rows)
-        digests = [done[chunk] for chunk in range(self._num_chunks())]
-        index = {"chunk_digests": digests, "digest": digest(digests)}
+        made = [done[chunk] for chunk in range(self._num_chunks())]
+        digests, sources = [each.digest for each in made], [name for each in made for name in each.sources]
+        index: dict[str, Any] = {"chunk_digests": digests, "digest": _index_digest(digests, sources)}
+        if sources:
+            index["sources"] = sources
         replace(self.folder / "index.json", json.dumps(index).encode())
 
     def _verify(self, chunk: int) -> None:
@@ -164,7 +170,7 @@ class FeatureCache:
 
     def _repair(self, chunk: int, recorded: str) -> None:
         start, stop = self._bounds(chunk)
-        computed = self._compute(start, stop).cpu().numpy()
+        computed = self._compute(start, stop)[0].cpu().numpy()
         found = _rows_digest(computed)
         if found != recorded:
             raise NotReproducibleError(
@@ -181,19 +187,30 @@ def _rows_digest(rows: Rows) -> str:
     return hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()
 
 
-def _journal_line(chunk: int, recorded: str) -> bytes:
-    return json.dumps([chunk, recorded]).encode() + b"\n"
+class _Made(NamedTuple):
+    """A chunk that was filled: the digest of its rows, and what each was computed from."""
+
+    digest: str
+    sources: list[str]
 
 
-def _read_journal(path: Path) -> Iterator[tuple[int, str]]:
+def _index_digest(chunk_digests: list[str], sources: list[str]) -> str:
+    return digest([chunk_digests, sources] if sources else chunk_digests)
+
+
+def _journal_line(chunk: int, made: _Made) -> bytes:
+    return json.dumps([chunk, made.digest, *made.sources]).encode() + b"\n"
+
+
+def _read_journal(path: Path) -> Iterator[tuple[int, _Made]]:
     """Read the lines of a fill that was interrupted, up to the first that is torn or damaged."""
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
         if not line.endswith(b"\n"):
             return
         try:
-            chunk, recorded = json.loads(line)
+            chunk, recorded, *sources = json.loads(line)
         except (ValueError, TypeError):
             return
         if type(chunk) is not int:
             return
-        yield chunk, recorded
+        yield chunk, _Made(recorded, sources)

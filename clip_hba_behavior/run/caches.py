@@ -105,18 +105,25 @@ def _is_of(key: Mapping[str, Any], environment: Mapping[str, Any]) -> bool:
     trajectory, digests = environment["trajectory"], environment["digests"]
     if key.get("weights") != digests.get("weights"):
         return False
-    if any(key.get(name) != trajectory.get(name) for name in _SETTINGS):
+    if key.get("arithmetic", "native") != trajectory.get("arithmetic", "native"):
         return False
-    if key.get("device_model") != environment["machine"].get("device_model"):
-        return False
-    versions = {name: environment["versions"].get(name) for name in ("torch", "numpy")}
-    if any(key.get("versions", {}).get(name) != value for name, value in versions.items()):
+    if "arithmetic" not in key and not _is_of_this_machine(key, environment):
         return False
     if "images" in key:
         same_layers = key.get("vision_layers") == trajectory.get("vision_layers")
         return bool(same_layers and digest(list(key["images"])) == digests.get("images"))
     same_layers = key.get("transformer_layers") == trajectory.get("transformer_layers")
     return bool(same_layers and key.get("prompts") == digests.get("prompts"))
+
+
+def _is_of_this_machine(key: Mapping[str, Any], environment: Mapping[str, Any]) -> bool:
+    """Whether settings, processor and versions of a native run are those of a cache."""
+    if any(key.get(name) != environment["trajectory"].get(name) for name in _SETTINGS):
+        return False
+    if key.get("device_model") != environment["machine"].get("device_model"):
+        return False
+    versions = {name: environment["versions"].get(name) for name in ("torch", "numpy")}
+    return all(key.get("versions", {}).get(name) == value for name, value in versions.items())
 
 
 def as_table(caches: list[Cache]) -> str:

@@ -65,6 +65,16 @@ def describe_environment(config: Config, inputs: Inputs) -> dict[str, Any]:
             path.name: image_digest[:16]
             for path, image_digest in zip(inputs.image_paths, inputs.image_digests, strict=True)
         },
+        **(
+            {
+                "pixels": {
+                    path.name: decoded[:16]
+                    for path, decoded in zip(inputs.image_paths, inputs.image_cache.sources, strict=True)
+                }
+            }
+            if inputs.image_cache.sources
+            else {}
+        ),
         "targets": {
             path.name: target_digest[:16]
             for path, target_digest in zip(inputs.image_paths, inputs.target_digests, strict=False)
@@ -148,8 +158,13 @@ def changed_data(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[
 def changed_files(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """Name the images, and the images' targets, that are not what they were."""
     changed = []
-    for key, what in (("images", "images that differ"), ("targets", "targets that differ, of the images")):
-        then, now = recorded.get(key), found[key]
+    kinds = {
+        "images": "images that differ",
+        "pixels": "images that are decoded otherwise",
+        "targets": "targets that differ, of the images",
+    }
+    for key, what in kinds.items():
+        then, now = recorded.get(key), found.get(key, {})
         if then:
             names = [name for name, value in now.items() if then.get(name, value) != value]
             names += sorted(then.keys() ^ now.keys())

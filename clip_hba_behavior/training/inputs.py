@@ -224,12 +224,15 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         image_size=vision.image_size, rule=config.preprocessing, arithmetic=config.arithmetic_kind()
     )
 
-    def image_rows(start: int, stop: int) -> torch.Tensor:
-        pixels = load_pixels(paths[start:stop], preprocessing)
-        return compute_in_chunks(backbone.prefix("vision"), pixels, config.chunk_size, device)
+    def image_rows(start: int, stop: int) -> tuple[torch.Tensor, list[str]]:
+        decoded: list[str] = []
+        # Of a portable run it counts what the decoder makes of the images, not which version it is.
+        seen = (lambda _, found: decoded.append(found)) if config.is_portable() else None
+        pixels = load_pixels(paths[start:stop], preprocessing, seen)
+        return compute_in_chunks(backbone.prefix("vision"), pixels, config.chunk_size, device), decoded
 
-    def prompt_rows(start: int, stop: int) -> torch.Tensor:
-        return backbone.prefix("text")(token_ids.to(device), end_positions.to(device))
+    def prompt_rows(start: int, stop: int) -> tuple[torch.Tensor, list[str]]:
+        return backbone.prefix("text")(token_ids.to(device), end_positions.to(device)), []
 
     cache_dir = Path(str(config.cache_dir))
     num_tokens = (vision.image_size // vision.patch_size) ** 2 + 1 if config.vision_layers > 1 else 1
@@ -257,6 +260,8 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         chunk_size=len(prompts),
         compute=prompt_rows,
     )
+    if config.is_portable():
+        digests["pixels"] = digest(image_cache.sources)
     return Inputs(
         image_cache=image_cache,
         image_paths=tuple(paths),
