@@ -95,7 +95,7 @@ def load(path: Path, what: str = "checkpoint", max_bytes: int = MAX_FILE_BYTES) 
         pickled = _check_records(path, what, file, archive)
         try:
             # not closed here: it goes with the last view of it
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            mapped = private_content(file)
             content = _Reader(pickled, archive, mapped).load()
             if not isinstance(content, dict) or not all(type(key) is str for key in content):
                 kind = type(content).__name__
@@ -354,7 +354,7 @@ _STAND_INS: dict[str, object] = {
 class _Reader(pickle.Unpickler):
     """Unpickles what `_check_pickle` let through; the pickle reaches nothing but stand-ins and builtins."""
 
-    def __init__(self, pickled: bytes, archive: zipfile.ZipFile, mapped: mmap.mmap) -> None:
+    def __init__(self, pickled: bytes, archive: zipfile.ZipFile, mapped: mmap.mmap | bytearray) -> None:
         super().__init__(io.BytesIO(pickled), encoding="utf-8")
         self._records = {record.filename.partition("/")[2]: record for record in archive.infolist()}
         self._mapped = mapped
