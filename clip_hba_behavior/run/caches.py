@@ -92,9 +92,7 @@ def remove(caches: Iterable[Cache]) -> tuple[list[Cache], list[Cache]]:
         with (each.path / _LOCK_NAME).open("ab") as file:
             is_free = lock_file(file.fileno()) and _empty(each.path)
         if is_free:
-            with suppress(
-                OSError
-            ):  # Windows removes no open file, so the lock's goes last; it may be another's by now
+            with suppress(OSError):  # Windows removes no open file: so it goes last, and may be another's by now
                 (each.path / _LOCK_NAME).unlink()
                 each.path.rmdir()
         (removed if is_free else busy).append(each)

@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from clip_hba_behavior.reproducibility.record.lease import holder_of
 from clip_hba_behavior.reproducibility.record.signals import INTERRUPTED, SIGNALS, StopRequest, stopping_on_signals
-from clip_hba_behavior.reproducibility.state.errors import InterruptedRunError
+from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
 from clip_hba_behavior.reproducibility.state.process import blocked
 from clip_hba_behavior.run.advice import command_line, go_on_with
 from clip_hba_behavior.run.log import silent
@@ -21,6 +21,16 @@ from clip_hba_behavior.sweep.status import Status
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _MAX_BREAKS = 3  # a worker that dies thrice without any run coming to its end is no accident
+
+
+def refuse_no_fork_server() -> None:
+    """Return if this system can fork workers from a process that has imported what they need.
+
+    Raises:
+        BadInputError: it cannot, as Windows.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        raise BadInputError("a sweep needs Linux or macOS: this system cannot fork its workers")
 
 
 def run_locally(

@@ -31,6 +31,7 @@ from clip_hba_behavior.reproducibility.state.archive import (
     unreadable,
 )
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, UnreadableError
+from clip_hba_behavior.reproducibility.state.system import private_content
 from clip_hba_behavior.reproducibility.state.untrusted import MIB
 
 _MAX_PICKLE_BYTES = 32 * MIB
