@@ -3,11 +3,9 @@
 import atexit
 import multiprocessing
 import os
-import signal
 import threading
 import weakref
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from math import sqrt
@@ -26,13 +24,14 @@ from clip_hba_behavior.data import jitter
 from clip_hba_behavior.data.images import Preprocessing, read_image, to_pixels
 from clip_hba_behavior.data.things import DataError
 from clip_hba_behavior.reproducibility.state.philox import stream
+from clip_hba_behavior.reproducibility.state.process import blocked, ignore, signals
 
 # Tells these draws from every other use of Philox with the run's seed.
 _PURPOSE = int.from_bytes(b"augment", "little")
 _CROP_TRIES = 10
 _NUM_DRAWS = 4 + 4 * _CROP_TRIES
 # A scheduler sends these to every process of a job; only the main one may act, by saving and stopping.
-_SIGNALS_OF_THE_RUN = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+_SIGNALS_OF_THE_RUN = signals("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGBREAK")
 
 _open_iterators: weakref.WeakSet[Generator[torch.Tensor, None, None]] = weakref.WeakSet()
 
@@ -186,10 +185,10 @@ def augmented_batches(
 
 
 def _batches_of(loader: DataLoader[torch.Tensor]) -> Generator[torch.Tensor, None, None]:
-    if loader.num_workers:
+    if loader.num_workers and _has_fork_server():
         # Its start, which would otherwise come within the next lines, unblocks SIGINT and SIGTERM.
         resource_tracker.ensure_running()
-    with _signals_of_the_run_blocked():
+    with blocked(_SIGNALS_OF_THE_RUN):  # children inherit it, and the fork server hands it on
         iterator = iter(loader)
     try:
         for batch in iterator:
@@ -205,12 +204,17 @@ def _batches_of(loader: DataLoader[torch.Tensor]) -> Generator[torch.Tensor, Non
 def _context(arithmetic: Arithmetic) -> multiprocessing.context.BaseContext:
     # A fork of a process with torch's threads can deadlock; the fork server has none. It imports torch once
     # (1.8 s), after which two workers start in 0.03 s, as fast as by fork; by spawn it is 1.2 s each time.
-    context = multiprocessing.get_context("forkserver")
-    # Resizing in portable arithmetic imports scipy.sparse, 0.15 s in each worker.
-    context.set_forkserver_preload([__name__, *(["scipy.sparse"] if arithmetic == "portable" else [])])
+    context = multiprocessing.get_context("forkserver" if _has_fork_server() else "spawn")
+    if _has_fork_server():
+        # Resizing in portable arithmetic imports scipy.sparse, 0.15 s in each worker.
+        context.set_forkserver_preload([__name__, *(["scipy.sparse"] if arithmetic == "portable" else [])])
     # At its exit Python waits for workers; an iterator that nobody closed would keep them, and so it, for ever.
     atexit.register(_close_open_iterators)
     return context
+
+
+def _has_fork_server() -> bool:
+    return "forkserver" in multiprocessing.get_all_start_methods()
 
 
 def _close_open_iterators() -> None:
@@ -218,19 +222,9 @@ def _close_open_iterators() -> None:
         batches.close()
 
 
-@contextmanager
-def _signals_of_the_run_blocked() -> Iterator[None]:
-    # Children inherit the mask, and the fork server hands it on. A signal that comes now is only late.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_OF_THE_RUN)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _live_and_die_with_the_run(_worker: int) -> None:
     # Where someone else started the fork server, its children have inherited no mask.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_OF_THE_RUN)
+    ignore(_SIGNALS_OF_THE_RUN)
     # The DataLoader's own watch is for a worker's parent, which is the fork server and outlives a killed run.
     threading.Thread(target=_end_after_the_run, daemon=True).start()
 

@@ -37,7 +37,7 @@ def resolve_backbone(name: str) -> str:
             f"  OpenAI's names of vision transformers are {', '.join(HUB_NAMES)}\n"
             "  give one of these, a directory in Hugging Face format, a name on its hub, or a .pt file"
         )
-    if _is_a_path(name):
+    if is_a_path(name):
         raise BadInputError(f"there is no backbone {name}: neither a directory nor a .pt file")
     return name
 
@@ -55,7 +55,7 @@ def refuse_no_tokenizer(name: str) -> None:
             f"there is no tokenizer {shown(name)}: OpenAI's names are for backbones\n"
             f"  give a directory, or a name on the hub such as {HUB_NAMES.get(name, HUB_NAMES['ViT-L/14'])}"
         )
-    if _is_a_path(name):
+    if is_a_path(name):
         raise BadInputError(
             f"tokenizer {name} could not be loaded: there is no such directory\n"
             "  name a directory in Hugging Face format or a model on the hub"
@@ -66,5 +66,6 @@ def _is_there(name: str) -> bool:
     return Path(name).expanduser().exists()
 
 
-def _is_a_path(name: str) -> bool:
-    return name.count("/") > 1 or name.startswith((".", "/", "~"))
+def is_a_path(name: str) -> bool:
+    """Whether a name is a path's, and not one of the hub."""
+    return name.count("/") > 1 or "\\" in name or name.startswith((".", "/", "~"))

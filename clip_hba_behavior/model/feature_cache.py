@@ -5,11 +5,9 @@ when all are there; `filling.jsonl`, the digests so far, while they are not. The
 digest of everything that the features depend on, so a change of any of it is another cache.
 """
 
-import fcntl
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,10 +20,13 @@ from numpy.typing import NDArray
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.errors import NotReproducibleError
 from clip_hba_behavior.reproducibility.state.files import replace
+from clip_hba_behavior.reproducibility.state.system import allocate, lock_file, sync_file, unlock_file
 
 Progress = Callable[[int, int], None]
 Compute = Callable[[int, int], tuple[torch.Tensor, list[str]]]
 Rows: TypeAlias = NDArray[np.float32]
+
+LOCK_NAME = "fill.lock"
 
 
 class FeatureCache:
@@ -119,9 +120,12 @@ class FeatureCache:
     @contextmanager
     def _filling_alone(self) -> Iterator[None]:
         """Hold the folder's lock, waiting for it; the kernel releases it when this process ends."""
-        with (self.folder / "fill.lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        with (self.folder / "fill.lock").open("ab") as file:
+            lock_file(file.fileno(), wait=True)
+            try:
+                yield
+            finally:
+                unlock_file(file.fileno())
 
     def _fill(self, key: Mapping[str, Any], progress: Progress) -> None:
         for left in self.folder.glob(".*.tmp"):  # by a process that was killed; all are written under the lock
@@ -129,10 +133,7 @@ class FeatureCache:
         replace(self.folder / "key.json", json.dumps(dict(key), indent=1).encode())
         features = self.folder / "features.bin"
         with features.open("ab") as file:
-            size = self.num_rows * math.prod(self.row_shape) * 4
-            os.truncate(features, size)
-            # a full disk shows here, as an error; in a mapped hole it would kill the process
-            os.posix_fallocate(file.fileno(), 0, size)
+            allocate(file.fileno(), self.num_rows * math.prod(self.row_shape) * 4)
         rows = self._map("r+")
         filled = _read_journal(self._journal)
         done = {chunk: made for chunk, made in filled if made.digest == self._digest(rows, chunk)}
@@ -148,7 +149,7 @@ class FeatureCache:
                     done[chunk] = _Made(self._digest(rows, chunk), sources)
                     file.write(_journal_line(chunk, done[chunk]))
                     file.flush()
-                    os.fsync(file.fileno())
+                    sync_file(file.fileno())
         progress(self.num_rows, self.num_rows)
         made = [done[chunk] for chunk in range(self._num_chunks())]
         digests, sources = [each.digest for each in made], [name for each in made for name in each.sources]

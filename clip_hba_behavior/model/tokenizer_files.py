@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clip_hba_behavior.model.backbone_names import is_a_path
 from clip_hba_behavior.model.hub import PretrainedFiles
 from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_text, quote, shown
 
@@ -48,7 +49,7 @@ def read_tokenizer_files(name: str) -> TokenizerFiles:
     directory = Path(name).expanduser()
     if directory.is_file():
         raise OSError("found a file, expected a directory or a name on the hub")
-    if not directory.is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+    if not directory.is_dir() and is_a_path(name):
         raise OSError("there is no such directory")
     files = PretrainedFiles(str(directory) if directory.is_dir() else name)
     found: dict[str, Path] = {}

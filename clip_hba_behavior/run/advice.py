@@ -1,12 +1,13 @@
 """What a person does next: commands to copy, and names that are free."""
 
-import shlex
 from pathlib import Path
+
+from clip_hba_behavior.reproducibility.state.process import join_command
 
 
 def command_line(*words: object) -> str:
     """Return a `clip-hba` command with its words quoted where the shell needs it."""
-    return shlex.join(["clip-hba", *(str(each) for each in words)])
+    return join_command(["clip-hba", *(str(each) for each in words)])
 
 
 def go_on_with(command: str) -> str:

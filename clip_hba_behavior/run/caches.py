@@ -1,18 +1,19 @@
 """The caches of frozen features on this machine: what each takes, and which runs it belongs to."""
 
-import fcntl
 import json
-import shutil
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.system import IS_WINDOWS, lock_file
 from clip_hba_behavior.reproducibility.state.untrusted import quote
 from clip_hba_behavior.run.directory import RunDirectory
 
+_LOCK_NAME = "fill.lock"
 # Of a cache's key and of a run's settings: what both name.
 _SETTINGS = ("num_threads", "deterministic", "tf32", "sdpa_backend", "chunk_size")
 
@@ -83,19 +84,33 @@ def remove(caches: Iterable[Cache]) -> tuple[list[Cache], list[Cache]]:
     """Remove caches; they are filled again when a run needs them.
 
     Returns:
-        Those that were removed, and those that a process is filling, which stay.
+        Those that were removed, and those that a process is filling, or on Windows reading, which stay.
     """
-    removed, busy = [], []
+    removed: list[Cache] = []
+    busy: list[Cache] = []
     for each in caches:
-        with (each.path / "fill.lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                busy.append(each)
-                continue
-            shutil.rmtree(each.path)
-            removed.append(each)
+        with (each.path / _LOCK_NAME).open("ab") as file:
+            is_free = lock_file(file.fileno()) and _empty(each.path)
+        if is_free:
+            with suppress(OSError):  # Windows removes no open file: so it goes last, and may be another's by now
+                (each.path / _LOCK_NAME).unlink()
+                each.path.rmdir()
+        (removed if is_free else busy).append(each)
     return removed, busy
+
+
+def _empty(folder: Path) -> bool:
+    """Remove a cache's files but its lock's, the rows first; False if Windows sees that a run has them open."""
+    files = sorted(folder.iterdir(), key=lambda path: path.name != "features.bin")
+    try:
+        for path in files:
+            if path.name != _LOCK_NAME:
+                path.unlink()
+    except PermissionError:
+        if not IS_WINDOWS:
+            raise
+        return False
+    return True
 
 
 def _is_of(key: Mapping[str, Any], environment: Mapping[str, Any]) -> bool:

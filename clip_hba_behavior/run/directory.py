@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from clip_hba_behavior.config import Config, as_recorded, make_config, read_config_file
-from clip_hba_behavior.reproducibility.record.lease import Lease, LeaseLostError, hold
+from clip_hba_behavior.reproducibility.record.lease import LOCK_NAME, Lease, LeaseLostError, hold
 from clip_hba_behavior.reproducibility.record.ledger import LEDGER_NAME
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
-from clip_hba_behavior.reproducibility.state.files import publish, replace, sync_directory
+from clip_hba_behavior.reproducibility.state.files import publish, replace
+from clip_hba_behavior.reproducibility.state.process import join_command
+from clip_hba_behavior.reproducibility.state.system import IS_WINDOWS, sync_directory, sync_file
 from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_text, quote
 from clip_hba_behavior.run.advice import command_line, free_directory, go_on_with
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints, name_epochs
@@ -76,16 +77,24 @@ class RunDirectory:
         made = [each for each in (self.path, *self.path.parents) if not each.exists()]
         self.refuse_if_used()
         self.path.mkdir(parents=True, exist_ok=True)
-        with self._hold():
-            self.refuse_if_used()  # another process may have come first
-            self._remove_unpublished()
-            try:
-                yield
-            finally:
-                if not list_checkpoints(self.checkpoints):
-                    with suppress(LeaseLostError):  # what is there now may be another's
-                        self.check_held()
-                        self._remove_empty(made)
+        is_abandoned = False
+        try:
+            with self._hold():
+                self.refuse_if_used()  # another process may have come first
+                self._remove_unpublished()
+                try:
+                    yield
+                finally:
+                    if not list_checkpoints(self.checkpoints):
+                        with suppress(LeaseLostError):  # what is there now may be another's
+                            self.check_held()
+                            self._remove_empty(made)
+                            is_abandoned = True
+        finally:
+            if is_abandoned and IS_WINDOWS:  # which removes no open file, so it was still there
+                with suppress(OSError):  # another process has it by now
+                    (self.path / LOCK_NAME).unlink()
+                    _remove_directories(made)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -193,11 +202,9 @@ class RunDirectory:
     def _remove_empty(self, made: list[Path]) -> None:
         """Take back what a start that failed has made: its own files, and directories it created."""
         self._remove_unpublished()
-        for name in ("config.yaml", "environment.json", "training_log.txt", "run.lock"):
+        for name in ("config.yaml", "environment.json", "training_log.txt", *(() if IS_WINDOWS else (LOCK_NAME,))):
             (self.path / name).unlink(missing_ok=True)
-        for directory in (self.checkpoints, *made):
-            if directory.is_dir() and not any(directory.iterdir()):
-                directory.rmdir()
+        _remove_directories([self.checkpoints, *made])
 
     # --- checkpoints --------------------------------------------------------------------------------
 
@@ -264,7 +271,7 @@ class RunDirectory:
     def write_best(self, epoch: int, test_loss: float) -> None:
         """Name "the model" of the run in `best.json`: the epoch with the lowest test loss."""
         file = checkpoint_path(self.checkpoints, epoch).relative_to(self.path)
-        best = {"epoch": epoch, "test_loss": test_loss, "checkpoint": str(file)}
+        best = {"epoch": epoch, "test_loss": test_loss, "checkpoint": file.as_posix()}
         replace(self.path / "best.json", (json.dumps(best) + "\n").encode())
 
     def read_best(self) -> tuple[int, float]:
@@ -296,10 +303,10 @@ class RunDirectory:
     def note_fork(self, epoch: int, fork: Path) -> None:
         """Write down that a fork begins with the state after `epoch`, so that its checkpoint stays."""
         is_torn = self.forks_file.exists() and not self.forks_file.read_bytes().endswith(b"\n")
-        with self.forks_file.open("a", encoding="utf-8") as file:
+        with self.forks_file.open("a", encoding="utf-8", newline="\n") as file:
             file.write(("\n" if is_torn else "") + f"{epoch} {fork}\n")
             file.flush()
-            os.fsync(file.fileno())
+            sync_file(file.fileno())
         sync_directory(self.path)
 
     def copy_history(self, source: "RunDirectory", epoch: int) -> None:
@@ -327,9 +334,15 @@ class RunDirectory:
             )
 
 
+def _remove_directories(directories: list[Path]) -> None:
+    for directory in directories:
+        if directory.is_dir() and not any(directory.iterdir()):
+            directory.rmdir()
+
+
 def _is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def _elsewhere(taken: Path) -> str:
-    return f"give another --run-dir, such as {shlex.quote(str(free_directory(taken)))}"
+    return f"give another --run-dir, such as {join_command([str(free_directory(taken))])}"

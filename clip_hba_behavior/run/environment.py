@@ -238,9 +238,10 @@ def _git_commit() -> str | None:
     root = Path(__file__).parents[2]
     git = ["git", "-C", str(root), "rev-parse"]
     try:
-        top = subprocess.run([*git, "--show-toplevel"], capture_output=True, text=True, check=True).stdout.strip()
-        if Path(top) != root:  # installed inside another project's tree
-            return None
-        return subprocess.run([*git, "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+        top, commit = (
+            subprocess.run([*git, asked], capture_output=True, encoding="utf-8", check=True).stdout.strip()
+            for asked in ("--show-toplevel", "HEAD")
+        )
+    except (OSError, subprocess.CalledProcessError, UnicodeDecodeError):
         return None
+    return commit if Path(top) == root else None  # it may be installed inside another project's tree

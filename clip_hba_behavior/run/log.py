@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from clip_hba_behavior.reproducibility.record.log_file import LogFile
 from clip_hba_behavior.reproducibility.record.session import Report, Session
 from clip_hba_behavior.reproducibility.record.signals import stopping_on_signals
 from clip_hba_behavior.run.output import lasting_output
@@ -57,9 +58,7 @@ def logging_to(path: Path | None) -> Iterator[logging.Logger]:
     if not any(isinstance(each, _ToStandardOutput) for each in logger.handlers):  # a run within a command
         handlers.append(_ToStandardOutput())
     if path is not None:
-        file = logging.FileHandler(path, encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        handlers.append(file)
+        handlers.append(LogFile(path))
     for handler in handlers:
         logger.addHandler(handler)
     try:

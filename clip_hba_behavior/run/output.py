@@ -1,6 +1,7 @@
-"""Standard output and error whose reader may leave: a closed pipe, or a terminal that hung up, ends no run."""
+"""Standard output and error whose reader may leave, or lack a sign: that ends no run."""
 
 import errno
+import io
 import os
 import stat
 import sys
@@ -42,15 +43,27 @@ class _Lasting:
 def lasting_output() -> Iterator[None]:
     """Let whoever reads standard output or error go away without ending the work."""
     before = sys.stdout, sys.stderr
+    errors = [_escape_what_has_no_code(each) for each in before]
     sys.stdout, sys.stderr = (_lasting(each) for each in before)
     try:
         yield
     finally:
+        for stream, name in zip(before, errors, strict=True):
+            if name is not None and isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors=name)
         lasting = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = before
         for stream in lasting:
             if isinstance(stream, _Lasting):
                 stream.flush()  # not at the interpreter's end, which would change the exit code
+
+
+def _escape_what_has_no_code(stream: TextIO | None) -> str | None:
+    r"""Write \u2713 where a stream's encoding, such as Windows' cp1252, has no ✓; return what it did before."""
+    if not isinstance(stream, io.TextIOWrapper) or stream.errors != "strict":
+        return None
+    stream.reconfigure(errors="backslashreplace")
+    return "strict"
 
 
 def _lasting(stream: TextIO | None) -> TextIO:
@@ -62,6 +75,8 @@ def _lasting(stream: TextIO | None) -> TextIO:
 def _reader_is_gone(error: OSError, descriptor: int) -> bool:
     """Whether a pipe has no reader, or a terminal hung up; not a disk that is full or broken."""
     if error.errno == errno.EPIPE:
+        return True
+    if error.errno == errno.EINVAL and stat.S_ISFIFO(os.fstat(descriptor).st_mode):  # Windows' word for it
         return True
     return error.errno == errno.EIO and stat.S_ISCHR(os.fstat(descriptor).st_mode)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_hba_behavior.config import DATA_KEYS, Config, make_config
+from clip_hba_behavior.reproducibility.state.process import usable_cores
 
 
 def resolve_config(config: Config) -> Config:
@@ -17,7 +18,7 @@ def resolve_config(config: Config) -> Config:
     cache_dir = Path(config.cache_dir or cache_home / "clip_hba_behavior")
     values: dict[str, Any] = {
         "device": _device(config.device),
-        "num_threads": config.num_threads or len(os.sched_getaffinity(0)),
+        "num_threads": config.num_threads or usable_cores(),
         "lr_schedule_epochs": config.lr_schedule_epochs or max(1, config.epochs),
         "cache_dir": str(cache_dir.expanduser().absolute()),
         "run_dir": str(run_directory_of(config)),

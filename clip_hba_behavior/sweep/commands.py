@@ -18,7 +18,7 @@ from clip_hba_behavior.run.checkpoint_files import list_checkpoints, name_epochs
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.log import session
 from clip_hba_behavior.sweep import slurm
-from clip_hba_behavior.sweep.local import cancel_local, run_locally
+from clip_hba_behavior.sweep.local import cancel_local, refuse_no_fork_server, run_locally
 from clip_hba_behavior.sweep.plan import Plan, Run, make_plan, read_sweep_file
 from clip_hba_behavior.sweep.progress import SweepProgress
 from clip_hba_behavior.sweep.status import Status, status_of
@@ -101,6 +101,8 @@ def run(sweep: Path, engine: str) -> int:
     planned = read_plan(sweep)
     if engine not in ("local", "slurm"):
         raise BadInputError(f"--engine {engine}: expected local or slurm")
+    if engine == "local":
+        refuse_no_fork_server()
     planned.directory.mkdir(parents=True, exist_ok=True)
     replace(planned.copied_file(), sweep.read_bytes())
     if engine == "slurm":

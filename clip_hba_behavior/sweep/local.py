@@ -9,11 +9,11 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import forkserver
 
-from clip_hba_behavior.reproducibility.record.lease import process_start
+from clip_hba_behavior.reproducibility.record.lease import holder_of
 from clip_hba_behavior.reproducibility.record.signals import INTERRUPTED, SIGNALS, StopRequest, stopping_on_signals
-from clip_hba_behavior.reproducibility.state.errors import InterruptedRunError
+from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
+from clip_hba_behavior.reproducibility.state.process import blocked
 from clip_hba_behavior.run.advice import command_line, go_on_with
 from clip_hba_behavior.run.log import silent
 from clip_hba_behavior.sweep.plan import Plan, Run
@@ -21,6 +21,16 @@ from clip_hba_behavior.sweep.status import Status
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _MAX_BREAKS = 3  # a worker that dies thrice without any run coming to its end is no accident
+
+
+def refuse_no_fork_server() -> None:
+    """Return if this system can fork workers from a process that has imported what they need.
+
+    Raises:
+        BadInputError: it cannot, as Windows.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        raise BadInputError("a sweep needs Linux or macOS: this system cannot fork its workers")
 
 
 def run_locally(
@@ -107,11 +117,10 @@ def _start_fork_server() -> None:
 
     If it died of a signal, no worker could be waited for any more, and none would save.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
+    from multiprocessing import forkserver
+
+    with blocked(SIGNALS):
         forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_workers(pool: ProcessPoolExecutor) -> None:
@@ -163,12 +172,12 @@ def _execute_chain(plan: Plan, chain: tuple[Run, ...]) -> list[tuple[Run, Status
 def cancel_local(plan: Plan) -> str:
     """Ask the process of this machine that executes the sweep to save and leave."""
     try:
-        holder = json.loads((plan.directory / "run.lock").read_text())
+        holder = json.loads((plan.directory / "run.lock").read_bytes())
     except (OSError, ValueError):
         return "no process of this machine executes the sweep"
     if holder.get("host") != socket.gethostname():
         return f"the sweep is executed on {holder.get('host')}: cancel it there"
-    if process_start(int(holder["process"])) != holder["started"]:
+    if holder_of(plan.directory) is None:
         return "no process of this machine executes the sweep"
     os.kill(int(holder["process"]), signal.SIGTERM)
     again = go_on_with(command_line("sweep", "resume", plan.copied_file()))

@@ -1,6 +1,5 @@
 """Which runs a sweep consists of, and which of them share a beginning."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from clip_hba_behavior.config import Config, make_config, read_config_file
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.process import usable_cores
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.wrong_keys import explain, suggestion
@@ -233,7 +233,7 @@ class Plan:
     def num_processes(self) -> int:
         """Return how many runs fit at once here: the cores by the baseline's thread count, which forks inherit."""
         threads = RunDirectory(self.baseline).read_config().num_threads or 1
-        return self.file.processes or max(1, len(os.sched_getaffinity(0)) // threads)
+        return self.file.processes or max(1, usable_cores() // threads)
 
     def epochs_to_train(self) -> int:
         """Return how many epochs the sweep trains, with shared beginnings."""

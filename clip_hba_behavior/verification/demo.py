@@ -32,7 +32,7 @@ def run_demo(directory: Path) -> bool:
     directory = free_directory(directory.absolute())
     directory.mkdir(parents=True)
     config = directory / "demo.yaml"
-    config.write_text("".join(f"{key}: {value}\n" for key, value in SETTINGS.items()))
+    config.write_bytes("".join(f"{key}: {value}\n" for key, value in SETTINGS.items()).encode())
     baseline, resumed = directory / "baseline", directory / "resumed"
 
     began = time.monotonic()

@@ -28,6 +28,7 @@ from clip_hba_behavior.reproducibility.state.files import publish
 from clip_hba_behavior.reproducibility.state.numerics import numerics_left_as_they_were
 from clip_hba_behavior.reproducibility.state.rng import undisturbed_generators
 from clip_hba_behavior.reproducibility.state.snapshot import snapshot
+from clip_hba_behavior.reproducibility.state.system import IS_WINDOWS
 from clip_hba_behavior.reproducibility.state.tree import to_bytes
 from clip_hba_behavior.run.assembly import build_trainer
 from clip_hba_behavior.run.checkpoint import (
@@ -116,7 +117,8 @@ def verify_quick(
     began = time.monotonic()
     # The process is gone before its directory is, however this ends.
     with (
-        tempfile.TemporaryDirectory(prefix="clip-hba-quick-") as name,
+        # Windows removes no file that is mapped; what a garbage collector has not let go of by then is left
+        tempfile.TemporaryDirectory(prefix="clip-hba-quick-", ignore_cleanup_errors=IS_WINDOWS) as name,
         _new_process() as process,  # its imports take seconds; meanwhile the work here goes on
         numerics_left_as_they_were(),  # the caller may be in the middle of work of its own
         undisturbed_generators(),
@@ -144,6 +146,7 @@ def verify_quick(
         crippled = dataclasses.replace(middle, optimizer_state=middle.optimizer_state | {"state": {}})
         _train(trainer, NUM_STEPS, crippled)
         control = compare(state.parameters, trainer.snapshot().parameters)
+        del trainer  # and so its mapped features
 
     left, right = _groups(state, outputs), _groups(continued, continued_outputs)
     result = QuickResult(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from clip_hba_behavior.config import Config, as_recorded, make_config
@@ -139,7 +140,7 @@ def recorded_config(files: RunFiles, given: Mapping[str, Any]) -> Config:
         origin = origins[max(origins)]
         recorded = settings_of(origin)
         if origin.get("parent") is not None:  # a fork may do in its first epoch what others do not
-            baseline = origin["parent"]["checkpoint"].rpartition("/")[0]
+            baseline = str(Path(origin["parent"]["checkpoint"]).parent)
             recorded |= {"training_run": origin["training_run"], "baseline_dora_directory": baseline}
         return _replaying(recorded, given)
     if not given:

@@ -38,10 +38,10 @@ class DerivedRun:
         """Derive a run of `last_epoch` epochs; the model's DoRA parameters become the initial ones.
 
         Raises:
-            BadInputError: with `dora_dropout` the draws between two epochs depend on the device; they cannot be
+            BadInputError: with `dora_dropout`, in native arithmetic, the draws between two epochs depend on the device; they cannot be
                 derived without training.
         """
-        if config.dora_dropout:
+        if config.dora_dropout and not config.is_portable():
             raise BadInputError(
                 "random states cannot be derived where training draws too\n"
                 f"  found:    dora_dropout {config.dora_dropout}\n  expected: dora_dropout 0\n"
@@ -49,7 +49,7 @@ class DerivedRun:
             )
         with undisturbed_generators():
             self.split = seed_protocol.begin(config.random_seed, num_images, config.train_portion)
-            seed_protocol.draw_initial_parameters(model, clip)
+            seed_protocol.draw_initial_parameters(model, clip, config.arithmetic_kind())
             self.initial_parameters: dict[str, torch.Tensor] = snapshot(model.dora_parameters())
             draw_loader_seed()  # the first evaluation's
             self.rng_states: dict[int, RngState] = {0: snapshot(capture_rng_state())}

@@ -1,7 +1,6 @@
 """The commands for runs of any training loop: verified by the user's own loop, compared, shown."""
 
 import importlib
-import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
+from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.run.directory import is_tracked
 from clip_hba_behavior.run.log import session
 from clip_hba_behavior.verification.certificate_file import check_free, headed, write_certificate
@@ -62,7 +62,7 @@ def find_loop(run: Path, loop: str | None) -> Callable[..., Any]:
     Raises:
         BadInputError: it was not given, or is not there.
     """
-    command = f"clip-hba verify checkpoints {shlex.quote(str(run))} --loop MODULE:FUNCTION"
+    command = f"{command_line('verify', 'checkpoints', run)} --loop MODULE:FUNCTION"
     advice = f"name it by {command}, from the directory that holds it"
     if loop is None:
         raise BadInputError(

@@ -41,7 +41,7 @@ def fork(run: str | Path, at: int, into: str | Path) -> Path:
         "state_digest": state.digest() if state is not None else None,
     }
     # noted first: from now on the run keeps this state, whatever it does not keep
-    with source.directory.forks_file.open("a", encoding="utf-8") as file:
+    with source.directory.forks_file.open("a", encoding="utf-8", newline="\n") as file:
         file.write(f"{at} {target.path}\n")
     target.path.mkdir(parents=True, exist_ok=True)
     # first: a directory that is known as a fork and lacks its state is refused, and not trained in from nothing

@@ -1,12 +1,12 @@
 """One writer a directory: a lock that the kernel keeps, and on shared file systems a lease with a heartbeat.
 
 `run.lock` names its holder; its modification time is the holder's heartbeat. Where the file system
-carries `flock` to every machine, that alone keeps a second process out. Where it does not, the content
+carries locks to every machine, that alone keeps a second process out. Where it does not, the content
 decides, and of several who find a dead holder, the one whose claim file appears first takes over.
+A holder of this machine is looked up in `/proc`; where there is none, by its lock.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +22,17 @@ from typing import Any
 
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, StoppedError
 from clip_hba_behavior.reproducibility.state.files import publish
+from clip_hba_behavior.reproducibility.state.process import process_start, seconds_since_boot, this_boot
+from clip_hba_behavior.reproducibility.state.system import (
+    BINARY,
+    READ_ONLY,
+    lock_file,
+    read_at,
+    sync_file,
+    touch,
+    unlock_file,
+    write_at,
+)
 
 LOCK_NAME = "run.lock"
 HEARTBEAT_SECONDS = 30.0
@@ -54,7 +65,7 @@ class Lease:
             BadInputError: another process holds it; names its host and process.
         """
         while True:
-            descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | BINARY, 0o644)
             try:
                 lease = cls(directory / LOCK_NAME, descriptor)
                 if lease._take(try_flock(descriptor)):
@@ -88,9 +99,10 @@ class Lease:
             with suppress(OSError):  # what cannot be emptied is found dead
                 if self._read() == self._content:
                     os.ftruncate(self._descriptor, 0)
+                unlock_file(self._descriptor)
         os.close(self._descriptor)
 
-    def _take(self, is_free: bool) -> bool:
+    def _take(self, is_free: bool | None) -> bool:
         """Become the holder; False if the lock file changed meanwhile and must be looked at again.
 
         Every holder's record has one successor: the process whose claim appears under its digest.
@@ -111,15 +123,15 @@ class Lease:
                     last, heartbeat = claim.read_bytes(), claim.stat().st_mtime
             except FileNotFoundError:  # cleared away meanwhile by one that took over
                 return False
-            self._refuse_if_alive(last, heartbeat)
+            self._refuse_if_alive(last, heartbeat, is_free or None)
             claims.append(claim)
         try:
             if self._read() != found:
                 return False  # someone took over from the same holder and had already removed its claim
-            os.pwrite(self._descriptor, self._content, 0)
+            write_at(self._descriptor, self._content, 0)
             os.ftruncate(self._descriptor, len(self._content))
-            os.fsync(self._descriptor)
-            os.utime(self._descriptor)
+            sync_file(self._descriptor)
+            touch(self._descriptor, self.path)
             for each in claims:
                 each.unlink(missing_ok=True)
         finally:
@@ -131,26 +143,26 @@ class Lease:
         try:
             # Opening by name makes a network file system's client ask the server. The content is then
             # read where the lock is: some systems let nobody read a locked file through another handle.
-            opened = os.open(self.path, os.O_RDONLY)
+            opened = os.open(self.path, READ_ONLY)
             try:
                 is_same = os.path.samestat(os.fstat(opened), os.fstat(self._descriptor))
             finally:
                 os.close(opened)
-            return os.pread(self._descriptor, 4096, 0) if is_same else None
+            return read_at(self._descriptor, 4096, 0) if is_same else None
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ESTALE):
                 return None
             raise
 
-    def _refuse_if_alive(self, content: bytes, heartbeat: float, is_free: bool = True) -> None:
+    def _refuse_if_alive(self, content: bytes, heartbeat: float, is_free: bool | None) -> None:
         holder = _parse(content)
         age = server_clock(self.path.parent) - heartbeat
-        is_alive = _is_alive(holder, self.record, len(content) > 0 and age < DEAD_AFTER_SECONDS)
+        is_alive = _is_alive(holder, self.record, len(content) > 0 and age < DEAD_AFTER_SECONDS, is_free)
         advice = f"; if it is gone, try again {DEAD_AFTER_SECONDS:.0f} s after its last heartbeat"
         if _is_of_this_machine(holder, self.record):
             advice = ""
         # Locked without a record: it is just beginning or ending, or an earlier version of this package.
-        if is_alive or ("token" not in holder and not is_free):
+        if is_alive or ("token" not in holder and is_free is False):
             raise BadInputError(
                 f"the run directory {self.path.parent} is in use\n"
                 f"  by:      {_in_words(holder)}, heartbeat {age:.0f} s ago\n"
@@ -163,7 +175,7 @@ class Lease:
             began = seconds_since_boot()
             try:
                 self.check()  # another's lease, or one that was silent for too long, is never renewed
-                os.utime(self._descriptor)  # to the server's own time
+                touch(self._descriptor, self.path)  # to the server's own time
                 self._renewed = began
             except LeaseLostError:
                 return  # the run learns it from its own check
@@ -188,71 +200,76 @@ def hold(directory: Path) -> Iterator[Lease]:
 
 
 def holder_of(directory: Path) -> str | None:
-    """Return in words which process holds a directory; None if none does. Nothing is locked for it."""
+    """Return in words which process holds a directory; None if none does."""
     try:
         content, heartbeat = (directory / LOCK_NAME).read_bytes(), (directory / LOCK_NAME).stat().st_mtime
     except FileNotFoundError:
         return None
     holder = _parse(content)
     beats = len(content) > 0 and time.time() - heartbeat < DEAD_AFTER_SECONDS
-    return _in_words(holder) if holder and _is_alive(holder, describe_this_process(), beats) else None
+    this = describe_this_process()
+    is_free = None if this["started"] else _is_free(directory / LOCK_NAME)
+    return _in_words(holder) if holder and _is_alive(holder, this, beats, is_free) else None
+
+
+def _is_free(path: Path) -> bool | None:
+    """Look whether a file is locked, by locking it for a moment; None if that cannot be told."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | BINARY)
+    except OSError:
+        return None
+    try:
+        is_free = try_flock(descriptor)
+        if is_free:
+            unlock_file(descriptor)
+        return is_free
+    finally:
+        os.close(descriptor)
 
 
 def _is_of_this_machine(holder: dict[str, Any], this: dict[str, Any]) -> bool:
     return all(holder.get(key) == this[key] for key in ("boot_id", "pid_namespace"))
 
 
-def _is_alive(holder: dict[str, Any], this: dict[str, Any], beats: bool) -> bool:
-    """Whether a holder lives: of this machine by its process, of another by its heartbeat."""
+def _is_alive(holder: dict[str, Any], this: dict[str, Any], beats: bool, is_free: bool | None) -> bool:
+    """Whether a holder lives: of this machine by its process, or its lock; of another by its heartbeat."""
     if _is_of_this_machine(holder, this):
-        return bool(process_start(holder["process"]) == holder["started"])
+        if this["started"] is not None:
+            return bool(process_start(holder["process"]) == holder["started"])
+        if is_free is not None:
+            return not is_free
     return beats
 
 
 def describe_this_process() -> dict[str, Any]:
     """Say which process this is, so that others can tell whether it still lives."""
+    boot, namespace = this_boot()
     return {
         "host": socket.gethostname(),
-        "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-        "pid_namespace": str(Path("/proc/self/ns/pid").readlink()),
+        "boot_id": boot,
+        "pid_namespace": namespace,
         "process": os.getpid(),
         "started": process_start(os.getpid()),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
 
 
-def process_start(process: int) -> str | None:
-    """Return when a process started, in ticks since boot; None if it has ended."""
-    try:
-        stat = Path(f"/proc/{process}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = stat.rpartition(")")[2].split()  # from the third on: the second, a name, may hold anything
-    return None if fields[0] in "ZX" else fields[19]
-
-
 def server_clock(directory: Path) -> float:
     """Return the time by the clock that stamps a directory's files, in seconds."""
     with tempfile.TemporaryFile(dir=directory) as file:
-        os.utime(file.fileno())
+        if os.utime in os.supports_fd:  # elsewhere that it is new must do
+            os.utime(file.fileno())
         return os.fstat(file.fileno()).st_mtime
 
 
-def seconds_since_boot() -> float:
-    """Return a clock that nobody sets and that goes on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def try_flock(descriptor: int) -> bool:
-    """Lock a file if it is free, or if its file system has no such locks; the content then decides."""
+def try_flock(descriptor: int) -> bool | None:
+    """Lock a file if it is free, and return whether it was; None if its file system has no locks."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return lock_file(descriptor)
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
             raise
-    return True
+        return None
 
 
 def _parse(content: bytes) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from clip_hba_behavior.reproducibility.state.files import publish, sync_directory
+from clip_hba_behavior.reproducibility.state.files import publish
+from clip_hba_behavior.reproducibility.state.system import sync_directory
 from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_text
 
 FOLDER = "quarantine"
@@ -45,7 +46,7 @@ def keep_file(run: Path, path: Path, record: Mapping[str, Any]) -> dict[str, Any
     """Move a file of a run out of the way, as it is; see `keep_content`."""
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
-    name = str(path.relative_to(run))
+    name = path.relative_to(run).as_posix()
     target = _free(folder, path.name)
     path.rename(target)
     sync_directory(path.parent)
@@ -94,7 +95,7 @@ def describe(record: Mapping[str, Any]) -> str:
 def _write_record(run: Path, name: str, path: Path, sha256: str, record: Mapping[str, Any]) -> dict[str, Any]:
     content = {
         "file": name,
-        "original": str(path.relative_to(run)),
+        "original": path.relative_to(run).as_posix(),
         "sha256": sha256,
         "date": datetime.now(UTC).isoformat(timespec="microseconds"),
         **record,

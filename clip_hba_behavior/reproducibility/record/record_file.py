@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,8 @@ from clip_hba_behavior.reproducibility.record.lines import Fault, Lines, Positio
 from clip_hba_behavior.reproducibility.record.quarantine import keep_content
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, NotReproducibleError
 from clip_hba_behavior.reproducibility.state.files import replace
+from clip_hba_behavior.reproducibility.state.process import join_command
+from clip_hba_behavior.reproducibility.state.system import sync_file
 
 # Lines that are missing, by position: the line made again, and from what it was made.
 Remade = dict[Position, tuple[str, str]]
@@ -37,8 +37,8 @@ class RecordFile:
             accept: returns how a person decides for the new lines of an epoch.
         """
         self.path = path
-        run = shlex.quote(str(path.parent))
-        self._accept = accept or (lambda epoch: f"clip-hba resume {run} --accept-mismatch {epoch}")
+        resume = join_command(["clip-hba", "resume", str(path.parent)])
+        self._accept = accept or (lambda epoch: f"{resume} --accept-mismatch {epoch}")
         self._schema = schema
         self._pending_file = _pending_file(path)
         found, self._torn = _recorded(path, schema)
@@ -75,7 +75,7 @@ class RecordFile:
 
     def commit(self) -> None:
         """Return once every line so far is on the disk."""
-        os.fsync(self._file.fileno())
+        sync_file(self._file.fileno())
 
     def close(self) -> None:
         """Close the file; of the pending lines those stay that were not written again."""

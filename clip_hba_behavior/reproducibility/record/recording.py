@@ -11,6 +11,7 @@ from typing import Any
 
 from clip_hba_behavior.reproducibility.record.lease import LOCK_NAME, hold
 from clip_hba_behavior.reproducibility.record.ledger import LEDGER
+from clip_hba_behavior.reproducibility.record.log_file import LogFile
 from clip_hba_behavior.reproducibility.record.made_from import changes_from, describe_run, devices_of
 from clip_hba_behavior.reproducibility.record.parts import Part
 from clip_hba_behavior.reproducibility.record.protocol import EpochDone, Event
@@ -384,8 +385,7 @@ def _logging_to(path: Path) -> Iterator[logging.Logger]:
     logger = logging.getLogger(f"clip_hba_behavior.reproducibility.{path.parent}")
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    file, screen = logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler()
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    file, screen = LogFile(path), logging.StreamHandler()
     screen.setLevel(logging.WARNING)
     for handler in (file, screen):
         logger.addHandler(handler)

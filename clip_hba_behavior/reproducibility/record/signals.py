@@ -10,8 +10,9 @@ from types import FrameType
 from typing import Any, Literal
 
 from clip_hba_behavior.reproducibility.state.errors import InterruptedRunError
+from clip_hba_behavior.reproducibility.state.process import signals
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = signals("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGBREAK")  # BREAK is Windows'
 INTERRUPTED = 75
 
 
@@ -103,7 +104,8 @@ def _end_in_child() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
-os.register_at_fork(after_in_child=_end_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_end_in_child)
 
 
 def _hand_on(number: int, frame: FrameType | None, handler: Any) -> None:
@@ -112,7 +114,7 @@ def _hand_on(number: int, frame: FrameType | None, handler: Any) -> None:
         handler(number, frame)
     elif handler != signal.SIG_IGN:
         signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
 
 
 def _answer_with(request: StopRequest, second: Second) -> dict[signal.Signals, Any]:
@@ -139,6 +141,6 @@ def _answer_with(request: StopRequest, second: Second) -> dict[signal.Signals, A
             _hand_on(number, frame, before[signal.Signals(number)])
 
     # under nohup a process is to outlive its terminal
-    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    ignored = {each for each in signals("SIGHUP") if signal.getsignal(each) is signal.SIG_IGN}
     before |= {number: signal.signal(number, handle) for number in SIGNALS if number not in ignored}
     return before

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.process import processor_name
 
 # Of the libraries recorded these compute; Python, safetensors and tokenizers do not: what they read is digested.
 _LIBRARIES_THAT_COMPUTE = ("torch", "numpy", "scipy", "pillow", "cuda")
@@ -167,16 +168,7 @@ def device_model(device: torch.device) -> str:
     """Name the processor that computes: its model, and on a CPU the instruction set in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_cpu_model()} ({torch.backends.cpu.get_cpu_capability()})"
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return f"{processor_name()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 @cache

@@ -6,14 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory survive a power loss."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+from clip_hba_behavior.reproducibility.state.system import name_new, replace_file, sync_directory, sync_file
 
 
 @contextmanager
@@ -26,7 +19,7 @@ def _temporary_beside(path: Path, content: bytes, is_lasting: bool = True) -> It
             file.write(content)
             if is_lasting:
                 file.flush()
-                os.fsync(file.fileno())
+                sync_file(file.fileno())
         temporary.chmod(0o644)
         yield temporary
     finally:
@@ -40,7 +33,7 @@ def publish(path: Path, content: bytes) -> None:
         FileExistsError: the path exists; it is left as it is.
     """
     with _temporary_beside(path, content) as temporary:
-        os.link(temporary, path)  # unlike rename, link refuses to replace
+        name_new(temporary, path)
     sync_directory(path.parent)
 
 
@@ -53,7 +46,7 @@ def replace(path: Path, content: bytes, is_lasting: bool = True) -> None:
         is_lasting: whether it must survive a power loss; what is made again in a moment need not.
     """
     with _temporary_beside(path, content, is_lasting) as temporary:
-        temporary.replace(path)
+        replace_file(temporary, path)
         # `_temporary_beside` finds nothing left to remove
     if is_lasting:
         sync_directory(path.parent)

@@ -31,6 +31,7 @@ from clip_hba_behavior.reproducibility.state.archive import (
     unreadable,
 )
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, UnreadableError
+from clip_hba_behavior.reproducibility.state.system import private_content
 from clip_hba_behavior.reproducibility.state.untrusted import MIB
 
 _MAX_PICKLE_BYTES = 32 * MIB
@@ -95,7 +96,7 @@ def load(path: Path, what: str = "checkpoint", max_bytes: int = MAX_FILE_BYTES) 
         pickled = _check_records(path, what, file, archive)
         try:
             # not closed here: it goes with the last view of it
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            mapped = private_content(file)
             content = _Reader(pickled, archive, mapped).load()
             if not isinstance(content, dict) or not all(type(key) is str for key in content):
                 kind = type(content).__name__
@@ -354,7 +355,7 @@ _STAND_INS: dict[str, object] = {
 class _Reader(pickle.Unpickler):
     """Unpickles what `_check_pickle` let through; the pickle reaches nothing but stand-ins and builtins."""
 
-    def __init__(self, pickled: bytes, archive: zipfile.ZipFile, mapped: mmap.mmap) -> None:
+    def __init__(self, pickled: bytes, archive: zipfile.ZipFile, mapped: mmap.mmap | bytearray) -> None:
         super().__init__(io.BytesIO(pickled), encoding="utf-8")
         self._records = {record.filename.partition("/")[2]: record for record in archive.infolist()}
         self._mapped = mapped

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from clip_hba_behavior.reproducibility.state.system import READ_ONLY
+
 MIB = 2**20
 _MAX_ROW = 2**18  # characters; a row of 66 targets has some 1,300
 _MAX_LINES = 1_000_000
@@ -32,8 +34,11 @@ def open_regular(path: Path, max_bytes: int) -> io.BufferedReader:
         OSError: there is none, it cannot be opened, it is of another kind, or it is too large.
     """
     try:
-        # without NONBLOCK, opening a pipe waits for its other end
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        descriptor = os.open(path, READ_ONLY)
+    except PermissionError:
+        if path.is_dir():  # which Windows refuses to open
+            raise _is_a_directory(path) from None
+        raise
     except ValueError:  # a NUL, or half of a surrogate pair
         raise OSError("found a name that no file can have, expected a path") from None
     try:
@@ -46,12 +51,16 @@ def open_regular(path: Path, max_bytes: int) -> io.BufferedReader:
 
 def _refuse_unfit(found: os.stat_result, path: Path, max_bytes: int) -> None:
     if stat.S_ISDIR(found.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise _is_a_directory(path)
     if not stat.S_ISREG(found.st_mode):
         kind = _OTHER_KINDS.get(stat.S_IFMT(found.st_mode), "something else")
         raise OSError(f"found {kind}, expected a regular file")
     if found.st_size > max_bytes:
         raise OSError(f"found {found.st_size} bytes, expected at most {max_bytes}")
+
+
+def _is_a_directory(path: Path) -> IsADirectoryError:
+    return IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
 
 
 def open_text(
