@@ -15,19 +15,20 @@ from numpy.typing import NDArray
 
 def change_brightness(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
     """Return `[height, width, 3]` brighter by a factor of at least 0; 1 leaves it as it is."""
-    return _blend(np.uint8(0), np.arange(256, dtype=np.uint8), factor)[image]
+    return _blend(np.uint8(0), np.arange(256, dtype=np.uint8), factor).take(image)
 
 
 def change_contrast(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
     """Return `[height, width, 3]` with its contrast changed by a factor of at least 0; 1 leaves it as it is."""
     grey = _grey(image)
     mean = int(int(grey.sum(dtype=np.int64)) / grey.size + 0.5)
-    return _blend(np.uint8(mean), np.arange(256, dtype=np.uint8), factor)[image]
+    return _blend(np.uint8(mean), np.arange(256, dtype=np.uint8), factor).take(image)
 
 
 def change_saturation(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
     """Return `[height, width, 3]` with its colours changed by a factor of at least 0; 1 leaves it as it is."""
-    return _blend(_grey(image)[:, :, None], image, factor)
+    greys = np.repeat(_grey(image), 3, axis=1).reshape(image.shape)  # twice as fast as by broadcasting
+    return _blend(greys, image, factor)
 
 
 def _grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -1,5 +1,6 @@
 """Standard output and error whose reader may leave, or lack a sign: that ends no run."""
 
+import codecs
 import errno
 import io
 import os
@@ -10,6 +11,8 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO, TypeVar, cast
 
 T = TypeVar("T")
+
+_ESCAPED = "clip_hba_behavior.escaped"
 
 
 class _Lasting:
@@ -62,8 +65,15 @@ def _escape_what_has_no_code(stream: TextIO | None) -> str | None:
     r"""Write \u2713 where a stream's encoding, such as Windows' cp1252, has no ✓; return what it did before."""
     if not isinstance(stream, io.TextIOWrapper) or stream.errors != "strict":
         return None
-    stream.reconfigure(errors="backslashreplace")
+    codecs.register_error(_ESCAPED, _escape)
+    stream.reconfigure(errors=_ESCAPED)
     return "strict"
+
+
+def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    if isinstance(error, UnicodeEncodeError) and error.object[error.start] in "─━":  # a table's lines
+        return "-", error.start + 1
+    return codecs.backslashreplace_errors(error)
 
 
 def _lasting(stream: TextIO | None) -> TextIO:

@@ -1,8 +1,8 @@
-"""Makes a Python on Linux do without what Windows and macOS lack, from its start; first on PYTHONPATH, it is imported.
+"""Makes a Python on Linux do without what Windows and macOS lack, from its start: imported where it is on PYTHONPATH.
 
 It is no Windows: only what this package could stumble over is as there. Names are gone, an open file cannot be
-renamed or removed, a directory cannot be opened, and rename refuses to replace. Files that the package opens must say
-that they are binary, or which encoding and line ends they have.
+renamed or removed, a directory cannot be opened, and rename refuses to replace. Files that the package opens must
+say that they are binary, or which encoding and line ends they have.
 """
 
 import builtins
@@ -57,7 +57,7 @@ def refuse_open_files(*paths: Any) -> None:
     with _open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
         opened |= {line.rstrip("\n").split(maxsplit=5)[-1] for line in file}
     for path in paths:
-        if os.path.abspath(os.fsdecode(path)) in opened:
+        if str(Path(os.fsdecode(path)).absolute()) in opened:
             raise PermissionError(13, "The process cannot access the file", os.fsdecode(path))
 
 
@@ -73,7 +73,7 @@ def open_file(file: Any, mode: str = "r", *others: Any, **named: Any) -> Any:
 
 def os_open(path: Any, flags: int, *others: Any, **named: Any) -> int:
     refuse_proc(path)
-    if os.path.isdir(path):
+    if Path(os.fsdecode(path)).is_dir():
         raise PermissionError(13, "Permission denied", os.fsdecode(path))
     assert flags & O_BINARY or not is_from_the_package(), f"{path}: opened without O_BINARY"
     return _os_open(path, flags, *others, **named)
