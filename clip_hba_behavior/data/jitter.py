@@ -22,7 +22,8 @@ def change_contrast(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8
     """Return `[height, width, 3]` with its contrast changed by a factor of at least 0; 1 leaves it as it is."""
     grey = _grey(image)
     mean = int(int(grey.sum(dtype=np.int64)) / grey.size + 0.5)
-    return _blend(np.uint8(mean), np.arange(256, dtype=np.uint8), factor).take(image)
+    table = _blend(np.uint8(mean), np.arange(256, dtype=np.uint8), factor)
+    return table[image]
 
 
 def change_saturation(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:

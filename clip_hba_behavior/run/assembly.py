@@ -23,7 +23,7 @@ from clip_hba_behavior.run.resolution import resolve_config
 from clip_hba_behavior.training import seed_protocol
 from clip_hba_behavior.training.fit import check_model, load_model_config
 from clip_hba_behavior.training.inputs import load_inputs, operations_of
-from clip_hba_behavior.training.trainer import Trainer
+from clip_hba_behavior.training.trainer import Trainer, num_threads_here
 
 
 def with_standin(config: Config) -> Config:
@@ -104,7 +104,7 @@ def build_trainer(config: Config, session: Session) -> tuple[Trainer, dict[str, 
     session = session.interruptible()
     if not config.is_portable():
         check_sdpa_backend(config.sdpa_backend, device)
-    apply_numerics(int(config.num_threads or 1), config.deterministic, config.tf32)
+    apply_numerics(num_threads_here(config), config.deterministic, config.tf32)
     with_data = with_standin(config)
     inputs = load_inputs(with_data, device, session.report)
     model = build_model(config, inputs.backbone.get(), inputs.end_positions)

@@ -83,15 +83,17 @@ class AlteredCheckpointError(BadInputError):
         self.altered = altered
 
 
-def to_content(state: TrainingState, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay a complete state out flat, as it goes into the file."""
+def to_content(
+    state: TrainingState, provenance: Mapping[str, Any], beside: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Lay a complete state out flat, as it goes into the file; what stands beside it is not digested."""
     content: dict[str, Any] = dict(state.parameters)
     content |= {key: getattr(state, key) for key in _STATE_KEYS}
     content["format_version"] = FORMAT_VERSION
     content["state_digest"] = state.digest()
     content["training_run"] = provenance.get("training_run", 1)
     content["provenance"] = dict(provenance)
-    return content
+    return content | dict(beside or {})
 
 
 def save_dora_parameters(
@@ -102,6 +104,7 @@ def save_dora_parameters(
     save_rng_state: bool = True,
     training_state: TrainingState | None = None,
     provenance: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Any] | None = None,
 ) -> Path:
     """Publish `epoch<N>_dora_params.pth`. A file that exists is never replaced.
 
@@ -114,6 +117,7 @@ def save_dora_parameters(
         training_state: the complete state, a snapshot of this model in training. Without it parameters
             and random states are written, and the file is marked partial.
         provenance: where the state comes from.
+        beside: written into the file too, and no part of the state: `Trainer.undrawn_streams`.
 
     Returns:
         The file's path.
@@ -126,7 +130,7 @@ def save_dora_parameters(
     directory.mkdir(parents=True, exist_ok=True)
     path = checkpoint_path(directory, epoch)
     if training_state is not None and save_rng_state:
-        content = to_content(training_state, provenance or {})
+        content = to_content(training_state, provenance or {}, beside)
     else:
         trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
         content = dict(snapshot(trainable))
@@ -140,7 +144,12 @@ def save_dora_parameters(
     return path
 
 
-def save_step_checkpoint(directory: Path, state: TrainingState, provenance: Mapping[str, Any]) -> Path:
+def save_step_checkpoint(
+    directory: Path,
+    state: TrainingState,
+    provenance: Mapping[str, Any],
+    beside: Mapping[str, Any] | None = None,
+) -> Path:
     """Publish the state within an epoch as `epoch<N>_step<K>.pth`. A file that exists is never replaced.
 
     Raises:
@@ -148,7 +157,7 @@ def save_step_checkpoint(directory: Path, state: TrainingState, provenance: Mapp
     """
     directory.mkdir(exist_ok=True)
     path = step_checkpoint_path(directory, state.epoch + 1, state.step_in_epoch)
-    _publish(path, to_content(state, provenance))
+    _publish(path, to_content(state, provenance, beside))
     return path
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clip_hba_behavior.reproducibility.state.environment import device_model
-from clip_hba_behavior.training.trainer import Trainer
+from clip_hba_behavior.training.trainer import Trainer, num_threads_here
 
 
 def head_lines(trainer: Trainer, directory: Path) -> Iterator[str]:
@@ -17,7 +17,7 @@ def head_lines(trainer: Trainer, directory: Path) -> Iterator[str]:
     config, inputs, split = trainer.config, trainer.inputs, trainer.split
     yield f"Writing to {directory}"
     yield (
-        f"Computing on {inputs.device}, {device_model(inputs.device)}, {config.num_threads} threads, "
+        f"Computing on {inputs.device}, {device_model(inputs.device)}, {num_threads_here(config)} threads, "
         f"in {config.arithmetic} arithmetic"
     )
     yield (

@@ -142,7 +142,14 @@ def _begin(config: Config, parent: Checkpoint | None, check: Check) -> Path:
         else:
             state, origin = trainer.snapshot(), provenance(config, environment)
             save_dora_parameters(
-                trainer.model, directory.checkpoints, state.epoch, here.logger, True, state, origin
+                trainer.model,
+                directory.checkpoints,
+                state.epoch,
+                here.logger,
+                True,
+                state,
+                origin,
+                trainer.undrawn_streams(),
             )
         train_model(trainer, directory, environment, here, check=check)
     return directory.path

@@ -99,7 +99,8 @@ class RunStore:
 
     def save_step(self, state: TrainingState) -> bool:
         """Save the state within an epoch; of those, the two newest stay."""
-        save_step_checkpoint(self._run.step_checkpoints, state, self._provenance)
+        beside = self._trainer.undrawn_streams()
+        save_step_checkpoint(self._run.step_checkpoints, state, self._provenance, beside)
         for path in list(list_step_checkpoints(self._run.step_checkpoints).values())[:-2]:
             path.unlink()
         return True
@@ -118,6 +119,7 @@ class RunStore:
             self._save_rng_state,
             state,
             self._provenance,
+            self._trainer.undrawn_streams(),
         )
         if state.metrics["test_loss"] < self._best[1]:
             self._best = (state.epoch, state.metrics["test_loss"])

@@ -18,6 +18,7 @@ from clip_hba_behavior.reproducibility.record.protocol import StepDone
 from clip_hba_behavior.reproducibility.state.digest import leaf_digest, leaves, tensor_bytes
 from clip_hba_behavior.reproducibility.state.errors import StoppedError
 from clip_hba_behavior.reproducibility.state.numerics import apply_numerics
+from clip_hba_behavior.reproducibility.state.process import usable_cores
 from clip_hba_behavior.reproducibility.state.rng import RngState, capture_rng_state, restore_rng_state
 from clip_hba_behavior.reproducibility.state.snapshot import restore_optimizer, restore_parameters, snapshot
 from clip_hba_behavior.rsa import portable, rank_correlation
@@ -28,6 +29,12 @@ from clip_hba_behavior.training.learning_rate import learning_rate
 from clip_hba_behavior.training.perturbations import IMAGE_KINDS, perturbation_of
 from clip_hba_behavior.training.seed_protocol import Split, draw_initial_parameters
 from clip_hba_behavior.training.state import TrainingState
+
+
+def num_threads_here(config: Config) -> int:
+    """Return how many threads to compute with: in portable arithmetic no more than this machine has cores."""
+    num_threads = int(config.num_threads or 1)
+    return min(num_threads, usable_cores()) if config.is_portable() else num_threads
 
 
 class NonFiniteLossError(StoppedError):
@@ -94,8 +101,7 @@ class Trainer:
 
     def apply_numerics(self) -> None:
         """Set what this process computes with, as the configuration says."""
-        config = self.config
-        apply_numerics(int(config.num_threads or 1), config.deterministic, config.tf32)
+        apply_numerics(num_threads_here(self.config), self.config.deterministic, self.config.tf32)
 
     def snapshot(self) -> TrainingState:
         """Copy everything that changes in training."""
@@ -249,6 +255,13 @@ class Trainer:
             "rng_state": self._capture_rng_state(),
         }
         return {name: leaf_digest(leaf)[:16] for name, leaf in leaves(state)}
+
+    def undrawn_streams(self) -> dict[str, Any]:
+        """Return the streams that portable training does not draw from, and a state does not hold: a GPU's."""
+        if not self.config.is_portable():
+            return {}
+        state = capture_rng_state(self.inputs.device)
+        return {key: snapshot(value) for key, value in state.items() if key == "cuda_rng_state_all"}
 
     def _capture_rng_state(self) -> RngState:
         """Take every stream that training draws from: portable training draws nothing on a GPU."""

@@ -28,7 +28,7 @@ from clip_hba_behavior.run.checkpoint_files import checkpoint_path
 from clip_hba_behavior.run.life import start
 from clip_hba_behavior.run.resolution import resolve_config
 from clip_hba_behavior.training.advance import advance
-from clip_hba_behavior.training.inputs import LazyBackbone
+from clip_hba_behavior.training.inputs import LazyBackbone, operations_of
 from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.verification.files import RunFiles
 from clip_hba_behavior.verification.seed import DerivedRun, draws_apart, same_streams
@@ -178,7 +178,8 @@ def _open(directory: Path, given: Mapping[str, Any]) -> _OldRun:
     files = {epoch: read_checkpoint(path) for epoch, path in history.files.items()}
     clip = LazyBackbone(config, torch.device("cpu")).get()
     no_prompts = torch.zeros(1, dtype=torch.int64)  # nothing is predicted with this model
-    model = CLIPHBA(clip, config.vision_layers, config.transformer_layers, config.rank, 0.0, no_prompts)
+    layers, operations = (config.vision_layers, config.transformer_layers), operations_of(config)
+    model = CLIPHBA(clip, *layers, config.rank, 0.0, no_prompts, operations)
     for epoch in (min(files), max(files)):
         restore_parameters(model.dora_parameters(), files[epoch].parameters)
     num_images = len(read_annotations(Path(str(config.csv_file))).image_names)

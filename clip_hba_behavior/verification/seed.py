@@ -38,8 +38,8 @@ class DerivedRun:
         """Derive a run of `last_epoch` epochs; the model's DoRA parameters become the initial ones.
 
         Raises:
-            BadInputError: with `dora_dropout`, in native arithmetic, the draws between two epochs depend on the device; they cannot be
-                derived without training.
+            BadInputError: with `dora_dropout`, in native arithmetic, the draws between two epochs depend on the
+                device; they cannot be derived without training.
         """
         if config.dora_dropout and not config.is_portable():
             raise BadInputError(

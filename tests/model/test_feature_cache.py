@@ -22,8 +22,23 @@ def must_not_compute(start: int, stop: int) -> torch.Tensor:
     raise AssertionError("the cache is complete and must not be computed again")
 
 
-def open_cache(root: Path, compute: Callable[[int, int], torch.Tensor], key: str = "weights") -> FeatureCache:
-    return FeatureCache(root, {"key": key}, NUM_ROWS, (2, 3), CHUNK, compute)
+def open_cache(
+    root: Path, compute: Callable[[int, int], torch.Tensor], key: str = "weights", sources: bool = False
+) -> FeatureCache:
+    def with_sources(start: int, stop: int) -> tuple[torch.Tensor, list[str]]:
+        return compute(start, stop), [f"source {row}" for row in range(start, stop)] if sources else []
+
+    return FeatureCache(root, {"key": key}, NUM_ROWS, (2, 3), CHUNK, with_sources)
+
+
+def test_what_each_row_was_made_from_is_kept(tmp_path: Path) -> None:
+    expected = [f"source {row}" for row in range(NUM_ROWS)]
+    cache = open_cache(tmp_path, rows, sources=True)
+    assert cache.sources == expected
+    assert open_cache(tmp_path, must_not_compute, sources=True).sources == expected
+    index = cache.folder / "index.json"
+    index.write_text(index.read_text().replace("source 3", "source 4"))  # damaged: it is filled again
+    assert open_cache(tmp_path, rows, sources=True).sources == expected
 
 
 def test_rows_come_back_in_the_order_asked_for(tmp_path: Path) -> None:
