@@ -2,7 +2,7 @@
 
     python benchmarks/portable.py [--size small] [--size ViT-B/32] [--threads 1] [--threads 2] [--repeats 5]
 
-A step is forward, backward and AdamW on one batch of random features; an epoch two steps, and the predictions of 112
+A step is forward, backward and AdamW on one batch of random features; an epoch two steps and predictions of 112
 images; the prefix is the frozen part of the image tower on random pixels. Weights are random. With one thread the
 processor's time is measured, which other programs disturb less than the clock's.
 """
@@ -20,7 +20,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch.nn import functional
 
 from clip_hba_behavior import exact
 from clip_hba_behavior.data.standin import standin_backbone_directory

@@ -12,7 +12,7 @@ from clip_hba_behavior.exact.grid import F64, check_dtype, for_each_block, widen
 from clip_hba_behavior.exact.totals import ONE_PROCESS, Reduce, column_totals
 
 CHUNK = 1024  # part of the definition: longer reductions are cut
-_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 26}  # entries of a factor or a result; of the engine: changes no bits
+_AT_ONCE = {"cpu": 3 << 20, "cuda": 1 << 26}  # entries of a factor or a result; of the engine: changes no bits
 
 
 class Operand:
@@ -66,7 +66,11 @@ def product(
     """
     operand = right if isinstance(right, Operand) else Operand(right)
     if left.dim() > 2:
-        return _product_of_chunks(_chunks_on_grids(left), operand.chunks).add_(0.0 if bias is None else bias + 0.0).to(dtype)
+        return (
+            _product_of_chunks(_chunks_on_grids(left), operand.chunks)
+            .add_(0.0 if bias is None else bias + 0.0)
+            .to(dtype)
+        )
     result = left.new_empty((len(left), operand.shape[-2]), dtype=dtype)
     step = max(64, _AT_ONCE[left.device.type] // max(1, *operand.shape))
     chunks = [prepared(chunk) for chunk in operand.chunks]
