@@ -22,8 +22,7 @@ def change_contrast(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8
     """Return `[height, width, 3]` with its contrast changed by a factor of at least 0; 1 leaves it as it is."""
     grey = _grey(image)
     mean = int(int(grey.sum(dtype=np.int64)) / grey.size + 0.5)
-    table = _blend(np.uint8(mean), np.arange(256, dtype=np.uint8), factor)
-    return table[image]
+    return _blend(np.uint8(mean), np.arange(256, dtype=np.uint8), factor).take(image)
 
 
 def change_saturation(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
@@ -42,4 +41,5 @@ def _blend(other: NDArray[np.uint8] | np.uint8, values: NDArray[np.uint8], facto
     blended = np.subtract(values, other, dtype=np.float32)
     blended *= np.float32(factor)
     blended += other
-    return np.clip(blended, 0, 255, out=blended).astype(np.uint8)
+    np.clip(blended, 0, 255, out=blended)
+    return blended.astype(np.uint8)
