@@ -33,7 +33,7 @@ def change_saturation(image: NDArray[np.uint8], factor: float) -> NDArray[np.uin
 
 def _grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     channels = image.transpose(2, 0, 1).astype(np.int32, order="C")
-    weighted = 19595 * channels[0] + 38470 * channels[1] + 7471 * channels[2]
+    weighted: NDArray[np.int32] = 19595 * channels[0] + 38470 * channels[1] + 7471 * channels[2]
     return ((weighted + 2**15) >> 16).astype(np.uint8)
 
 
