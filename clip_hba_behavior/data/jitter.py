@@ -33,14 +33,12 @@ def change_saturation(image: NDArray[np.uint8], factor: float) -> NDArray[np.uin
 
 def _grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     channels = image.transpose(2, 0, 1).astype(np.int32, order="C")
-    weighted = 19595 * channels[0] + 38470 * channels[1] + 7471 * channels[2]
-    grey: NDArray[np.uint8] = ((weighted + 2**15) >> 16).astype(np.uint8)
-    return grey
+    weighted: NDArray[np.int32] = 19595 * channels[0] + 38470 * channels[1] + 7471 * channels[2]
+    return ((weighted + 2**15) >> 16).astype(np.uint8)
 
 
 def _blend(other: NDArray[np.uint8] | np.uint8, values: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
     blended = np.subtract(values, other, dtype=np.float32)
     blended *= np.float32(factor)
     blended += other
-    np.clip(blended, 0, 255, out=blended)
-    return blended.astype(np.uint8)
+    return np.clip(blended, 0, 255, out=blended).astype(np.uint8)
