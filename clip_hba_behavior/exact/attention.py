@@ -7,6 +7,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from clip_hba_behavior.exact.autograd import apply
+from clip_hba_behavior.exact.elementary import LOG2_E
 from clip_hba_behavior.exact.grid import F64, widen
 from clip_hba_behavior.exact.normalization import softmax_, softmax_gradient_
 from clip_hba_behavior.exact.product import product
@@ -21,10 +22,12 @@ def attention(
 ) -> torch.Tensor:
     """Return `softmax(query @ key.T * scale) @ value`, `[..., queries, channels]`, with gradients.
 
-    Definition: the scores are an exact product (`product.product`) of the queries, times the scale in float64,
-    with the keys, not rounded; `exact.softmax`'s rows, rounded once; the context is their exact product with the
-    values. In backward each gradient is an exact product too, and the scores' gradient is not rounded. The
-    result for a sample and a head depends on its own numbers alone. Accuracy: no worse than float32's own.
+    Definition: the queries are multiplied in float64 by `f = scale * log2(e)`, a float64 product; the exponents t
+    are their exact product (`product.product`) with the keys, not rounded; `exact.softmax`'s rows from these t
+    on, rounded once; the context is their exact product with the values. In backward each gradient is an exact
+    product too; the one to the scores, `exact.softmax`'s times the scale, is not rounded before it is multiplied
+    with keys and queries. The result for a sample and a head depends on its own numbers alone. Accuracy: no worse
+    than float32's own.
 
     Args:
         query: `[..., queries, dim]`, leading dimensions such as batch and heads; float32 or float64.
@@ -58,11 +61,11 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, scale: float
     ) -> torch.Tensor:
-        scores = product(widen(query, "the query").mul_(scale), key)
+        exponents = product(widen(query, "the query").mul_(scale * LOG2_E), key)
         if causal:
-            hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-            scores.masked_fill_(hidden, -torch.inf)
-        probabilities = softmax_(scores).to(query.dtype)
+            hidden = torch.ones(exponents.shape[-2:], dtype=torch.bool, device=exponents.device).triu(1)
+            exponents.masked_fill_(hidden, -torch.inf)
+        probabilities = softmax_(exponents).to(query.dtype)
         ctx.save_for_backward(query, key, value, probabilities)
         ctx.scale = scale
         return product(probabilities, value.mT, dtype=query.dtype)

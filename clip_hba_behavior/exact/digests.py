@@ -15,7 +15,7 @@ from clip_hba_behavior.exact.grid import F32, F64, I64
 from clip_hba_behavior.exact.normalization import layer_norm, normalize, softmax
 from clip_hba_behavior.exact.product import linear, matmul
 from clip_hba_behavior.exact.sums import norm, sum
-from clip_hba_behavior.exact.totals import mse_loss, total
+from clip_hba_behavior.exact.totals import column_totals, mse_loss, total
 
 
 def numbers(*shape: int, seed: int, dtype: torch.dtype = F32) -> torch.Tensor:
@@ -66,7 +66,13 @@ def _results(device: str) -> Iterator[tuple[str, list[torch.Tensor]]]:
     outliers[:, 7] *= 1024
     outliers[:, 300] *= -64
     yield "matmul with outliers", [matmul(outliers, outliers.T.contiguous())]
-    yield "cross", [cross(rows.detach(), rows.detach().flip(1))]
+    # of so many bits that they are rounded to their grids, and the results are not
+    fine = (numbers(1500, 24, seed=17, dtype=F64) * numbers(1500, 24, seed=18, dtype=F64)).to(device)
+    yield "float64 cross", [cross(fine[:, :20], fine[:, 4:]), cross(fine[:7], fine[:7] * -3.0)]
+    yield "float64 matmul", [matmul(fine[:40], fine.T[:, :30])]
+    yield "float64 softmax", [softmax(fine * 0.125)]
+    yield "float64 layer_norm", [layer_norm(fine)]
+    yield "float64 total", [column_totals(fine), total(fine)]
 
     yield "sum", with_gradients(sum(rows), rows)
     yield "norm", with_gradients(norm(rows, dim=0), rows)

@@ -8,15 +8,18 @@ from torch.autograd.function import once_differentiable
 from clip_hba_behavior.exact.autograd import apply
 from clip_hba_behavior.exact.elementary import LOG2_E, power_of_two_, square_root
 from clip_hba_behavior.exact.grid import F64, for_each_block, tree_sum_, widen
-from clip_hba_behavior.exact.totals import ONE_PROCESS, Reduce, column_totals
+from clip_hba_behavior.exact.totals import ONE_PROCESS, Reduce, bits_for_sums, column_totals
 
 
 def softmax(values: torch.Tensor) -> torch.Tensor:
     """Return the softmax over the last dimension, in the values' dtype, with a gradient.
 
-    Definition: in float64, powers `2**((x - max(x)) * log2(e))` by `elementary.power_of_two_`, divided by their
-    sum in `exact.sum`'s tree, rounded once. Entries may be -inf. Accuracy: 2**-36 relative before the rounding,
-    for entries of at least 2**-1000.
+    Definition: in float64, `t = x * log2(e)` and powers `p = 2**(t - max(t))` by `elementary.power_of_two_`, none
+    above 1; their sum s, each rounded for it to a multiple of `2**(ceil(log2(k)) - 53)`, k the row's length, ties
+    to even, so that it is exact in any order: at most `k * 2**-ceil(log2(k)) * 2**53` of these units; `p * (1 /
+    s)`, rounded once. Entries may be -inf. The gradient is `p * (g - sum(p * g))`, p the rounded result, in
+    float64 with `exact.sum`'s tree. Accuracy: 2**-36 relative before the rounding, for rows of up to 256 entries
+    and entries of at least 2**-1000.
 
     Raises:
         ValueError: the dtype is neither float32 nor float64.
@@ -73,11 +76,12 @@ def normalize(
     return apply(_Normalize, values, dim, length, eps)
 
 
-def softmax_(values: torch.Tensor) -> torch.Tensor:
-    """Return the softmax of float64 rows `[..., k]`; overwrites them."""
-    values.sub_(values.amax(-1, keepdim=True))
-    powers = power_of_two_(values.mul_(LOG2_E))
-    return powers.div_(tree_sum_(powers.clone()))
+def softmax_(exponents: torch.Tensor) -> torch.Tensor:
+    """Return the powers of two of float64 rows `[..., k]`, over their sum; overwrites the rows."""
+    powers = power_of_two_(exponents.sub_(exponents.amax(-1, keepdim=True)))
+    magic = 1.5 * 2.0 ** (52 - bits_for_sums(53, powers.shape[-1]))
+    total = (powers + magic).sub_(magic).sum(-1, keepdim=True)
+    return powers.mul_(total.reciprocal_())
 
 
 def softmax_gradient_(grad: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
@@ -92,7 +96,7 @@ class _Softmax(torch.autograd.Function):
         result = torch.empty_like(rows)
 
         def compute(block: slice) -> None:
-            result[block] = softmax_(widen(rows[block]))
+            result[block] = softmax_(widen(rows[block]).mul_(LOG2_E))
 
         for_each_block(rows, compute)
         result = result.view(values.shape)

@@ -49,6 +49,11 @@ def rounder_of_largest(largest: torch.Tensor, bits: int) -> torch.Tensor:
     return torch.where(torch.isfinite(largest), rounder(bound_exponent(largest) - bits), torch.nan)
 
 
+def bits_for_sums(bits: int, num_rows: int) -> int:
+    """Return `bits - ceil(log2(num_rows))`: of so many bits each are integers whose sum over the rows has `bits`."""
+    return bits - (max(1, num_rows) - 1).bit_length()
+
+
 def column_totals(rows: torch.Tensor, reduce: Reduce = ONE_PROCESS) -> torch.Tensor:
     """Return the sum of each column `[k]` over the rows `[n, k]` of all processes; float64, without a gradient.
 
@@ -62,7 +67,7 @@ def column_totals(rows: torch.Tensor, reduce: Reduce = ONE_PROCESS) -> torch.Ten
         ValueError: the dtype is neither float32 nor float64.
     """
     largest = largest_of_columns(rows, reduce)
-    magic = rounder_of_largest(largest, 51 - (max(1, count_rows(rows, reduce)) - 1).bit_length())
+    magic = rounder_of_largest(largest, bits_for_sums(51, count_rows(rows, reduce)))
     total = torch.zeros_like(largest)
     for block in blocks(rows):
         total += widen(rows[block]).add_(magic).sub_(magic).sum(0)
