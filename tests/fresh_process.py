@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
+# What every run imports, the slowest first: the first optimizer imports torch's compiler, which takes 2 s.
+SLOW_IMPORTS = [
+    *("torch._inductor.config", "clip_hba_behavior.run.life", "clip_hba_behavior.cli"),
+    *("scipy.io", "scipy.special", "safetensors", "tokenizers", "pydantic.type_adapter"),
+]
 # The server imports these once, before it starts any threads; each test process is a fork of it.
-_CONTEXT.set_forkserver_preload(
-    ["clip_hba_behavior.run.life", "clip_hba_behavior.cli", "scipy.io", "scipy.special"]
-)
+_CONTEXT.set_forkserver_preload(SLOW_IMPORTS)
 
 
 def start_server() -> None:
