@@ -179,6 +179,7 @@ def test_a_sweep_says_that_it_cannot_run_there(baseline: Path, tmp_path: Path) -
 
 
 @pytest.mark.system
+@pytest.mark.timeout(900)
 def test_the_demo_and_the_quick_test_succeed_there(tmp_path: Path) -> None:
     output = tmp_path / "output.txt"
     code, said = outcome_of(start("demo", "--run-dir", tmp_path / "demo", output=output), output)
