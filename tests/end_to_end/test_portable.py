@@ -93,7 +93,7 @@ def test_a_cache_serves_every_machine(
     assert [sorted(key) for key in images] == [
         ["arithmetic", "images", "pillow", "preprocessing", "vision_layers", "weights"]
     ]
-    listed = clip_hba("cache", "list", "--cache-dir", cache, "--runs", first)
+    listed = clip_hba("cache", "list", "--cache-dir", cache, "--runs", tmp_path)
     assert listed.code == 0, listed.output
     assert listed.output.count(f"used by {first}") == 2, listed.output
 
