@@ -93,7 +93,11 @@ def tree_sum_(values: torch.Tensor, dim: int = -1) -> torch.Tensor:
 def rounder_of_norm(squares: torch.Tensor, size: int) -> torch.Tensor:
     """Return the rounder for vectors by a bound on their squared norms.
 
-    The grid is the least power of two (up to a factor of two) such that a vector of `size` entries whose squared
+    Definition: with `budget = 94906265 - (floor(sqrt(size)) // 2 + 1)` (the first number is `floor(2**26.5)`), the
+    float64 number `bound = squares * ((1 + 2**-40) / (budget * budget))` and E its exponent (`2**E <= bound <
+    2**(E + 1)`; -1023 below `2**-1022`), the grid is `2**(floor(E / 2) + 1)`.
+
+    That is the least power of two (up to a factor of two) such that a vector of `size` entries whose squared
     norm is at most `squares`, rounded to multiples of it, has a norm of at most 2**26.5 grids: rounding adds at
     most `sqrt(size) / 2` grids to the norm. A vector whose norm is not finite gets NaN.
 
@@ -108,7 +112,10 @@ def rounder_of_norm(squares: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def round_rows_(rows: torch.Tensor) -> torch.Tensor:
-    """Round each row of float64 `[n, k]` in place to the grid of its norm; return the rounders `[n, 1]`."""
+    """Round each row of float64 `[n, k]` in place to the grid of its norm; return the rounders `[n, 1]`.
+
+    Definition: `rounder_of_norm` of the sum of the row's squares in `exact.sum`'s tree, and of k.
+    """
     squares = rows.new_empty(len(rows), 1)
 
     def square(block: slice) -> None:
