@@ -7,7 +7,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from clip_hba_behavior.exact.autograd import apply
-from clip_hba_behavior.exact.grid import I64, widen
+from clip_hba_behavior.exact.grid import I64, for_each_block, widen
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -41,11 +41,11 @@ class Draw:
 def philox(counters: list[torch.Tensor], key: tuple[int, int]) -> list[torch.Tensor]:
     """Return the four 32-bit words of Philox-4x32-10 for counters of four words; int64 tensors of their shape.
 
-    Definition: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". Products of 32-bit words are
-    formed from halves, so that no integer overflows.
+    Definition: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". The 64 bits of a
+    product of two words are an int64's, whatever its sign.
 
     Args:
-        counters: four int64 tensors of one shape, 0 to 2**32 - 1.
+        counters: four int64 tensors of shapes that broadcast to one, 0 to 2**32 - 1.
         key: two words.
     """
     words = counters
@@ -79,7 +79,7 @@ def dropout(values: torch.Tensor, probability: float, draw: Draw, first: int = 0
             f"exact.dropout cannot drop these entries\n  found:    probability {probability}, entries {first} to "
             f"{first + values.numel()}\n  expected: a probability from 0 to below 1, entries up to 2**34"
         )
-    kept = _words(values.numel(), first, draw, values.device) >= int(probability * 2.0**32)
+    kept = _kept(values.numel(), first, draw, int(probability * 2.0**32), values.device)
     return apply(_Dropout, values, kept.view(values.shape), 1.0 / (1.0 - probability))
 
 
@@ -101,15 +101,22 @@ def _scaled(values: torch.Tensor, kept: torch.Tensor, factor: float) -> torch.Te
     return torch.where(kept, widen(values).mul_(factor), 0.0).to(values.dtype)
 
 
-def _words(number: int, first: int, draw: Draw, device: torch.device) -> torch.Tensor:
+def _kept(number: int, first: int, draw: Draw, least: int, device: torch.device) -> torch.Tensor:
+    """Return which of a number of entries have a word of at least so much, bool."""
     index = torch.arange(first // 4, (first + number + 3) // 4, dtype=I64, device=device)
-    counters = [index, *(torch.full_like(index, word) for word in (draw.layer, draw.epoch, draw.step))]
-    words = philox(counters, (draw.seed & _WORD, draw.seed >> 32))
-    return torch.stack(words, dim=1).view(-1)[first % 4 : first % 4 + number]
+    kept = torch.empty((len(index), 4), dtype=torch.bool, device=device)
+    constant = [index.new_tensor(word) for word in (draw.layer, draw.epoch, draw.step)]
+
+    def compute(block: slice) -> None:
+        words = philox([index[block], *constant], (draw.seed & _WORD, draw.seed >> 32))
+        for place, word in enumerate(words):
+            torch.ge(word, least, out=kept[block, place])
+
+    for_each_block(kept, compute)
+    return kept.view(-1)[first % 4 : first % 4 + number]
 
 
 def _product_of_words(words: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the high and low words of the products with a word."""
-    low = (words & 0xFFFF) * factor
-    high = (words >> 16) * factor + (low >> 16)
-    return high >> 16, (high & 0xFFFF) << 16 | (low & 0xFFFF)
+    """Return the high and low words of the products with a word, of which int64 holds all 64 bits."""
+    product = words * factor
+    return product >> 32 & _WORD, product & _WORD

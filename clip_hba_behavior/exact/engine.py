@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 import torch
 
-from clip_hba_behavior.exact.grid import F64, I64, round_rows_
+from clip_hba_behavior.exact.grid import F32, F64, I64, round_rows
 
 Engine = Literal["float64", "int8"]
 Choice = Literal["float64", "int8", "auto"]
@@ -29,7 +29,8 @@ class Rows:
     """Rows on their grids.
 
     Attributes:
-        values: `[..., n, k]` float64, multiples of their row's grid, their norm at most 2**26.5 grids.
+        values: `[..., n, k]`, multiples of their row's grid, their norm at most 2**26.5 grids; float64, or float32
+            where that holds them.
         rounders: `[..., n, 1]` float64.
     """
 
@@ -59,8 +60,24 @@ class Rows:
 
 
 def on_grids(values: torch.Tensor) -> Rows:
-    """Round float64 rows `[..., n, k]` in place, each to the grid of its norm."""
-    return Rows(values, round_rows_(values.flatten(0, -2)).view(*values.shape[:-1], 1))
+    """Round rows `[..., n, k]`, float32 or float64, each to the grid of its norm."""
+    if values.dim() == 2:
+        return Rows(*round_rows(values))
+    rounded, rounders = round_rows(values.flatten(0, -2))
+    return Rows(rounded.view(values.shape), rounders.view(*values.shape[:-1], 1))
+
+
+def narrowed(rows: Rows) -> Rows:
+    """Return the same rows in float32 if that holds them, as it holds what was float32 before it was rounded."""
+    narrow = rows.values.to(F32)
+    return Rows(narrow, rows.rounders) if torch.equal(narrow.to(F64), rows.values) else rows
+
+
+def prepared(rows: Rows) -> Rows:
+    """Return the rows as `multiply` needs them, for several products."""
+    if rows.values.dtype == F64 or _engine(rows.values.device) == "int8":
+        return rows
+    return Rows(rows.values.to(F64), rows.rounders)
 
 
 def multiply(a: Rows, b: Rows) -> torch.Tensor:
@@ -68,12 +85,15 @@ def multiply(a: Rows, b: Rows) -> torch.Tensor:
 
     Every partial sum, over any subset of the k terms, is a multiple of the product of two grids, and by
     Cauchy-Schwarz at most 2**53 of them: so no order of summation, no split and no fused operation rounds
-    anything.
+    anything. The sign of a zero is not defined: kernels differ in it.
     """
     if a.values.dim() == 2 and min(len(a.values), len(b.values)) > 0 and _engine(a.values.device) == "int8":
         return _multiply_int8(a, b)
-    # Kernels differ in the sign of a zero: adding zero makes it positive.
-    return torch.matmul(a.values, b.values.mT).add_(0.0)
+    return _multiply_float64(a.values, b.values)
+
+
+def _multiply_float64(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.matmul(a.to(F64), b.to(F64).mT)
 
 
 def use_engine(name: Choice) -> AbstractContextManager[object]:
@@ -160,7 +180,7 @@ def _multiply_int8(a: Rows, b: Rows) -> torch.Tensor:
     columns = outliers.nonzero()[:, 0]
     width = len(outliers)
     if len(columns) * _MOST_OUTLIERS > width:
-        return torch.matmul(a.values, b.values.mT).add_(0.0)
+        return _multiply_float64(a.values, b.values)
     if len(columns):
         digits_a = _digits(a.integers.index_fill(1, columns, 0))
         digits_b = _digits(b.integers.index_fill(1, columns, 0))
@@ -169,7 +189,7 @@ def _multiply_int8(a: Rows, b: Rows) -> torch.Tensor:
     result = _sum_of_digit_products(_padded(digits_a), _padded(digits_b))[: len(a.values), : len(b.values)]
     result = result.mul_(a.grids).mul_(b.grids.mT)
     if len(columns):
-        result += torch.matmul(a.values[:, columns], b.values[:, columns].mT)
+        result += _multiply_float64(a.values[:, columns], b.values[:, columns])
     return result
 
 

@@ -7,7 +7,6 @@ by integer operations on bits alone, so that no library function decides a grid.
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -17,7 +16,7 @@ F32, F64, I64 = torch.float32, torch.float64, torch.int64
 NORM_BUDGET = 94906265
 # More than the rounding errors of a tree of float64 additions, relative to its sum of squares.
 _MARGIN = 1.0 + 2.0**-40
-_CPU_BLOCK = (1 << 15) - 1  # below the size from which ATen splits an operation among threads
+_CPU_BLOCK = 1 << 17  # for each thread: ATen splits an operation into parts of at least 2**15
 _CUDA_BLOCK = 1 << 24
 _LEAST_EXPONENT = -400  # the squares of smaller numbers would leave float64's range
 
@@ -28,35 +27,34 @@ def widen(tensor: torch.Tensor, name: str = "the input") -> torch.Tensor:
     Raises:
         ValueError: the dtype is another.
     """
+    check_dtype(tensor, name)
+    return tensor.to(F64, copy=True, memory_format=torch.contiguous_format)
+
+
+def check_dtype(tensor: torch.Tensor, name: str) -> None:
+    """Refuse what is neither float32 nor float64.
+
+    Raises:
+        ValueError: it is.
+    """
     if tensor.dtype not in (F32, F64):
         raise ValueError(
             f"exact functions cannot take {name}\n  found:    {tensor.dtype}\n  expected: float32 or float64"
         )
-    return tensor.to(F64, copy=True, memory_format=torch.contiguous_format)
 
 
 def blocks(rows: torch.Tensor) -> list[slice]:
     """Cut rows `[n, k]` into blocks that stay in the caches; they change no bits."""
-    size = _CUDA_BLOCK if rows.device.type == "cuda" else _CPU_BLOCK
+    size = _CUDA_BLOCK if rows.device.type == "cuda" else _CPU_BLOCK * torch.get_num_threads()
     step = max(1, size // max(1, rows.shape[1]))
     return [slice(start, start + step) for start in range(0, len(rows), step)]
 
 
 def for_each_block(rows: torch.Tensor, function: Callable[[slice], None]) -> None:
-    """Call a function, without gradients, for each block of rows `[n, k]`; on a CPU for several at once."""
-    parts, num_threads = blocks(rows), torch.get_num_threads()
-    inference = torch.is_inference_mode_enabled()
-
-    def call(block: slice) -> None:
-        with torch.inference_mode(inference), torch.no_grad():  # these modes are a thread's own
+    """Call a function, without gradients, for each block of rows `[n, k]`."""
+    with torch.no_grad():
+        for block in blocks(rows):
             function(block)
-
-    if rows.device.type == "cuda" or num_threads == 1 or len(parts) == 1:
-        for part in parts:
-            call(part)
-    else:
-        with ThreadPoolExecutor(num_threads) as pool:
-            list(pool.map(call, parts))
 
 
 def power_of_two(exponent: torch.Tensor) -> torch.Tensor:
@@ -66,7 +64,7 @@ def power_of_two(exponent: torch.Tensor) -> torch.Tensor:
 
 def rounder(exponent: torch.Tensor) -> torch.Tensor:
     """Return the rounder of the grids `2**exponent`, for int64 exponents from -1074 to 970."""
-    return ((exponent + 1075) << 52 | (1 << 51)).view(F64)
+    return (exponent + 1075).bitwise_left_shift_(52).bitwise_or_(1 << 51).view(F64)
 
 
 def bound_exponent(values: torch.Tensor) -> torch.Tensor:
@@ -74,8 +72,20 @@ def bound_exponent(values: torch.Tensor) -> torch.Tensor:
     return ((values.view(I64) >> 52) - 1022).clamp_min(_LEAST_EXPONENT)
 
 
+def tree_sum(values: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    """Sum float64 values along a dimension, which is kept, in the fixed tree of `exact.sum`."""
+    size = values.shape[dim]
+    if size < 2:
+        return tree_sum_(values.clone(), dim)
+    half = size // 2
+    sums = values.narrow(dim, 0, half) + values.narrow(dim, half, half)
+    if size & 1:
+        sums.narrow(dim, 0, 1).add_(values.narrow(dim, size - 1, 1))
+    return tree_sum_(sums, dim)
+
+
 def tree_sum_(values: torch.Tensor, dim: int = -1) -> torch.Tensor:
-    """Sum float64 values along a dimension, which is kept, in the fixed tree of `exact.sum`; overwrites them."""
+    """The same; overwrites the values."""
     size = values.shape[dim]
     if size == 0:
         shape = list(values.shape)
@@ -91,40 +101,57 @@ def tree_sum_(values: torch.Tensor, dim: int = -1) -> torch.Tensor:
 
 
 def rounder_of_norm(squares: torch.Tensor, size: int) -> torch.Tensor:
-    """Return the rounder for vectors by a bound on their squared norms.
+    """Return the rounder for vectors by the tree sums of their squares.
 
-    Definition: with `budget = 94906265 - (floor(sqrt(size)) // 2 + 1)` (the first number is `floor(2**26.5)`), the
-    float64 number `bound = squares * ((1 + 2**-40) / (budget * budget))` and E its exponent (`2**E <= bound <
-    2**(E + 1)`; -1023 below `2**-1022`), the grid is `2**(floor(E / 2) + 1)`.
-
-    That is the least power of two (up to a factor of two) such that a vector of `size` entries whose squared
+    The grid is the least power of two (up to a factor of two) such that a vector of `size` entries whose squared
     norm is at most `squares`, rounded to multiples of it, has a norm of at most 2**26.5 grids: rounding adds at
-    most `sqrt(size) / 2` grids to the norm. A vector whose norm is not finite gets NaN.
+    most `sqrt(size) / 2` grids to the norm. With `budget = 94906265 - (isqrt(size) // 2 + 1)` and the float64
+    product `bound = squares * ((1 + 2**-40) / budget**2)`, whose exponent's bits are E (`2**(E - 1023) <= bound`), it
+    is `2**((E - 1021) // 2)`. A vector whose norm is not finite gets NaN.
 
     Args:
         squares: float64, >= 0, may be too small by a factor of 1 + 2**-41.
         size: number of entries of each vector, at most 2**50.
     """
-    budget = float(NORM_BUDGET - (math.isqrt(size) // 2 + 1))
-    bound = squares * (_MARGIN / (budget * budget))
-    exponent = ((bound.view(I64) >> 52) - 1021) >> 1  # bound < 2**(E + 1), so 2**exponent >= sqrt(bound)
-    return torch.where(torch.isfinite(bound), rounder(exponent), math.nan)
+    return _rounder_of_bits(*_bits_of_bound(squares, size))
 
 
-def round_rows_(rows: torch.Tensor) -> torch.Tensor:
-    """Round each row of float64 `[n, k]` in place to the grid of its norm; return the rounders `[n, 1]`.
+def round_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round each row of `[n, k]`, float32 or float64, to the grid of its norm; return float64 and the rounders.
 
-    Definition: `rounder_of_norm` of the sum of the row's squares in `exact.sum`'s tree, and of k.
+    The norms are by definition trees' sums. Any other order of summation serves as well, unless the bound that it
+    gives is so near the limit between two grids that the tree's might lie beyond it.
     """
-    squares = rows.new_empty(len(rows), 1)
+    size = rows.shape[1]
+    wide, squares = rows.new_empty(rows.shape, dtype=F64), rows.new_empty((len(rows), 1), dtype=F64)
 
     def square(block: slice) -> None:
-        squares[block] = tree_sum_(rows[block] * rows[block])
+        part = wide[block].copy_(rows[block])
+        torch.sum(part * part, 1, keepdim=True, out=squares[block])
+
+    def square_in_trees(block: slice) -> None:
+        squares[block] = tree_sum_(wide[block] * wide[block])
 
     def round_(block: slice) -> None:
-        rows[block].add_(rounders[block]).sub_(rounders[block])
+        wide[block].add_(rounders[block]).sub_(rounders[block])
 
     for_each_block(rows, square)
-    rounders = rounder_of_norm(squares, rows.shape[1])
+    bits, nan = _bits_of_bound(squares, size)
+    slack = 4 * size + 64  # units in the last place: twice what n additions in any order can differ by
+    if not torch.equal((bits - slack) >> 53, (bits + slack) >> 53):
+        for_each_block(rows, square_in_trees)
+        bits, nan = _bits_of_bound(squares, size)
+    rounders = _rounder_of_bits(bits, nan)
     for_each_block(rows, round_)
-    return rounders
+    return wide, rounders
+
+
+def _bits_of_bound(squares: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the bound's bits less 1021 << 52, so that the grid's exponent is bits >> 53; and 0, or NaN."""
+    budget = float(NORM_BUDGET - (math.isqrt(size) // 2 + 1))
+    bound = squares * (_MARGIN / (budget * budget))
+    return bound.view(I64) - (1021 << 52), bound.mul_(0.0)
+
+
+def _rounder_of_bits(bits: torch.Tensor, nan: torch.Tensor) -> torch.Tensor:
+    return rounder(bits >> 53).add_(nan)

@@ -7,7 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from clip_hba_behavior.exact.autograd import apply
 from clip_hba_behavior.exact.elementary import LOG2_E, power_of_two_, square_root
-from clip_hba_behavior.exact.grid import F64, for_each_block, tree_sum_, widen
+from clip_hba_behavior.exact.grid import F64, for_each_block, tree_sum, tree_sum_, widen
 from clip_hba_behavior.exact.totals import ONE_PROCESS, Reduce, bits_for_sums, column_totals
 
 
@@ -192,7 +192,7 @@ class _LayerNorm(torch.autograd.Function):
                 to_weight_rows[block] = slope * part
             if weight is not None:
                 slope.mul_(weight.to(F64))
-            mean = tree_sum_(slope.clone()).mul_(reciprocal)
+            mean = tree_sum(slope).mul_(reciprocal)
             along = tree_sum_(slope * part).mul_(reciprocal)
             to_values[block] = slope.sub_(mean).sub_(part.mul_(along)).mul_(inverse)
 
@@ -209,6 +209,6 @@ def _normalized(rows: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Ten
     """Return rows `[n, k]` less their means over their standard deviations, and these' reciprocals `[n, 1]`."""
     reciprocal = 1.0 / rows.shape[-1]
     part = widen(rows)
-    part.sub_(tree_sum_(part.clone()).mul_(reciprocal))
+    part.sub_(tree_sum(part).mul_(reciprocal))
     inverse = square_root(tree_sum_(part * part).mul_(reciprocal).add_(eps)).reciprocal_()
     return part.mul_(inverse), inverse

@@ -21,8 +21,9 @@ from clip_hba_behavior.exact.elementary import (
 )
 from clip_hba_behavior.exact.grid import for_each_block, widen
 
-# Value and derivative of a block of float64 numbers, which may be overwritten.
-Function = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+# Values for a block of float64 numbers, which may be overwritten, and what makes their derivatives afterwards.
+Derivative = Callable[[], torch.Tensor]
+Function = Callable[[torch.Tensor], tuple[torch.Tensor, Derivative]]
 
 _LN_2 = 0.6931471805599453
 _TWO_OVER_ROOT_PI = 1.1283791670955126
@@ -102,37 +103,40 @@ def quick_gelu(values: torch.Tensor) -> torch.Tensor:
     return _rounded(values, _quick_gelu)
 
 
-def _sqrt(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _sqrt(x: torch.Tensor) -> tuple[torch.Tensor, Derivative]:
     root = square_root(x)
-    return root, root.reciprocal().mul_(0.5)
+    return root, lambda: root.reciprocal().mul_(0.5)
 
 
-def _exp2(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _exp2(x: torch.Tensor) -> tuple[torch.Tensor, Derivative]:
     power = power_of_two_(x)
-    return power, power * _LN_2
+    return power, lambda: power.mul_(_LN_2)
 
 
-def _exp(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _exp(x: torch.Tensor) -> tuple[torch.Tensor, Derivative]:
     power = power_of_two_(x.mul_(LOG2_E))
-    return power, power
+    return power, lambda: power
 
 
-def _erf(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return error_function(x), power_of_two_((x * x).mul_(-LOG2_E)).mul_(_TWO_OVER_ROOT_PI)
+def _erf(x: torch.Tensor) -> tuple[torch.Tensor, Derivative]:
+    return error_function(x), lambda: power_of_two_((x * x).mul_(-LOG2_E)).mul_(_TWO_OVER_ROOT_PI)
 
 
-def _gelu(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _gelu(x: torch.Tensor) -> tuple[torch.Tensor, Derivative]:
     tail = complementary_error(x.abs().mul_(_ONE_OVER_ROOT_2)).mul_(0.5)
     phi = torch.where(x < 0, tail, 1.0 - tail)
-    density = power_of_two_((x * x).mul_(-0.5 * LOG2_E)).mul_(_ONE_OVER_ROOT_2_PI)
-    return x * phi, density.mul_(x).add_(phi)
+
+    def derivative() -> torch.Tensor:
+        return power_of_two_((x * x).mul_(-0.5 * LOG2_E)).mul_(_ONE_OVER_ROOT_2_PI).mul_(x).add_(phi)
+
+    return x * phi, derivative
 
 
-def _quick_gelu(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _quick_gelu(x: torch.Tensor) -> tuple[torch.Tensor, Derivative]:
     power = power_of_two_(x * (-_SLOPE * LOG2_E))
     sigmoid = power.add_(1.0).reciprocal_()
     value = x.mul_(sigmoid)
-    return value, (1.0 - sigmoid).mul_(_SLOPE).mul_(value).add_(sigmoid)
+    return value, lambda: (1.0 - sigmoid).mul_(_SLOPE).mul_(value).add_(sigmoid)
 
 
 def _rounded(values: torch.Tensor, function: Function) -> torch.Tensor:
@@ -143,13 +147,17 @@ class _Pointwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, function: Function) -> torch.Tensor:
         flat = values.reshape(-1)
-        result, slopes = torch.empty_like(flat), torch.empty_like(flat)
+        result = torch.empty_like(flat)
+        slopes = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
 
         def compute(block: slice) -> None:
-            result[block], slopes[block] = function(widen(flat[block]))
+            result[block], derivative = function(widen(flat[block]))
+            if slopes is not None:
+                slopes[block] = derivative()
 
         for_each_block(flat[:, None], compute)
-        ctx.save_for_backward(slopes.view(values.shape))
+        if slopes is not None:
+            ctx.save_for_backward(slopes.view(values.shape))
         return result.view(values.shape)
 
     @staticmethod

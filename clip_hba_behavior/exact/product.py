@@ -7,12 +7,12 @@ from torch.autograd.function import once_differentiable
 
 from clip_hba_behavior.exact.autograd import apply
 from clip_hba_behavior.exact.cross import cross
-from clip_hba_behavior.exact.engine import Rows, multiply, on_grids
-from clip_hba_behavior.exact.grid import F64, widen
+from clip_hba_behavior.exact.engine import Rows, multiply, narrowed, on_grids, prepared
+from clip_hba_behavior.exact.grid import F64, check_dtype, for_each_block, widen
 from clip_hba_behavior.exact.totals import ONE_PROCESS, Reduce, column_totals
 
 CHUNK = 1024  # part of the definition: longer reductions are cut
-_ROWS_AT_ONCE = {"cpu": 512, "cuda": 1 << 16}  # of the engine: changes no bits
+_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 26}  # entries of a factor or a result; of the engine: changes no bits
 
 
 class Operand:
@@ -37,6 +37,8 @@ class FrozenWeight:
     def __init__(self, weight: torch.Tensor) -> None:
         self.forward = Operand(weight.detach())
         self.backward = Operand(weight.detach().T)
+        for operand in (self.forward, self.backward):
+            operand.chunks = [narrowed(chunk) for chunk in operand.chunks]
 
 
 def product(
@@ -50,7 +52,7 @@ def product(
     Definition: the reduced dimension k is cut into chunks of 1,024. In each, every row of left and of right is
     rounded to the grid of its norm (`grid.rounder_of_norm`); the products of the rounded rows are computed
     exactly (`engine.multiply` has the proof). The chunks' results are added in order in float64, then the bias,
-    and the sum is rounded once to the dtype.
+    and the sum is rounded once to the dtype. A zero is positive.
 
     Accuracy: rounding a row of k entries moves each by at most half a grid, which is at most 2**-25.5 of the row's
     norm in its chunk. The result's error relative to the product of the two norms is about `sqrt(2 / 12) * 2**-26`
@@ -64,12 +66,13 @@ def product(
     """
     operand = right if isinstance(right, Operand) else Operand(right)
     if left.dim() > 2:
-        return _product_of_chunks(_chunks_on_grids(left), operand.chunks, bias).to(dtype)
+        return _product_of_chunks(_chunks_on_grids(left), operand.chunks).add_(0.0 if bias is None else bias + 0.0).to(dtype)
     result = left.new_empty((len(left), operand.shape[-2]), dtype=dtype)
-    step = _ROWS_AT_ONCE[left.device.type]
+    step = max(64, _AT_ONCE[left.device.type] // max(1, *operand.shape))
+    chunks = [prepared(chunk) for chunk in operand.chunks]
     for start in range(0, len(left), step):
-        rows = _chunks_on_grids(left[start : start + step])
-        result[start : start + step] = _product_of_chunks(rows, operand.chunks, bias)
+        products = _product_of_chunks(_chunks_on_grids(left[start : start + step]), chunks)
+        _finish(products, bias, result[start : start + step])
     return result
 
 
@@ -185,11 +188,23 @@ class _Linear(torch.autograd.Function):
 
 
 def _chunks_on_grids(matrix: torch.Tensor) -> list[Rows]:
-    return [on_grids(widen(chunk, "the matrix")) for chunk in matrix.split(CHUNK, dim=-1)]
+    check_dtype(matrix, "the matrix")
+    with torch.no_grad():
+        return [on_grids(chunk) for chunk in matrix.split(CHUNK, dim=-1)]
 
 
-def _product_of_chunks(left: list[Rows], right: list[Rows], bias: torch.Tensor | None) -> torch.Tensor:
+def _product_of_chunks(left: list[Rows], right: list[Rows]) -> torch.Tensor:
     total = multiply(left[0], right[0])
     for a, b in zip(left[1:], right[1:], strict=True):
         total += multiply(a, b)
-    return total if bias is None else total.add_(bias)
+    return total
+
+
+def _finish(products: torch.Tensor, bias: torch.Tensor | None, result: torch.Tensor) -> None:
+    """Write the products plus the bias; adding zero makes a zero positive."""
+    added = 0.0 if bias is None else bias + 0.0
+
+    def finish(block: slice) -> None:
+        result[block] = products[block].add_(added)
+
+    for_each_block(products, finish)

@@ -50,7 +50,7 @@ def rounder_of_largest(largest: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def bits_for_sums(bits: int, num_rows: int) -> int:
-    """Return `bits - ceil(log2(num_rows))`: of so many bits each are integers whose sum over the rows has `bits`."""
+    """Return `bits - ceil(log2(num_rows))`: what one integer a row may have, for a sum of at most 2**bits."""
     return bits - (max(1, num_rows) - 1).bit_length()
 
 
