@@ -68,8 +68,8 @@ def exp(values: torch.Tensor) -> torch.Tensor:
 def erf(values: torch.Tensor) -> torch.Tensor:
     """Return the error function.
 
-    Definition: `elementary.error_function`; the derivative is `2**((x * x) * -log2(e)) * (2 / sqrt(pi))`. Accuracy:
-    2**-37 relative before the rounding.
+    Definition: `elementary.error_function`; the derivative is `2**((x * x) * -log2(e)) * (2 / sqrt(pi))`.
+    Accuracy: 2**-37 relative before the rounding.
 
     Raises:
         ValueError: the dtype is neither float32 nor float64.
@@ -80,10 +80,9 @@ def erf(values: torch.Tensor) -> torch.Tensor:
 def gelu(values: torch.Tensor) -> torch.Tensor:
     """Return `x * Phi(x)`, Phi the normal distribution: GELU in its exact form.
 
-    Definition: `tail = erfc(|x| * sqrt(1 / 2)) * 0.5` by `elementary.complementary_error`; Phi is the tail for x < 0
-    and `1 - tail` otherwise; the value is `x * Phi`, the derivative `2**((x * x) * (-0.5 * log2(e))) * (1 / sqrt(2
-    pi)) * x + Phi`.
-    Accuracy: 2**-36 relative before the rounding, also far below zero (to x = -36).
+    Definition: `tail = erfc(|x| * sqrt(1 / 2)) * 0.5` by `elementary.complementary_error`; Phi is the tail for x <
+    0 and `1 - tail` otherwise; the value is `x * Phi`, the derivative `2**((x * x) * (-0.5 * log2(e))) * (1 /
+    sqrt(2 pi)) * x + Phi`. Accuracy: 2**-36 relative before the rounding, also far below zero (to x = -36).
 
     Raises:
         ValueError: the dtype is neither float32 nor float64.
@@ -94,8 +93,8 @@ def gelu(values: torch.Tensor) -> torch.Tensor:
 def quick_gelu(values: torch.Tensor) -> torch.Tensor:
     """Return `x * sigmoid(1.702 x)`, the activation of OpenAI's CLIP.
 
-    Definition: `s = 1 / (1 + 2**(x * (-1.702 * log2(e))))` by `elementary.power_of_two_`; the value is `v = x * s`,
-    the derivative `(1 - s) * 1.702 * v + s`. Accuracy: 2**-38 relative before the rounding.
+    Definition: `s = 1 / (1 + 2**(x * (-1.702 * log2(e))))` by `elementary.power_of_two_`; the value is `v = x *
+    s`, the derivative `(1 - s) * 1.702 * v + s`. Accuracy: 2**-38 relative before the rounding.
 
     Raises:
         ValueError: the dtype is neither float32 nor float64.

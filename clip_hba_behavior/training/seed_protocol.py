@@ -109,8 +109,8 @@ def construction_draws(config: ClipConfig) -> Iterator[Draw]:
     Of the image tower (width w): uniform its kernel, normal the class token and the positions, the blocks' draws,
     normal the projection. Of the text tower: the blocks' draws; normal the tokens' embeddings, twice, and the
     positions; for each block normal numbers of the four matrices, `[3 w, w]`, `[w, w]`, `[4 w, w]` and `[w, 4 w]`;
-    normal the projection. A block's draws, all uniform: `[w, w]`, `[w]`, `[3 w, w]`, `[4 w, w]`, `[4 w]`, `[w, 4 w]`
-    and `[w]`.
+    normal the projection. A block's draws, all uniform: `[w, w]`, `[w]`, `[3 w, w]`, `[4 w, w]`, `[4 w]`, `[w, 4
+    w]` and `[w]`.
     """
     vision, text = config.vision_config, config.text_config
     width, patch = vision.hidden_size, vision.patch_size

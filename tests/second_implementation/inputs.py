@@ -1,6 +1,7 @@
 """What a run reads: tables, images as pixels, prompts as tokens."""
 
 import csv
+import itertools
 import json
 import re
 from pathlib import Path
@@ -72,7 +73,7 @@ def tokenize(prompts: list[str], tokenizer: Any) -> tuple[Array, Array]:
         parts = [start]
         for word in re.findall(r"[a-z]+", prompt.lower()):  # these prompts have nothing else
             pieces = [*word[:-1], word[-1] + "</w>"]
-            while pairs := [pair for pair in zip(pieces, pieces[1:], strict=False) if pair in merges]:
+            while pairs := [pair for pair in itertools.pairwise(pieces) if pair in merges]:
                 best = min(pairs, key=merges.index)
                 at = next(i for i in range(len(pieces)) if tuple(pieces[i : i + 2]) == best)
                 pieces[at : at + 2] = ["".join(best)]

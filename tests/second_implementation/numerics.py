@@ -62,6 +62,7 @@ def horner(x: Array, coefficients: Sequence[float]) -> Array:
 def power_of_two(exponents: Array) -> Array:
     t = np.clip(exponents, -1000.0, 1000.0)
     k = np.rint(t)
+    k = np.where(abs(t - k) == 0.5, np.floor(t / 2.0) * 2.0 + 1.0, k)  # of two as near the odd one
     r = t - k
     series = [*map(float.fromhex, EXP2.split()), 1.0]
     return horner(r, series) * np.ldexp(1.0, k.astype(int))
@@ -101,14 +102,14 @@ def row_grids(rows: Array) -> Array:
 
 
 def product(left: Array, right: Array) -> Array:
-    """`left @ right.T` of `[..., m, k]` and `[..., n, k]`, not rounded: float64."""
+    """`left @ right.T` of `[..., m, k]` and `[..., n, k]`, not rounded: float64, a zero positive."""
     total: Any = None
     for first in range(0, left.shape[-1], CHUNK):
         a, b = (each[..., first : first + CHUNK].astype(F64) for each in (left, right))
         a, b = to_grid(a, row_grids(a)), to_grid(b, row_grids(b))
         part = np.matmul(a, np.swapaxes(b, -1, -2))  # exact, in whatever order
         total = part if total is None else total + part
-    return total
+    return total + 0.0
 
 
 def ceil_log2(number: int) -> int:
@@ -130,7 +131,7 @@ def cross(x: Array, y: Array) -> Array:
     x1 = to_grid(x, e - b)
     x2 = to_grid(x - x1, e - 2 * b - 1)
     y1 = to_grid(y, column_exponents(y) - (bits - b))
-    return x1.T @ y1 + x2.T @ y1
+    return (x1.T @ y1 + 0.0) + x2.T @ y1
 
 
 def column_totals(rows: Array) -> Array:
@@ -274,9 +275,7 @@ def philox(counter: Sequence[Any], key: tuple[int, int]) -> list[Array]:
     return c
 
 
-def dropout(
-    x: Array, probability: float, seed: int, layer: int, epoch: int, step: int
-) -> tuple[Array, Pullback]:
+def dropout(x: Array, probability: float, seed: int, layer: int, epoch: int, step: int) -> tuple[Array, Pullback]:
     i = np.arange(-(-x.size // 4))
     words = philox((i, layer, epoch, step), (seed % 2**32, seed >> 32))
     kept = np.stack(words, axis=1).ravel()[: x.size].reshape(x.shape) >= math.floor(probability * 2**32)

@@ -54,7 +54,8 @@ def rank_correlation(model_rdm: Array, human_rdm: Array) -> tuple[float, float]:
 
 
 def two_sided_p(rho: Decimal, degrees: int) -> Decimal:
-    """The regularised incomplete beta function `I_x(degrees / 2, 1/2)`, x = 1 - rho**2, for even degrees, by a series.
+    """The regularised incomplete beta function `I_x(degrees / 2, 1/2)`, x = 1 - rho**2, for even degrees, by a
+    series.
 
     `I_x(a, 1/2) = x**a sqrt(1 - x) / (a B(a, 1/2)) * sum_n x**n (a + 1/2)_n / (a + 1)_n`, 8.17.8 of the DLMF.
     """

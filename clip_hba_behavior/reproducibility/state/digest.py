@@ -56,9 +56,9 @@ def encode(leaf: Leaf) -> bytes:
     """Encode one leaf so that different leaves never give the same bytes.
 
     A tensor is the line `tensor <dtype> <shape>`, as Python writes them (`torch.float32 (66,)`), and its
-    `tensor_bytes`; a text is the line `str` and its UTF-8; bytes are the line `bytes` and themselves; a float is the
-    line `float` and its eight bytes, the lowest first, so that NaN and -0.0 are themselves. Anything else is the
-    line `<its type>`, `int`, `bool`, `NoneType` or `tuple`, and Python's `repr`.
+    `tensor_bytes`; a text is the line `str` and its UTF-8; bytes are the line `bytes` and themselves; a float is
+    the line `float` and its eight bytes, the lowest first, so that NaN and -0.0 are themselves. Anything else is
+    the line `<its type>`, `int`, `bool`, `NoneType` or `tuple`, and Python's `repr`.
     """
     if isinstance(leaf, torch.Tensor):
         return f"tensor {leaf.dtype} {tuple(leaf.shape)}\n".encode() + tensor_bytes(leaf)
