@@ -15,11 +15,11 @@ def softmax(values: torch.Tensor) -> torch.Tensor:
     """Return the softmax over the last dimension, in the values' dtype, with a gradient.
 
     Definition: in float64, `t = x * log2(e)` and powers `p = 2**(t - max(t))` by `elementary.power_of_two_`, none
-    above 1; their sum s, each rounded for it to a multiple of `2**(ceil(log2(k)) - 53)`, k the row's length, ties
-    to even, so that it is exact in any order: at most `k * 2**-ceil(log2(k)) * 2**53` of these units; `p * (1 /
-    s)`, rounded once. Entries may be -inf. The gradient is `(g - sum(g * p)) * p`, p the rounded result, in
-    float64 with `exact.sum`'s tree, rounded once. Accuracy: 2**-36 relative before the rounding, for rows of up to
-    256 entries and entries of at least 2**-1000.
+    above 1; their sum s, each rounded for it to a multiple of `2**(ceil(log2(k)) - 53)`, k the row's length and at
+    least 4, ties to even, so that it is exact in any order: at most `k * 2**-ceil(log2(k)) * 2**53` of these
+    units; `p * (1 / s)`, rounded once. Entries may be -inf. The gradient is `(g - sum(g * p)) * p`, p the rounded
+    result, in float64 with `exact.sum`'s tree, rounded once. Accuracy: 2**-36 relative before the rounding, for
+    rows of up to 256 entries and entries of at least 2**-1000.
 
     Raises:
         ValueError: the dtype is neither float32 nor float64.
@@ -81,7 +81,8 @@ def normalize(
 def softmax_(exponents: torch.Tensor) -> torch.Tensor:
     """Return the powers of two of float64 rows `[..., k]`, over their sum; overwrites the rows."""
     powers = power_of_two_(exponents.sub_(exponents.amax(-1, keepdim=True)))
-    magic = 1.5 * 2.0 ** (52 - bits_for_sums(53, powers.shape[-1]))
+    # of fewer than three the grid would be too fine for its rounder, which holds for less than 1 then
+    magic = 1.5 * 2.0 ** (52 - bits_for_sums(53, max(4, powers.shape[-1])))
     total = (powers + magic).sub_(magic).sum(-1, keepdim=True)
     return powers.mul_(total.reciprocal_())
 

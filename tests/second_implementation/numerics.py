@@ -169,7 +169,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, P
 def softmax_rows(t: Array) -> Array:
     """Rows of powers `2**t` over their sums; float64."""
     p = power_of_two(t - t.max(-1, keepdims=True))
-    total = to_grid(p, ceil_log2(p.shape[-1]) - 53).sum(-1, keepdims=True)
+    total = to_grid(p, ceil_log2(max(4, p.shape[-1])) - 53).sum(-1, keepdims=True)
     return p * (1.0 / total)
 
 
