@@ -77,7 +77,7 @@ class Tower:
         token = np.broadcast_to(self.get("embeddings.class_embedding"), (batch, 1, len(kernel)))
         return layer_norm(np.concatenate([token, mapped], 1) + positions, *self.linear_of("pre_layrnorm"))[0]
 
-    def context(self, index: int, x: Array) -> tuple[Array, Pullback]:
+    def context(self, index: int, x: Array, _position: Array | None = None) -> tuple[Array, Pullback]:
         parts = [self.block(index, f"self_attn.{name}_proj") for name in "qkv"]
         n, back_norm = layer_norm(x, *self.block(index, "layer_norm1"))
         weight, bias = (np.concatenate(each) for each in zip(*parts, strict=True))
@@ -166,26 +166,50 @@ class Tower:
 
         return scaled.T, back
 
+    def trained_block(
+        self,
+        layer: int,
+        x: Array,
+        context: Array,
+        position: Array,
+        parameters: dict[str, Array],
+        mask: Mask | None,
+    ) -> tuple[Array, Pullback]:
+        """A block with a DoRA layer; the pullback gives the gradients to the parameters by name, and the one to x.
+
+        The first layer takes the context that it is given; the last block reads the token at the position alone.
+        """
+        index, is_last, rows = self.trained[layer], layer == len(self.trained) - 1, np.arange(len(x))
+        if layer:
+            make = self.context_at if is_last else self.context
+            context, back_context = make(index, x, position)
+        elif is_last:
+            context = context[rows, position]
+        weight, back_weight = self.adapted(layer, parameters, mask)
+        added, back_out = linear(context, weight, self.block(index, "self_attn.out_proj")[1])
+        hidden = (x[rows, position] if is_last else x) + added
+        added, back_mlp = self.mlp(index, hidden)
+
+        def back(g: Array) -> tuple[dict[str, Array], Array]:
+            g = g + back_mlp(g)
+            gradients = back_weight(back_out(g, to_weight=True))
+            if not layer:
+                return gradients, g  # nothing is trained below
+            to_x = np.zeros_like(x) if is_last else g
+            if is_last:
+                to_x[rows, position] = g
+            return gradients, to_x + back_context(back_out(g))
+
+        return hidden + added, back
+
     def encode(
         self, features: tuple[Array, Array], position: Array, parameters: dict[str, Array], mask: Mask | None
     ) -> tuple[Array, Pullback]:
         """Unit vectors `[batch, embedding]`; the pullback gives the gradients to the parameters by name."""
-        (x, context), rows = features, np.arange(len(position))
-        last = len(self.trained) - 1
-        backs: list[tuple[Pullback | None, Pullback, Pullback, Pullback]] = []
-        for layer, index in enumerate(self.trained):
-            back_context = None
-            if layer == last:
-                context, back_context = self.context_at(index, x, position)
-                x, whole = x[rows, position], np.zeros_like(x)
-            elif layer:
-                context, back_context = self.context(index, x)
-            weight, back_weight = self.adapted(layer, parameters, mask)
-            added, back_out = linear(context, weight, self.block(index, "self_attn.out_proj")[1])
-            x = x + added
-            added, back_mlp = self.mlp(index, x)
-            x = x + added
-            backs.append((back_context, back_out, back_weight, back_mlp))
+        (x, context), backs = features, []
+        for layer in range(len(self.trained)):
+            x, back_block = self.trained_block(layer, x, context, position, parameters, mask)
+            backs.append(back_block)
         n, back_norm = layer_norm(x, *self.linear_of(self.final_norm))
         projected, back_projection = linear(n, self.projection)
         unit, back_unit = normalize(projected, -1)
@@ -193,17 +217,9 @@ class Tower:
         def back(g: Array) -> dict[str, Array]:
             gradients: dict[str, Array] = {}
             g = back_norm(back_projection(back_unit(g)[0]))
-            for layer in reversed(range(last + 1)):
-                back_context, back_out, back_weight, back_mlp = backs[layer]
-                g = g + back_mlp(g)
-                gradients |= back_weight(back_out(g, to_weight=True))
-                if back_context is None:
-                    break
-                through = back_context(back_out(g))
-                if layer == last:
-                    whole[rows, position] = g
-                    g = whole
-                g = g + through
+            for back_block in reversed(backs):
+                of_layer, g = back_block(g)
+                gradients |= of_layer
             return gradients
 
         return unit, back

@@ -40,7 +40,6 @@ class Run:
         ids, self.ends = tokenize(prompts, read_json(backbone / "tokenizer.json"))
         self.prompts = self.model.prompts.features(ids)
         self.human_rdm = read_human_rdm(config["RDM48_triplet_dir"])
-        self.losses: list[float] = []  # of all steps
 
     def features(self, rows: Array) -> tuple[Array, Array]:
         return self.images[0][rows], self.images[1][rows]
@@ -59,6 +58,7 @@ class Run:
 
     def epochs(self) -> Iterator[Config]:
         config = self.config
+        self.losses: list[float] = []  # of all steps
         draws.seed_all(config["random_seed"])
         order = draws.permutation(self.num_images)
         num_train = int(config["train_portion"] * self.num_images)
