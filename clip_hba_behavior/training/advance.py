@@ -29,7 +29,7 @@ def advance(
     """
     if state is not None:
         trainer.restore(state)
-    while trainer.epoch < last_epoch and not (stop_early and trainer.should_stop()):
+    while not is_at_end(trainer, last_epoch, stop_early):
         if not trainer.needs_backbone():
             trainer.inputs.backbone.drop()  # features are cached; the model keeps the blocks that it trains
         for step in trainer.steps():
@@ -38,3 +38,8 @@ def advance(
                 return
         metrics = trainer.finish_epoch()
         yield EpochDone(trainer.epoch, metrics)
+
+
+def is_at_end(trainer: Trainer, last_epoch: int, stop_early: bool) -> bool:
+    """Whether `advance` trains no further; asked at an epoch's end."""
+    return trainer.epoch >= last_epoch or (stop_early and trainer.should_stop())

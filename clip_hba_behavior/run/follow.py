@@ -1,0 +1,142 @@
+"""One run in several processes: the first lives its life, the others train along with it and write nothing.
+
+The first process sends the others one message: what to train, or the exit code that it ends with before.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from clip_hba_behavior.config import make_config
+from clip_hba_behavior.reproducibility.record.protocol import EpochDone
+from clip_hba_behavior.reproducibility.record.session import Session
+from clip_hba_behavior.reproducibility.record.signals import INTERRUPTED, StopRequest
+from clip_hba_behavior.reproducibility.state.errors import BadInputError, StoppedError
+from clip_hba_behavior.run.assembly import build_trainer
+from clip_hba_behavior.run.launch import Launch, launched
+from clip_hba_behavior.run.log import session, silent
+from clip_hba_behavior.training.advance import advance, is_at_end
+from clip_hba_behavior.training.processes import ALONE, LostProcessError, Processes
+from clip_hba_behavior.training.state import TrainingState
+from clip_hba_behavior.training.trainer import Trainer
+
+_STOPPED = 1
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the first process hands out.
+
+    Attributes:
+        config: the run's, resolved by the first process.
+        state: to train on from.
+        stop_early: whether early stopping may end the run.
+        environment: the first process's, of which data and sources must be the same.
+    """
+
+    config: dict[str, Any]
+    state: TrainingState
+    stop_early: bool
+    environment: dict[str, Any]
+
+
+_joined: Processes | None = None
+
+
+def join(asked: StopRequest) -> Processes:
+    """Return the processes that were started with this one; wait until all are there.
+
+    Args:
+        asked: whether this process was asked to stop.
+
+    Raises:
+        LostProcessError: they cannot be reached.
+    """
+    global _joined
+    launch = launched()
+    if launch.size == 1:
+        return ALONE
+    if _joined is None:
+        _joined = Processes.join(launch.rank, launch.size, launch.local_size, asked)
+    _joined.asked = asked
+    return _joined
+
+
+def hand_out(processes: Processes, trainer: Trainer, stop_early: bool, environment: Mapping[str, Any]) -> None:
+    """Let the other processes train along from where the trainer is; they end when it does.
+
+    Raises:
+        BadInputError: they were told before what to do.
+        LostProcessError: one of them has ended.
+    """
+    if processes.size == 1:
+        return
+    if processes.has_told:
+        raise BadInputError(
+            "several processes started by torchrun train one run; start torchrun again for another"
+        )
+    state = trainer.snapshot()
+    processes.tell(Work(trainer.config.model_dump(), state, stop_early, _comparable(environment)))
+    trainer.share(processes)
+
+
+def tell_end(code: int) -> None:
+    """Let the other processes end with the first one's exit code, if it has not told them what to train."""
+    try:
+        processes = join(StopRequest())
+        if not processes.has_told:
+            processes.tell(code)
+    except LostProcessError:
+        pass  # they have ended
+
+
+def follow() -> NoReturn:
+    """Do as the first process says until it ends.
+
+    Raises:
+        SystemExit: the exit code; of what befalls all processes alike, the first one tells.
+        BadInputError: this process cannot do its part.
+    """
+    silent()
+    processes = join(StopRequest())  # before signals are answered: one may end this process while it waits
+    with session() as here:
+        processes.asked = here.stop
+        try:
+            work = processes.hear()
+            if isinstance(work, Work):
+                _train_along(work, processes, here)
+        except StoppedError:
+            raise SystemExit(_STOPPED if here.stop.name is None else INTERRUPTED) from None
+        raise SystemExit(0 if isinstance(work, Work) else work)
+
+
+def _train_along(work: Work, processes: Processes, here: Session) -> None:
+    launch = launched()
+    config = make_config(work.config | {"device": _device_beside(work.config["device"], launch)})
+    # A signal is answered together, once all train: so building is not left on one.
+    trainer, environment = build_trainer(config, Session(here.logger))
+    for key, value in _comparable(environment).items():
+        if value != work.environment[key]:
+            raise BadInputError(
+                f"process {launch.rank} of {launch.size} cannot train along: {key} differ\n"
+                f"  in process 0: {work.environment[key]}\n  here:         {value}\n"
+                "  let all processes read the same files and use one version of this package"
+            )
+    trainer.restore(work.state)
+    trainer.share(processes)
+    for event in advance(trainer, config.epochs, stop_early=work.stop_early):
+        processes.agree()
+        is_last = isinstance(event, EpochDone) and is_at_end(trainer, config.epochs, work.stop_early)
+        if processes.agreed.name is not None and not is_last:
+            raise SystemExit(INTERRUPTED)
+
+
+def _comparable(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must be the same in all processes of a run."""
+    return {"data": environment["digests"], "sources": environment["package"]["sources"]}
+
+
+def _device_beside(first: str, launch: Launch) -> str:
+    """Return this process's device: the processes of a machine take its GPUs in order from the first one's."""
+    kind, _, index = first.partition(":")
+    return first if kind == "cpu" else f"{kind}:{int(index or 0) + launch.local_rank}"
