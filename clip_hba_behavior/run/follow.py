@@ -1,24 +1,30 @@
 """One run in several processes: the first lives its life, the others train along with it and write nothing.
 
-The first process sends the others one message: what to train, or the exit code that it ends with before.
+The first process sends the others what to train, and in the end its exit code, with which they end too. Where it
+fails within a step, they see that it is gone.
 """
 
+import io
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
+
+import torch
 
 from clip_hba_behavior.config import make_config
 from clip_hba_behavior.reproducibility.record.protocol import EpochDone
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.record.signals import INTERRUPTED, StopRequest
-from clip_hba_behavior.reproducibility.state.errors import BadInputError, StoppedError
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.tree import to_bytes
 from clip_hba_behavior.run.assembly import build_trainer
 from clip_hba_behavior.run.launch import Launch, launched
 from clip_hba_behavior.run.log import session, silent
 from clip_hba_behavior.training.advance import advance, is_at_end
 from clip_hba_behavior.training.processes import ALONE, LostProcessError, Processes
 from clip_hba_behavior.training.state import TrainingState
-from clip_hba_behavior.training.trainer import Trainer
+from clip_hba_behavior.training.trainer import NonFiniteLossError, Trainer
 
 _STOPPED = 1
 
@@ -29,13 +35,13 @@ class Work:
 
     Attributes:
         config: the run's, resolved by the first process.
-        state: to train on from.
+        state: to train on from, as `torch.save` writes its fields.
         stop_early: whether early stopping may end the run.
         environment: the first process's, of which data and sources must be the same.
     """
 
     config: dict[str, Any]
-    state: TrainingState
+    state: bytes
     stop_early: bool
     environment: dict[str, Any]
 
@@ -63,38 +69,37 @@ def join(asked: StopRequest) -> Processes:
 
 
 def hand_out(processes: Processes, trainer: Trainer, stop_early: bool, environment: Mapping[str, Any]) -> None:
-    """Let the other processes train along from where the trainer is; they end when it does.
+    """Let the other processes train along from where the trainer is.
 
     Raises:
-        BadInputError: they were told before what to do.
+        BadInputError: they have trained a run already.
         LostProcessError: one of them has ended.
     """
     if processes.size == 1:
         return
-    if processes.has_told:
+    if trainer.processes is processes or not processes.are_listening:
         raise BadInputError(
             "several processes started by torchrun train one run; start torchrun again for another"
         )
-    state = trainer.snapshot()
+    state = to_bytes(trainer.snapshot().as_dict())
     processes.tell(Work(trainer.config.model_dump(), state, stop_early, _comparable(environment)))
+    processes.are_listening = False
     trainer.share(processes)
 
 
 def tell_end(code: int) -> None:
-    """Let the other processes end with the first one's exit code, if it has not told them what to train."""
-    try:
+    """Let the other processes end with the first one's exit code, unless they wait for it within a step."""
+    with suppress(LostProcessError):  # they have ended
         processes = join(StopRequest())
-        if not processes.has_told:
+        if processes.are_listening:
             processes.tell(code)
-    except LostProcessError:
-        pass  # they have ended
 
 
 def follow() -> NoReturn:
     """Do as the first process says until it ends.
 
     Raises:
-        SystemExit: the exit code; of what befalls all processes alike, the first one tells.
+        SystemExit: the first process's exit code, or 1 or 75 where it is gone.
         BadInputError: this process cannot do its part.
     """
     silent()
@@ -102,12 +107,14 @@ def follow() -> NoReturn:
     with session() as here:
         processes.asked = here.stop
         try:
-            work = processes.hear()
-            if isinstance(work, Work):
-                _train_along(work, processes, here)
-        except StoppedError:
+            heard = processes.hear()
+            if isinstance(heard, Work):
+                with suppress(NonFiniteLossError):  # of which the first process tells
+                    _train_along(heard, processes, here)
+                heard = processes.hear()  # the first one has more to do: it writes
+        except LostProcessError:
             raise SystemExit(_STOPPED if here.stop.name is None else INTERRUPTED) from None
-        raise SystemExit(0 if isinstance(work, Work) else work)
+        raise SystemExit(heard)
 
 
 def _train_along(work: Work, processes: Processes, here: Session) -> None:
@@ -122,13 +129,13 @@ def _train_along(work: Work, processes: Processes, here: Session) -> None:
                 f"  in process 0: {work.environment[key]}\n  here:         {value}\n"
                 "  let all processes read the same files and use one version of this package"
             )
-    trainer.restore(work.state)
+    trainer.restore(TrainingState(**torch.load(io.BytesIO(work.state), weights_only=True)))
     trainer.share(processes)
     for event in advance(trainer, config.epochs, stop_early=work.stop_early):
         processes.agree()
         is_last = isinstance(event, EpochDone) and is_at_end(trainer, config.epochs, work.stop_early)
         if processes.agreed.name is not None and not is_last:
-            raise SystemExit(INTERRUPTED)
+            return
 
 
 def _comparable(environment: Mapping[str, Any]) -> dict[str, Any]:

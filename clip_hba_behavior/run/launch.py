@@ -56,8 +56,8 @@ def refuse_several(config: Config) -> None:
     launch = launched()
     if launch.size > 1 and not config.is_portable():
         raise BadInputError(
-            "native arithmetic cannot share a batch among processes: its sums depend on how the batch is split, so\n"
-            "the run would have other bits than in one process\n"
+            "native arithmetic cannot share a batch among processes: its sums depend on how it is split,\n"
+            "so the run would have other bits than in one process\n"
             f"  found:    {launch.size} processes, arithmetic: {config.arithmetic}\n"
             "  expected: 1 process, or arithmetic: portable\n"
             "  start it without torchrun, or start a new run with --set arithmetic=portable"

@@ -56,7 +56,7 @@ from clip_hba_behavior.training.advance import advance, is_at_end
 from clip_hba_behavior.training.inputs import Inputs
 from clip_hba_behavior.training.processes import ALONE, LostProcessError, Processes
 from clip_hba_behavior.training.state import TrainingState
-from clip_hba_behavior.training.trainer import Trainer
+from clip_hba_behavior.training.trainer import NonFiniteLossError, Trainer
 
 Check = Callable[[TrainingState], None]
 
@@ -420,12 +420,16 @@ def train_model(
             is_last = is_at_end(trainer, config.epochs, stop_early)
             if isinstance(event, EpochDone) and stop.name is not None and not is_last:
                 raise InterruptedRunError(f"stopped by {stop.name} after epoch {event.epoch}; the state is saved")
+    except (InterruptedRunError, NonFiniteLossError):
+        processes.are_listening = True  # all have come to this
+        raise
     except LostProcessError as error:
         again = go_on_with(command_line("resume", directory.path))
         raise LostProcessError(f"{error}\n  {again}, in any number of processes") from None
     finally:
         ledger.close()
         results.close()
+    processes.are_listening = True
     if stop_early and trainer.should_stop():
         logger.info(
             "Stopped early after epoch %d: no better test loss in %d epochs",

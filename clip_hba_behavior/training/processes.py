@@ -1,5 +1,6 @@
 """The processes that share each batch of a run."""
 
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -30,7 +31,7 @@ class Processes:
         num_local: how many there are on this machine, which share its cores.
         asked: whether this process was asked to stop.
         agreed: whether any was, as of the last call of `agree`; the same in all of them.
-        has_told: whether `tell` was called.
+        are_listening: whether the others wait in `hear`, not within a step.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, num_local: int = 1, asked: StopRequest | None = None) -> None:
@@ -38,7 +39,7 @@ class Processes:
         self.rank, self.size, self.num_local = rank, size, num_local
         self.asked = asked or StopRequest()
         self.agreed = StopRequest()
-        self.has_told = False
+        self.are_listening = True
         self._group: distributed.ProcessGroup | None = None
         self._num_asked: torch.Tensor | None = None
 
@@ -112,7 +113,6 @@ class Processes:
         Raises:
             LostProcessError: one of them has ended.
         """
-        self.has_told = True
         self._broadcast([message])
 
     def hear(self) -> Any:
@@ -141,5 +141,5 @@ ALONE = Processes()
 
 
 def _lost(error: RuntimeError) -> LostProcessError:
-    why = str(error).partition("\n")[0]
+    why = re.sub(r"^\[.*?\] ", "", str(error)).partition("\n")[0].partition(". ")[0]
     return LostProcessError(f"another process of this run has ended: {why}\n  what was complete stays")
