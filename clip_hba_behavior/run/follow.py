@@ -72,15 +72,10 @@ def hand_out(processes: Processes, trainer: Trainer, stop_early: bool, environme
     """Let the other processes train along from where the trainer is.
 
     Raises:
-        BadInputError: they have trained a run already.
         LostProcessError: one of them has ended.
     """
     if processes.size == 1:
         return
-    if trainer.processes is processes or not processes.are_listening:
-        raise BadInputError(
-            "several processes started by torchrun train one run; start torchrun again for another"
-        )
     state = to_bytes(trainer.snapshot().as_dict())
     processes.tell(Work(trainer.config.model_dump(), state, stop_early, _comparable(environment)))
     processes.are_listening = False
@@ -107,11 +102,9 @@ def follow() -> NoReturn:
     with session() as here:
         processes.asked = here.stop
         try:
-            heard = processes.hear()
-            if isinstance(heard, Work):
+            while isinstance(heard := processes.hear(), Work):
                 with suppress(NonFiniteLossError):  # of which the first process tells
                     _train_along(heard, processes, here)
-                heard = processes.hear()  # the first one has more to do: it writes
         except LostProcessError:
             raise SystemExit(_STOPPED if here.stop.name is None else INTERRUPTED) from None
         raise SystemExit(heard)

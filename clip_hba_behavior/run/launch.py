@@ -64,7 +64,8 @@ def refuse_several(config: Config) -> None:
         )
     if launch.rank > 0:
         raise BadInputError(
-            f"only the first of several processes begins a run\n  found:    process {launch.rank} of {launch.size}, "
-            "counted from 0\n  expected: 0, which the others follow\n  use `clip-hba train`, or in a script: "
-            "sys.exit(clip_hba_behavior.cli.exit_code_of(main))"
+            "only the first of several processes begins a run\n"
+            f"  found:    process {launch.rank} of {launch.size}, counted from 0\n"
+            "  expected: process 0, which the others follow\n"
+            "  use `clip-hba train`, or in a script: sys.exit(clip_hba_behavior.cli.exit_code_of(main))"
         )
