@@ -22,7 +22,7 @@ from clip_hba_behavior.run.assembly import build_trainer
 from clip_hba_behavior.run.launch import Launch, launched
 from clip_hba_behavior.run.log import session, silent
 from clip_hba_behavior.training.advance import advance, is_at_end
-from clip_hba_behavior.training.processes import ALONE, LostProcessError, Processes
+from clip_hba_behavior.training.processes import ALONE, LostProcessError, Processes, UnequalProcessesError
 from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.training.trainer import NonFiniteLossError, Trainer
 
@@ -103,7 +103,7 @@ def follow() -> NoReturn:
         processes.asked = here.stop
         try:
             while isinstance(heard := processes.hear(), Work):
-                with suppress(NonFiniteLossError):  # of which the first process tells
+                with suppress(NonFiniteLossError, UnequalProcessesError):  # of which the first process tells
                     _train_along(heard, processes, here)
         except LostProcessError:
             raise SystemExit(_STOPPED if here.stop.name is None else INTERRUPTED) from None
@@ -118,14 +118,13 @@ def _train_along(work: Work, processes: Processes, here: Session) -> None:
     for key, value in _comparable(environment).items():
         if value != work.environment[key]:
             raise BadInputError(
-                f"process {launch.rank} of {launch.size} cannot train along: {key} differ\n"
+                f"process {launch.rank} of {launch.size} cannot train along: its {key} are others\n"
                 f"  in process 0: {work.environment[key]}\n  here:         {value}\n"
                 "  let all processes read the same files and use one version of this package"
             )
     trainer.restore(TrainingState(**torch.load(io.BytesIO(work.state), weights_only=True)))
     trainer.share(processes)
     for event in advance(trainer, config.epochs, stop_early=work.stop_early):
-        processes.agree()
         is_last = isinstance(event, EpochDone) and is_at_end(trainer, config.epochs, work.stop_early)
         if processes.agreed.name is not None and not is_last:
             return
@@ -133,7 +132,7 @@ def _train_along(work: Work, processes: Processes, here: Session) -> None:
 
 def _comparable(environment: Mapping[str, Any]) -> dict[str, Any]:
     """Return what must be the same in all processes of a run."""
-    return {"data": environment["digests"], "sources": environment["package"]["sources"]}
+    return {**environment["digests"], "sources of this package": environment["package"]["sources"]}
 
 
 def _device_beside(first: str, launch: Launch) -> str:

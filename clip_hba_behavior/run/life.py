@@ -54,7 +54,7 @@ from clip_hba_behavior.run.results import RESULTS, format_row
 from clip_hba_behavior.run.states import RunStore, newest_state, read_epoch
 from clip_hba_behavior.training.advance import advance, is_at_end
 from clip_hba_behavior.training.inputs import Inputs
-from clip_hba_behavior.training.processes import ALONE, LostProcessError, Processes
+from clip_hba_behavior.training.processes import ALONE, LostProcessError, Processes, UnequalProcessesError
 from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.training.trainer import NonFiniteLossError, Trainer
 
@@ -396,7 +396,8 @@ def train_model(
         InterruptedRunError: a signal came; the state is saved.
         LostProcessError: another process has ended; what was complete stays.
         NonFiniteLossError: the loss is no longer a number.
-        NotReproducibleError: what a file already records was not reached again.
+        NotReproducibleError: what a file already records was not reached again; or, as `UnequalProcessesError`,
+            the processes have come to different states.
     """
     if processes.size > 1:
         session.logger.info("Sharing each batch among %d processes", processes.size)
@@ -413,14 +414,13 @@ def train_model(
         session.report(EPOCHS, trainer.epoch, config.epochs)
         hand_out(processes, trainer, stop_early, environment)
         for event in advance(trainer, config.epochs, stop_early=stop_early):
-            processes.agree()
             recorder.record(event)
             if isinstance(event, EpochDone):
                 session.report(EPOCHS, event.epoch, config.epochs)
             is_last = is_at_end(trainer, config.epochs, stop_early)
             if isinstance(event, EpochDone) and stop.name is not None and not is_last:
                 raise InterruptedRunError(f"stopped by {stop.name} after epoch {event.epoch}; the state is saved")
-    except (InterruptedRunError, NonFiniteLossError):
+    except (InterruptedRunError, NonFiniteLossError, UnequalProcessesError):
         processes.are_listening = True  # all have come to this
         raise
     except LostProcessError as error:

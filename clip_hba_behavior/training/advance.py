@@ -26,6 +26,7 @@ def advance(
     Raises:
         BadInputError: the state does not fit the model.
         NonFiniteLossError: a loss is infinite or not a number.
+        UnequalProcessesError: the processes that share the batches have come to different states.
     """
     if state is not None:
         trainer.restore(state)
@@ -33,10 +34,12 @@ def advance(
         if not trainer.needs_backbone():
             trainer.inputs.backbone.drop()  # features are cached; the model keeps the blocks that it trains
         for step in trainer.steps():
+            trainer.processes.agree()
             yield step
             if step.step == steps:
                 return
         metrics = trainer.finish_epoch()
+        trainer.processes.agree()
         yield EpochDone(trainer.epoch, metrics)
 
 

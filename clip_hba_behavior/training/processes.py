@@ -8,7 +8,7 @@ import torch
 from torch import distributed
 
 from clip_hba_behavior.reproducibility.record.signals import StopRequest
-from clip_hba_behavior.reproducibility.state.errors import StoppedError
+from clip_hba_behavior.reproducibility.state.errors import NotReproducibleError, StoppedError
 
 # The first process may fill the cache of features for hours before the others hear of it. That one has ended is
 # seen at once, by its closed connections.
@@ -17,6 +17,10 @@ _PATIENCE = timedelta(days=7)
 
 class LostProcessError(StoppedError):
     """Another process of the run has ended, so no batch can be computed any more; what was complete stays."""
+
+
+class UnequalProcessesError(NotReproducibleError):
+    """The processes have come to different states: one of their machines computes other bits."""
 
 
 class Processes:
@@ -57,8 +61,8 @@ class Processes:
         return cls(rank, size, num_local, asked)
 
     def share_on(self, device: torch.device) -> None:
-        """Sum on a device from now on: on GPUs by NCCL."""
-        if device.type == "cuda":
+        """Prepare for numbers on a device: those on GPUs are put together by NCCL."""
+        if device.type == "cuda" and self._group is None:
             self._group = distributed.new_group(backend="nccl", timeout=_PATIENCE)
 
     def part(self, number: int) -> slice:
@@ -66,7 +70,7 @@ class Processes:
         return slice(number * self.rank // self.size, number * (self.rank + 1) // self.size)
 
     def maximum(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the elementwise maximum over all processes.
+        """Return the elementwise maximum over all processes, in place.
 
         Raises:
             LostProcessError: one of them has ended.
@@ -107,6 +111,25 @@ class Processes:
         if self._num_asked is not None and self._num_asked.item() > 0:
             self.agreed.name = self.asked.name or "a signal to another process"
 
+    def check_equal(self, digest: str, what: str) -> None:
+        """Return if all processes give the same digest.
+
+        Raises:
+            UnequalProcessesError: they do not; in all of them.
+            LostProcessError: one of them has ended.
+        """
+        if self.size == 1:
+            return
+        number = float(int(digest[:12], 16))
+        largest, least = self.maximum(torch.tensor([number, -number], dtype=torch.float64)).tolist()
+        if largest != -least:
+            raise UnequalProcessesError(
+                f"the {self.size} processes that share each batch differ in {what}\n"
+                f"  digest in process {self.rank}: {digest}\n"
+                "  one of them computes other bits; the epoch's end was not written\n"
+                "  compare their machines with scripts/exact_anywhere.py, and go on with one process"
+            )
+
     def tell(self, message: Any) -> None:
         """Give the others, who wait in `hear`, a message.
 
@@ -125,7 +148,7 @@ class Processes:
 
     def _reduce(self, values: torch.Tensor, how: Any) -> None:
         try:
-            distributed.all_reduce(values, how, self._group)
+            distributed.all_reduce(values, how, self._group if values.is_cuda else None)
         except RuntimeError as error:
             raise _lost(error) from None
 

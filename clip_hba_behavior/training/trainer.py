@@ -207,6 +207,7 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: the test loss is infinite or not a number; the epoch stays open.
+            UnequalProcessesError: the processes that share the batches have come to different states.
         """
         train_loss = self.loss_sum / self.num_samples
         test_loss = self.finite_test_loss()
@@ -225,6 +226,8 @@ class Trainer:
             "used_shuffled_targets": kind == "label_shuffle",
             "perturb_type": kind,
         }
+        if self.processes.size > 1:
+            self.processes.check_equal(self.snapshot().digest(), f"their states after epoch {self.epoch}")
         return dict(self.metrics)
 
     def should_stop(self) -> bool:
