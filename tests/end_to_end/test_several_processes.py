@@ -76,6 +76,7 @@ def test_two_processes_of_torchrun_write_the_bytes_of_one(
     assert printed.count("Epoch 2/2") == 1
 
 
+@pytest.mark.system
 def test_three_processes_share_augmented_and_perturbed_images(
     clip_hba: ClipHba, keys: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -91,6 +92,7 @@ def test_three_processes_share_augmented_and_perturbed_images(
     assert differences(one, tmp_path / "three") == []
 
 
+@pytest.mark.system
 def test_early_stopping_ends_all_processes(clip_hba: ClipHba, keys: dict[str, Any], tmp_path: Path) -> None:
     changes = {"lr": 0.5, "epochs": 6, "early_stopping_patience": 1}
     one = trained(clip_hba, tmp_path, keys, "one", **changes)
@@ -101,7 +103,7 @@ def test_early_stopping_ends_all_processes(clip_hba: ClipHba, keys: dict[str, An
     assert differences(one, tmp_path / "two") == []
 
 
-@pytest.mark.parametrize("asked", [0, 1])
+@pytest.mark.parametrize("asked", [pytest.param(0, marks=pytest.mark.system), 1])
 def test_a_signal_to_any_process_saves_and_another_number_resumes(
     clip_hba: ClipHba, keys: dict[str, Any], baseline: Path, tmp_path: Path, asked: int
 ) -> None:
@@ -124,7 +126,7 @@ def test_a_signal_to_any_process_saves_and_another_number_resumes(
     assert differences(baseline, run) == []
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.system), 1])
 def test_the_death_of_a_process_ends_the_others_and_the_run_goes_on(
     clip_hba: ClipHba, keys: dict[str, Any], baseline: Path, tmp_path: Path, killed: int
 ) -> None:
@@ -147,6 +149,7 @@ def test_the_death_of_a_process_ends_the_others_and_the_run_goes_on(
     assert differences(baseline, run) == []
 
 
+@pytest.mark.system
 def test_the_first_process_gives_the_exit_code(keys: dict[str, Any], tmp_path: Path) -> None:
     """Whatever befalls the first one alone, such as the loss of its lease, ends the others too."""
     config = write_config(tmp_path / "run.yaml", keys, epochs=50)
@@ -197,6 +200,7 @@ def test_other_commands_are_refused(words: list[str], tmp_path: Path) -> None:
     assert "found:    2 processes, started by torchrun" in printed
 
 
+@pytest.mark.system
 def test_two_processes_fork_a_run_as_one_does(clip_hba: ClipHba, baseline: Path, tmp_path: Path) -> None:
     words = ["fork", baseline, "--at-epoch", "2", "--perturb", "uniform_images", "--run-dir"]
     outcome = clip_hba(*words, tmp_path / "one")
