@@ -20,7 +20,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch.nn import functional
 
 from clip_hba_behavior import exact
 from clip_hba_behavior.data.standin import standin_backbone_directory

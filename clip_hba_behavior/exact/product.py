@@ -66,7 +66,11 @@ def product(
     """
     operand = right if isinstance(right, Operand) else Operand(right)
     if left.dim() > 2:
-        return _product_of_chunks(_chunks_on_grids(left), operand.chunks).add_(0.0 if bias is None else bias + 0.0).to(dtype)
+        return (
+            _product_of_chunks(_chunks_on_grids(left), operand.chunks)
+            .add_(0.0 if bias is None else bias + 0.0)
+            .to(dtype)
+        )
     result = left.new_empty((len(left), operand.shape[-2]), dtype=dtype)
     step = max(64, _AT_ONCE[left.device.type] // max(1, *operand.shape))
     chunks = [prepared(chunk) for chunk in operand.chunks]
