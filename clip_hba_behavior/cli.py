@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from clip_hba_behavior.run.advice import command_line, start_again_with
+from clip_hba_behavior.run.launch import launched, refuse_other_command
 from clip_hba_behavior.run.output import lasting_output
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def _print_version(is_asked: bool) -> None:
 
 @app.callback()
 def common(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and stop."),
@@ -67,6 +69,7 @@ def common(
         from clip_hba_behavior.run.log import silent
 
         silent()
+    refuse_other_command(context.invoked_subcommand)
 
 
 Settings = Annotated[
@@ -516,12 +519,29 @@ def main(arguments: list[str] | None = None) -> int:
 def exit_code_of(work: Callable[[], object], command: str | None = None) -> int:
     """Do some work; whatever stops it becomes a message and an exit code.
 
+    Of several processes started by torchrun, the first does it. The others train along, and end as it does.
+
     Args:
         work: what to do.
         command: what was typed; by default a Python script.
     """
+    command = command or shlex.join(["python", *sys.argv])
+    launch = launched()
     with lasting_output():
-        return _attempt(work, command or shlex.join(["python", *sys.argv]))
+        if launch.rank > 0:
+            return _attempt(_follow, command)
+        code = _attempt(work, command)
+        if launch.size > 1:
+            from clip_hba_behavior.run.follow import tell_end
+
+            tell_end(code)
+        return code
+
+
+def _follow() -> NoReturn:
+    from clip_hba_behavior.run.follow import follow
+
+    follow()
 
 
 _ELSEWHERE = "give another place: --run-dir (run_dir) for a run, cache_dir for its frozen features"

@@ -1,7 +1,12 @@
 """Fresh processes without the slow imports: forked from one that has done them and nothing else."""
 
 import multiprocessing
+import multiprocessing.util
 import os
+import pickle
+import re
+import signal
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
+# What every run imports, the slowest first: the first optimizer imports torch's compiler, which takes 2 s.
+SLOW_IMPORTS = [
+    *("torch._inductor.config", "clip_hba_behavior.run.life", "clip_hba_behavior.cli"),
+    *("scipy.io", "scipy.special", "safetensors", "tokenizers", "pydantic.type_adapter"),
+]
 # The server imports these once, before it starts any threads; each test process is a fork of it.
-_CONTEXT.set_forkserver_preload(
-    ["clip_hba_behavior.run.life", "clip_hba_behavior.cli", "scipy.io", "scipy.special"]
-)
+_CONTEXT.set_forkserver_preload(SLOW_IMPORTS)
 
 
 def start_server() -> None:
@@ -54,9 +62,56 @@ def clip_hba(arguments: list[str]) -> None:
     sys.exit(main(arguments))
 
 
+SERVER_IN_ADVANCE = "SERVER_IN_ADVANCE"
+"""Set in the environment, a process forks the server of its own workers from itself, before its work begins.
+
+That server has the slow imports; a new program would do them again. Else it is as new.
+"""
+
+
+def _fork_a_server_in_advance() -> None:
+    start_program = multiprocessing.util.spawnv_passfds
+    ours, theirs = socket.socketpair()
+    server = os.fork()
+    if not server:
+        ours.close()
+        _serve_when_asked(theirs)
+    theirs.close()
+
+    def start(program: Any, arguments: list[str], descriptors: list[int]) -> int:
+        if "multiprocessing.forkserver" not in arguments[-1]:
+            return start_program(program, arguments, descriptors)
+        multiprocessing.util.spawnv_passfds = start_program
+        signals = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        with ours:
+            socket.send_fds(ours, [pickle.dumps((arguments[-1], descriptors, signals))], descriptors)
+        return server
+
+    multiprocessing.util.spawnv_passfds = start
+
+
+def _serve_when_asked(requests: socket.socket) -> None:
+    """Be the server that the process asks for; end if it ends without."""
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        message, received, *_ = socket.recv_fds(requests, 2**20, 8)
+        if message:
+            command, descriptors, signals = pickle.loads(message)
+            numbers = dict(zip(map(str, descriptors), map(str, received), strict=True))
+            command = re.sub(
+                r"(?<=main\()(\d+), (\d+)", lambda found: ", ".join(map(numbers.get, found.groups())), command
+            )
+            signal.pthread_sigmask(signal.SIG_SETMASK, signals)
+            exec(command)
+    finally:
+        os._exit(0)
+
+
 def _child(work: Callable[..., Any], arguments: tuple[Any, ...], output: str, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
+    if environment.get(SERVER_IN_ADVANCE):
+        _fork_a_server_in_advance()
     work(*arguments)

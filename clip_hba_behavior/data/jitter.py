@@ -22,8 +22,7 @@ def change_contrast(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8
     """Return `[height, width, 3]` with its contrast changed by a factor of at least 0; 1 leaves it as it is."""
     grey = _grey(image)
     mean = int(int(grey.sum(dtype=np.int64)) / grey.size + 0.5)
-    table = _blend(np.uint8(mean), np.arange(256, dtype=np.uint8), factor)
-    return table[image]
+    return _blend(np.uint8(mean), np.arange(256, dtype=np.uint8), factor).take(image)
 
 
 def change_saturation(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
@@ -34,7 +33,7 @@ def change_saturation(image: NDArray[np.uint8], factor: float) -> NDArray[np.uin
 
 def _grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     channels = image.transpose(2, 0, 1).astype(np.int32, order="C")
-    weighted = 19595 * channels[0] + 38470 * channels[1] + 7471 * channels[2]
+    weighted: NDArray[np.int32] = 19595 * channels[0] + 38470 * channels[1] + 7471 * channels[2]
     return ((weighted + 2**15) >> 16).astype(np.uint8)
 
 

@@ -1,8 +1,8 @@
 """Resizing, defined by integers and single IEEE operations: the same bits on every machine.
 
 The definition is that of Pillow 13's `resize((size, size), BILINEAR)` for 8-bit RGB, and on x86 it has Pillow's
-bits. Pillow computes its weights in C, where a compiler may join a product and a sum to one operation, rounded
-once: those for ARM do. And Pillow up to 12 resizes tall images in another order.
+bits. Pillow computes its weights in C, where a compiler may join a product and a sum to one operation that rounds
+once; and up to version 12 it resizes tall images in another order.
 
 Along one axis, `length` pixels become `size`. All numbers below are float64, each `+ - * /` is rounded on its own,
 and `int` cuts off a fraction.

@@ -13,11 +13,12 @@ from clip_hba_behavior.exact.grid import F32, F64
 class AdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov and Hutter 2019) whose steps have the same bits everywhere.
 
-    Definition: parameters and both moments are float32, each float64 operation is by itself, and each of the
-    three is rounded once a step. With the gradient g: `m += (g - m) * (1 - beta1)`; `v = v * beta2 + g * g * (1
-    - beta2)`; both rounded; `p = p * (1 - lr * weight_decay) - m / (sqrt(v) * (1 / sqrt(1 - beta2**t)) + eps) *
-    (lr / (1 - beta1**t))`, with `exact.sqrt`'s root. The powers of the betas are running products, kept in the
-    state: the C library's `pow` differs between machines. Accuracy: that of the three roundings;
+    Definition: parameters and both moments are float32, each float64 operation is by itself, from left to right,
+    and each of the three is rounded once a step. With the gradient g: `m += (g - m) * (1 - beta1)`; `v = v * beta2
+    + (g * g) * (1 - beta2)`; both rounded, and taken as rounded in `p = p * (1 - lr * weight_decay) - m / (sqrt(v)
+    * (1 / sqrt(1 - beta2**t)) + eps) * (lr / (1 - beta1**t))`; of v it is `exact.sqrt`'s root, of the number
+    IEEE's. The powers of the betas are running products (`beta1_power`, from 1.0, times beta1 in each step), kept
+    in the state: the C library's `pow` differs between machines. Accuracy: that of the three roundings;
     `torch.optim.AdamW` in float32 rounds each operation.
 
     Args:

@@ -23,11 +23,12 @@ def attention(
     """Return `softmax(query @ key.T * scale) @ value`, `[..., queries, channels]`, with gradients.
 
     Definition: the queries are multiplied in float64 by `f = scale * log2(e)`, a float64 product; the exponents t
-    are their exact product (`product.product`) with the keys, not rounded; `exact.softmax`'s rows from these t
-    on, rounded once; the context is their exact product with the values. In backward each gradient is an exact
-    product too; the one to the scores, `exact.softmax`'s times the scale, is not rounded before it is multiplied
-    with keys and queries. The result for a sample and a head depends on its own numbers alone. Accuracy: no worse
-    than float32's own.
+    are their exact product (`product.product`) with the keys, not rounded; `exact.softmax`'s rows from these t on,
+    rounded once; the context is their exact product with the values. In backward, with the gradient g and the
+    rounded probabilities P, the gradients are exact products too: `P.T @ g` to the values; `g @ value.T` to P, not
+    rounded; `exact.softmax`'s from there, not rounded, times the scale, not rounded either; that S gives `S @ key`
+    and `S.T @ query`. A key that is hidden has the exponent -inf, and counts in a row's length. The result for a
+    sample and a head depends on its own numbers alone. Accuracy: no worse than float32's own.
 
     Args:
         query: `[..., queries, dim]`, leading dimensions such as batch and heads; float32 or float64.

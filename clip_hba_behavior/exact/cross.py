@@ -20,11 +20,11 @@ def cross(x: torch.Tensor, y: torch.Tensor, reduce: Reduce = ONE_PROCESS) -> tor
     """Return `x.T @ y`, summed over the rows of all processes: `[p, q]` float64, without a gradient.
 
     Definition: with n rows over all processes, `bits = 53 - ceil(log2(n))`, `b = (bits - 1) // 3`, and for each
-    column `2**e` the least power of two above its largest magnitude (e at least -400). y's columns are rounded
-    to multiples of `2**(e - (bits - b))`, ties to even. x's columns are rounded to multiples of `2**(e - b)`,
-    which gives x1; what that leaves, `x - x1`, to multiples of `2**(e - 2 * b - 1)`, which gives x2. The result
-    is `x1.T @ y1 + x2.T @ y1`, each of the two exact, the addition in float64. A column with an entry that is not
-    finite is NaN throughout.
+    column `2**e` the least power of two above its largest magnitude (e at least -400). y's columns are rounded to
+    multiples of `2**(e - (bits - b))`, ties to even. x's columns are rounded to multiples of `2**(e - b)`, which
+    gives x1; what that leaves, `x - x1`, to multiples of `2**(e - 2 * b - 1)`, which gives x2. The result is `x1.T
+    @ y1 + x2.T @ y1`, each of the two exact, the addition in float64, a zero positive. A column with an entry that
+    is not finite is NaN throughout.
 
     Proof that the products are exact: the entries are integers of at most `2**b` (x1; and x2, since rounding
     leaves at most half of x1's grid) and `2**(bits - b)` in units of their grids. So any sum over some of the

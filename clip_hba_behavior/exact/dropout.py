@@ -61,9 +61,10 @@ def dropout(values: torch.Tensor, probability: float, draw: Draw, first: int = 0
     """Return the values with some set to zero and the others divided by `1 - probability`, with a gradient.
 
     Definition: entry i, counted over all entries in row-major order from `first`, is dropped if word `i % 4` of
-    Philox with the counter `(i // 4, layer, epoch, step)` and the seed as key is below `floor(probability *
-    2**32)`. The others are multiplied in float64 by `1 / (1 - probability)` and rounded once. Integer operations
-    alone decide the mask: it is the same everywhere, and a part of a batch draws its part of the mask.
+    Philox with the counter `(i // 4, layer, epoch, step)` and the seed as key (its low word, then its high one) is
+    below `floor(probability * 2**32)`: it becomes 0.0. The others are multiplied in float64 by `1 / (1 -
+    probability)` and rounded once. Integer operations alone decide the mask: it is the same everywhere, and a part
+    of a batch draws its part of the mask.
 
     Args:
         values: any shape, float32 or float64.

@@ -1,6 +1,7 @@
 """Elementary functions of float64 numbers, made of single IEEE operations and of integer operations on bits.
 
 Libraries and processors have their own `sqrt`, `exp` and `erf`, which differ in the last bits. These do not.
+`log2(e)`, in all definitions, is the float64 number nearest to it, and so is every other constant.
 """
 
 import math
@@ -58,8 +59,9 @@ _ERF_SERIES = [_TWO_OVER_ROOT_PI * (-1.0) ** k / (math.factorial(k) * (2 * k + 1
 def square_root(values: torch.Tensor) -> torch.Tensor:
     """Return the square roots of float64 values, to one unit in the last place.
 
-    Definition: from the bits halved as a first guess, within 6 percent, four of Heron's steps
-    `y = (y + x / y) * 0.5`, each of which squares the relative error. NaN for negative values.
+    Definition: from the bits halved as a first guess, within 6 percent (`(bits >> 1) + (1023 << 51)`, as
+    integers), four of Heron's steps `y = (y + x / y) * 0.5`, each of which squares the relative error. Zero and
+    infinity are their own roots. NaN for negative values.
     """
     root = ((values.view(I64) >> 1) + (1023 << 51)).view(F64)
     for _ in range(4):
@@ -71,8 +73,9 @@ def square_root(values: torch.Tensor) -> torch.Tensor:
 def power_of_two_(exponents: torch.Tensor) -> torch.Tensor:
     """Return `2**t` of float64 values t, clamped to -1000 and 1000, to 2**-38 relative; overwrites them.
 
-    Definition: t is cut into the nearest integer k and a rest r of at most 1/2, which is exact; a polynomial in r
-    of degree 8, by Horner's rule; times the power of two whose exponent's bits are made of k. 1 at 0.
+    Definition: t is cut into the nearest integer k, of two as near the odd one, and a rest r of at most 1/2, which
+    is exact; a polynomial in r of degree 8, by Horner's rule, with the coefficients of `_EXP2` and 1 as the last;
+    times the power of two whose exponent's bits are made of k. 1 at 0.
     """
     exponents.clamp_(-1000.0, 1000.0)
     whole = exponents + _INTEGER_ROUNDER
@@ -88,8 +91,8 @@ def power_of_two_(exponents: torch.Tensor) -> torch.Tensor:
 def complementary_error(values: torch.Tensor) -> torch.Tensor:
     """Return erfc of float64 values >= 0, to 2**-37 relative, down to 2**-1000.
 
-    Definition: `2**(-x * x * log2(e)) * P(u) / (1 + 2 x)` with `u = (x - 3) / (x + 3)` and a polynomial of
-    degree 16.
+    Definition: with x at most 26, `2**((x * x) * -log2(e)) * P(u) / (2 * x + 1)`, from left to right, `u = (x - 3)
+    / (x + 3)`, and P of degree 16 by Horner's rule, with the coefficients of `_ERFC`.
     """
     x = values.clamp(max=26.0)
     u = (x - 3.0).div_(x + 3.0)
@@ -99,7 +102,11 @@ def complementary_error(values: torch.Tensor) -> torch.Tensor:
 
 
 def error_function(values: torch.Tensor) -> torch.Tensor:
-    """Return erf of float64 values, to 2**-37 relative: below 1/2 by its series, above as `1 - erfc`."""
+    """Return erf of float64 values, to 2**-37 relative: below 1/2 by its series, above as `1 - erfc`.
+
+    Definition: for magnitudes below 1/2 the first ten terms, by Horner's rule in `x * x` with the coefficients of
+    `_ERF_SERIES`, times x; otherwise `1 - erfc(|x|)` with the sign of x.
+    """
     magnitude = values.abs()
     above = 1.0 - complementary_error(magnitude)
     above = torch.where(values < 0, -above, above)

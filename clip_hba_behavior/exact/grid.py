@@ -132,8 +132,8 @@ def rounder_of_norm(squares: torch.Tensor, size: int) -> torch.Tensor:
     The grid is the least power of two (up to a factor of two) such that a vector of `size` entries whose squared
     norm is at most `squares`, rounded to multiples of it, has a norm of at most 2**26.5 grids: rounding adds at
     most `sqrt(size) / 2` grids to the norm. With `budget = 94906265 - (isqrt(size) // 2 + 1)` and the float64
-    product `bound = squares * ((1 + 2**-40) / budget**2)`, whose bits of exponent are E, it is `2**((E - 1021) //
-    2)`, rounded down. A vector whose norm is not finite gets NaN.
+    product `bound = squares * ((1 + 2**-40) / budget**2)`, whose exponent's bits are E (`2**(E - 1023) <= bound`),
+    it is `2**((E - 1021) // 2)`. A vector whose norm is not finite gets NaN.
 
     Args:
         squares: float64, >= 0, may be too small by a factor of 1 + 2**-41.

@@ -15,11 +15,11 @@ def softmax(values: torch.Tensor) -> torch.Tensor:
     """Return the softmax over the last dimension, in the values' dtype, with a gradient.
 
     Definition: in float64, `t = x * log2(e)` and powers `p = 2**(t - max(t))` by `elementary.power_of_two_`, none
-    above 1; their sum s, each rounded for it to a multiple of `2**(ceil(log2(k)) - 53)`, k the row's length, ties
-    to even, so that it is exact in any order: at most `k * 2**-ceil(log2(k)) * 2**53` of these units; `p * (1 /
-    s)`, rounded once. Entries may be -inf. The gradient is `p * (g - sum(p * g))`, p the rounded result, in
-    float64 with `exact.sum`'s tree. Accuracy: 2**-36 relative before the rounding, for rows of up to 256 entries
-    and entries of at least 2**-1000.
+    above 1; their sum s, each rounded for it to a multiple of `2**(ceil(log2(k)) - 53)`, k the row's length and at
+    least 4, ties to even, so that it is exact in any order: at most `k * 2**-ceil(log2(k)) * 2**53` of these
+    units; `p * (1 / s)`, rounded once. Entries may be -inf. The gradient is `(g - sum(g * p)) * p`, p the rounded
+    result, in float64 with `exact.sum`'s tree, rounded once. Accuracy: 2**-36 relative before the rounding, for
+    rows of up to 256 entries and entries of at least 2**-1000.
 
     Raises:
         ValueError: the dtype is neither float32 nor float64.
@@ -36,10 +36,12 @@ def layer_norm(
 ) -> torch.Tensor:
     """Return the values, normalized over the last dimension, times weight, plus bias, in their dtype.
 
-    Definition: in float64, mean and variance (of the differences from the mean) in `exact.sum`'s tree,
-    multiplied by the float64 reciprocal of their number; `exact.sqrt`'s root of the variance plus eps; rounded
-    once. The gradient to the values uses the same trees, those of weight and bias are `exact.column_totals` over
-    all rows of all processes. Accuracy: that of the rounding.
+    Definition: in float64, mean and variance (of the differences from the mean) in `exact.sum`'s tree, multiplied
+    by the float64 reciprocal of their number; r is the reciprocal of `exact.sqrt`'s root of the variance plus eps;
+    with `u = (x - mean) * r` the result is `u * weight + bias`, rounded once. With the gradient g and `d = g *
+    weight`, the one to the values is `((d - mean(d)) - u * mean(d * u)) * r`, in float64 with means as before,
+    rounded once; those to weight and bias are `exact.column_totals` of `g * u` (float64) and g, over all rows of
+    all processes, rounded once. Accuracy: that of the rounding.
 
     Args:
         values: `[..., k]`, float32 or float64.
@@ -59,10 +61,10 @@ def normalize(
 ) -> torch.Tensor:
     """Return the values, scaled along a dimension to a Euclidean length, in their dtype, with gradients.
 
-    Definition: in float64, the norm by `exact.sum`'s tree of the squares and `exact.sqrt`'s root; the values
-    times `length / (norm + eps)`, rounded once. With the gradient g and `t` the tree's sum of `g * values`, the
-    gradient to the length is `t / (norm + eps)`, the one to the values `g * factor - values * (t * factor /
-    ((norm + eps) * norm))`, its second term 0 where the norm is 0. Accuracy: that of the rounding.
+    Definition: in float64, the norm by `exact.sum`'s tree of the squares and `exact.sqrt`'s root; the values times
+    `factor = length / (norm + eps)`, rounded once. With the gradient g and `t` the tree's sum of `g * values`, the
+    gradient to the length is `t / (norm + eps)`, the one to the values `g * factor - values * (t * factor / ((norm
+    + eps) * norm))`, its second term 0 where the norm is 0; each is rounded once. Accuracy: that of the rounding.
 
     Args:
         values: float32 or float64.
@@ -79,7 +81,8 @@ def normalize(
 def softmax_(exponents: torch.Tensor) -> torch.Tensor:
     """Return the powers of two of float64 rows `[..., k]`, over their sum; overwrites the rows."""
     powers = power_of_two_(exponents.sub_(exponents.amax(-1, keepdim=True)))
-    magic = 1.5 * 2.0 ** (52 - bits_for_sums(53, powers.shape[-1]))
+    # of fewer than three the grid would be too fine for its rounder, which holds for less than 1 then
+    magic = 1.5 * 2.0 ** (52 - bits_for_sums(53, max(4, powers.shape[-1])))
     total = (powers + magic).sub_(magic).sum(-1, keepdim=True)
     return powers.mul_(total.reciprocal_())
 

@@ -83,9 +83,9 @@ def product(
 def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Return `a @ b`, `[..., m, n]` in a's dtype, with gradients to both that are exact products too.
 
-    Definition and accuracy are those of `product.product`. A row of the result depends on its row of a and on b
-    alone, so that a may be cut into rows or batches, or these be put into another order. Where k is at most
-    1,024, k may be put into another order too, up to the norms' trees.
+    Definition and accuracy are those of `product.product`; the gradients are `g @ b.T` and `a.T @ g`. A row of the
+    result depends on its row of a and on b alone, so that a may be cut into rows or batches, or these be put into
+    another order. Where k is at most 1,024, k may be put into another order too, up to the norms' trees.
 
     Args:
         a: `[..., m, k]`, float32 or float64.
@@ -117,9 +117,9 @@ def linear(
 ) -> torch.Tensor:
     """Return `inputs @ weight.T + bias`, `[..., out]` in the inputs' dtype, rounded once.
 
-    Definition and accuracy are those of `product.product`. The gradients of weight and bias are sums over all
-    rows of all processes by `exact.cross` and `exact.column_totals`, so that the rows may be cut and ordered in
-    any way.
+    Definition and accuracy are those of `product.product`; so is the gradient to the inputs, `g @ weight`. Those
+    of weight and bias are sums over all rows of all processes, `exact.cross(g, inputs)` and
+    `exact.column_totals(g)`, rounded once, so that the rows may be cut and ordered in any way.
 
     Args:
         inputs: `[..., in]`, float32 or float64.

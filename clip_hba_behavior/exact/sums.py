@@ -29,8 +29,9 @@ def sum(values: torch.Tensor, dim: int = -1, keepdim: bool = False) -> torch.Ten
 def norm(values: torch.Tensor, dim: int = -1, keepdim: bool = False) -> torch.Tensor:
     """Return the Euclidean norms along a dimension, in the values' dtype, with a gradient: 0 where the norm is.
 
-    Definition: squares in float64, `exact.sum`'s tree, `exact.sqrt`'s root, rounded once. Accuracy: that of the
-    rounding, as long as the squares stay within float64's range.
+    Definition: squares in float64, `exact.sum`'s tree, `exact.sqrt`'s root, rounded once. The gradient is `values
+    / norm * g`, with the norm before its rounding, in float64, rounded once. Accuracy: that of the rounding, as
+    long as the squares stay within float64's range.
 
     Raises:
         ValueError: the dtype is neither float32 nor float64.

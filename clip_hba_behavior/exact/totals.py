@@ -57,9 +57,9 @@ def bits_for_sums(bits: int, num_rows: int) -> int:
 def column_totals(rows: torch.Tensor, reduce: Reduce = ONE_PROCESS) -> torch.Tensor:
     """Return the sum of each column `[k]` over the rows `[n, k]` of all processes; float64, without a gradient.
 
-    Definition: with `2**e` the least power of two above a column's largest magnitude, and n the number of all
-    rows, each entry is rounded to a multiple of `2**(e - bits)`, `bits = 51 - ceil(log2 n)`. Then all partial
-    sums are at most 2**51 grids, so exact, in any order.
+    Definition: with `2**e` the least power of two above a column's largest magnitude, e at least -400, and n the
+    number of all rows, each entry is rounded to a multiple of `2**(e - bits)`, `bits = 51 - ceil(log2 n)`, ties to
+    even. Then all partial sums are at most 2**51 grids, so exact, in any order.
 
     Accuracy: an entry moves by at most n / 2**51 of the largest: for a million rows 2**-31.
 

@@ -72,6 +72,9 @@ class Operations(Protocol):
     def mse_loss(self, predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean squared difference of the batch, a scalar."""
 
+    def share(self, reduce: exact.Reduce) -> None:
+        """From now on each process has a part of each batch, and `reduce` puts the parts together."""
+
 
 class NativeOperations:
     """Torch's own kernels: their bits depend on processor, threads, shapes and versions.
@@ -140,19 +143,21 @@ class NativeOperations:
     def mse_loss(self, predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return functional.mse_loss(predictions, targets)
 
+    def share(self, reduce: exact.Reduce) -> None:
+        raise NotImplementedError("native sums depend on how a batch is split")
+
 
 class PortableOperations:
     """The functions of `exact`: the same bits on every machine, for every split of a batch.
 
     Args:
         keeps_weights: keep each frozen weight rounded to its grids, for one that is used in every step.
-        reduce: how the gradients of trained weights are summed over the processes that share a batch.
     """
 
     name = f"portable {exact.DEFINITION}"
 
-    def __init__(self, keeps_weights: bool = False, reduce: exact.Reduce = ONE_PROCESS) -> None:
-        self._reduce = reduce
+    def __init__(self, keeps_weights: bool = False) -> None:
+        self._reduce = ONE_PROCESS
         self._kept: WeakTensorKeyDictionary | None = WeakTensorKeyDictionary() if keeps_weights else None
 
     def linear(self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -209,6 +214,9 @@ class PortableOperations:
 
     def mse_loss(self, predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return exact.mse_loss(predictions, targets, self._reduce)
+
+    def share(self, reduce: exact.Reduce) -> None:
+        self._reduce = reduce
 
     def _together(self, weights: list[torch.Tensor]) -> torch.Tensor | exact.FrozenWeight:
         """Return frozen weights below each other."""

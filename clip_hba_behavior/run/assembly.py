@@ -10,7 +10,6 @@ import torch
 from clip_hba_behavior.config import DATA_KEYS, STANDIN, Config, make_config
 from clip_hba_behavior.data.check import DataReport, check_data
 from clip_hba_behavior.data.standin import standin_backbone_directory, write_standin_dataset
-from clip_hba_behavior.exact.totals import ONE_PROCESS, Reduce
 from clip_hba_behavior.model.architecture import ClipConfig
 from clip_hba_behavior.model.clip import Clip
 from clip_hba_behavior.model.clip_hba import CLIPHBA
@@ -64,16 +63,13 @@ def check_data_of(config: Config) -> DataReport:
     return dataclasses.replace(report, model=lines, problems=(*report.problems, *model.problems))
 
 
-def build_model(
-    config: Config, backbone: Clip, end_positions: torch.Tensor, reduce: Reduce = ONE_PROCESS
-) -> CLIPHBA:
+def build_model(config: Config, backbone: Clip, end_positions: torch.Tensor) -> CLIPHBA:
     """Make the model of a configuration; its low-rank factors are zero until drawn or loaded.
 
     Args:
         config: with the keys that shape the model.
         backbone: on its device.
         end_positions: `[66] int64`, each prompt's end token, there too.
-        reduce: how the processes that share each batch put their parts together.
     """
     return CLIPHBA(
         backbone,
@@ -82,8 +78,8 @@ def build_model(
         config.rank,
         config.dora_dropout,
         end_positions,
-        operations_of(config, True, reduce),
-        operations_of(config, True),
+        operations=operations_of(config, True),
+        prompt_operations=operations_of(config, True),
     )
 
 

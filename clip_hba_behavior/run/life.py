@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from clip_hba_behavior.run.environment import (
     provenance,
     two_settings,
 )
+from clip_hba_behavior.run.follow import hand_out, join
 from clip_hba_behavior.run.fork import (
     adopt,
     fork_of,
@@ -42,6 +44,7 @@ from clip_hba_behavior.run.fork import (
     read_parent,
 )
 from clip_hba_behavior.run.head import head_lines
+from clip_hba_behavior.run.launch import refuse_several
 from clip_hba_behavior.run.log import EPOCHS, session, warn_of_changes
 from clip_hba_behavior.run.repair import repair_records
 from clip_hba_behavior.run.replayer import Replayer
@@ -49,10 +52,11 @@ from clip_hba_behavior.run.request import refuse_meaningless, resumption
 from clip_hba_behavior.run.resolution import resolve_config
 from clip_hba_behavior.run.results import RESULTS, format_row
 from clip_hba_behavior.run.states import RunStore, newest_state, read_epoch
-from clip_hba_behavior.training.advance import advance
+from clip_hba_behavior.training.advance import advance, is_at_end
 from clip_hba_behavior.training.inputs import Inputs
+from clip_hba_behavior.training.processes import ALONE, LostProcessError, Processes, UnequalProcessesError
 from clip_hba_behavior.training.state import TrainingState
-from clip_hba_behavior.training.trainer import Trainer
+from clip_hba_behavior.training.trainer import NonFiniteLossError, Trainer
 
 Check = Callable[[TrainingState], None]
 
@@ -112,6 +116,7 @@ def start_fork(
 @numerics_left_as_they_were()
 def _begin(config: Config, parent: Checkpoint | None, check: Check) -> Path:
     refuse_meaningless(config)
+    refuse_several(config)
     config = resolve_config(config)
     directory = RunDirectory(Path(str(config.run_dir)))
     with (
@@ -120,6 +125,7 @@ def _begin(config: Config, parent: Checkpoint | None, check: Check) -> Path:
         session(directory.log_file) as here,
         _resumed_if_interrupted(directory),
     ):
+        processes = join(here.stop)
         _announce(config, here.logger)
         trainer, environment = build_trainer(config, here)
         _warn_of_overlap(config, trainer.inputs, here.logger)
@@ -151,7 +157,7 @@ def _begin(config: Config, parent: Checkpoint | None, check: Check) -> Path:
                 origin,
                 trainer.undrawn_streams(),
             )
-        train_model(trainer, directory, environment, here, check=check)
+        train_model(trainer, directory, environment, here, check=check, processes=processes)
     return directory.path
 
 
@@ -223,6 +229,7 @@ def _continue(
     if accept_mismatch is not None:
         _refuse_nothing_to_accept(source, after, accept_mismatch)
     recorded = source.read_environment()
+    processes = join(here.stop)
     _announce(config, here.logger)
     trainer, environment = build_trainer(config, here)
     drift = compare_environments(source.path, recorded, environment, allow)
@@ -267,7 +274,7 @@ def _continue(
         here.logger.info("%s", line)
     load_and_restore_rng_state({"rng_state": state.rng_state}, here.logger)
     with _resumed_if_interrupted(target):  # what was changed on request is on record by now
-        train_model(trainer, target, environment, here)
+        train_model(trainer, target, environment, here, processes=processes)
     if (trainer.epoch, trainer.step_in_epoch) == after:
         here.logger.info(
             "Nothing was left to train\n  to train further: %s", _further(trainer, target, environment)
@@ -372,6 +379,7 @@ def train_model(
     session: Session,
     save_rng_state: bool = True,
     check: Check = lambda state: None,
+    processes: Processes = ALONE,
 ) -> None:
     """Train to the run's end, and write every event down.
 
@@ -382,12 +390,18 @@ def train_model(
         session: its log, its progress, and its stop request, which is answered after a step.
         save_rng_state: without it the checkpoints are partial and cannot be continued.
         check: given each epoch's state before it is written down; what it raises stops the run.
+        processes: those that share each batch; this is the first of them.
 
     Raises:
         InterruptedRunError: a signal came; the state is saved.
+        LostProcessError: another process has ended; what was complete stays.
         NonFiniteLossError: the loss is no longer a number.
-        NotReproducibleError: what a file already records was not reached again.
+        NotReproducibleError: what a file already records was not reached again; or, as `UnequalProcessesError`,
+            the processes have come to different states.
     """
+    if processes.size > 1:
+        session.logger.info("Sharing each batch among %d processes", processes.size)
+        session = replace(session, stop=processes.agreed)
     config, logger, stop = trainer.config, session.logger, session.stop
     stop_early = _stops_early(config, environment)
     after = (trainer.epoch, trainer.step_in_epoch)
@@ -398,16 +412,24 @@ def train_model(
         rows = Results(results, format_row)
         recorder = Recorder(ledger, rows, store, trainer, session, config.checkpoint_every_steps, check)
         session.report(EPOCHS, trainer.epoch, config.epochs)
+        hand_out(processes, trainer, stop_early, environment)
         for event in advance(trainer, config.epochs, stop_early=stop_early):
             recorder.record(event)
             if isinstance(event, EpochDone):
                 session.report(EPOCHS, event.epoch, config.epochs)
-            is_last = trainer.epoch == config.epochs or (stop_early and trainer.should_stop())
+            is_last = is_at_end(trainer, config.epochs, stop_early)
             if isinstance(event, EpochDone) and stop.name is not None and not is_last:
                 raise InterruptedRunError(f"stopped by {stop.name} after epoch {event.epoch}; the state is saved")
+    except (InterruptedRunError, NonFiniteLossError, UnequalProcessesError):
+        processes.are_listening = True  # all have come to this
+        raise
+    except LostProcessError as error:
+        again = go_on_with(command_line("resume", directory.path))
+        raise LostProcessError(f"{error}\n  {again}, in any number of processes") from None
     finally:
         ledger.close()
         results.close()
+    processes.are_listening = True
     if stop_early and trainer.should_stop():
         logger.info(
             "Stopped early after epoch %d: no better test loss in %d epochs",

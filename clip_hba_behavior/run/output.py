@@ -46,28 +46,30 @@ class _Lasting:
 def lasting_output() -> Iterator[None]:
     """Let whoever reads standard output or error go away without ending the work."""
     before = sys.stdout, sys.stderr
-    errors = [_escape_what_has_no_code(each) for each in before]
+    escaping = [each for each in before if _escape_what_has_no_code(each)]
     sys.stdout, sys.stderr = (_lasting(each) for each in before)
     try:
         yield
     finally:
-        for stream, name in zip(before, errors, strict=True):
-            if name is not None and isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors=name)
         lasting = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = before
         for stream in lasting:
             if isinstance(stream, _Lasting):
                 stream.flush()  # not at the interpreter's end, which would change the exit code
+        for stream in escaping:
+            if isinstance(stream, io.TextIOWrapper) and not stream.closed:
+                stream.reconfigure(errors="strict")
 
 
-def _escape_what_has_no_code(stream: TextIO | None) -> str | None:
-    r"""Write \u2713 where a stream's encoding, such as Windows' cp1252, has no ✓; return what it did before."""
+def _escape_what_has_no_code(stream: TextIO | None) -> bool:
+    r"""Let a stream whose encoding has no ✓, such as Windows' cp1252, write \u2713; return whether it is one."""
     if not isinstance(stream, io.TextIOWrapper) or stream.errors != "strict":
-        return None
+        return False
+    if codecs.lookup(stream.encoding).name.startswith("utf"):
+        return False
     codecs.register_error(_ESCAPED, _escape)
     stream.reconfigure(errors=_ESCAPED)
-    return "strict"
+    return True
 
 
 def _escape(error: UnicodeError) -> tuple[str | bytes, int]:

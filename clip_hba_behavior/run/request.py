@@ -14,6 +14,7 @@ from clip_hba_behavior.model.backbone_names import refuse_no_tokenizer, resolve_
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints, name_epochs
 from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.launch import refuse_several
 from clip_hba_behavior.run.resolution import resolve_config, run_directory_of
 
 FORK_KEYS = ("fork_early_stopping", "fork_reseed")
@@ -28,6 +29,7 @@ def refuse_bad_start(config: Config) -> None:
     """
     if first_state_file(config) is None:  # a fork has keys of its parent's too
         refuse_meaningless(config)
+        refuse_several(config)
     refuse_no_model(config)
     RunDirectory(run_directory_of(config)).refuse_if_used()
 
@@ -135,6 +137,7 @@ def resumption(
         raise BadInputError("--from-epoch needs a new --run-dir: epochs that exist are never replaced")
     source.refuse_if_no_run()
     config = _changed(source.read_config(), settings, allow)
+    refuse_several(config)
     refuse_no_model(config)
     if new_dir is None:
         return Resumption(source, config, None)

@@ -75,7 +75,7 @@ def submit_job(script: str, run: Path) -> str:
     try:
         publish(path, script.encode())
     except FileExistsError:
-        if path.read_text() != script:
+        if path.read_text(encoding="utf-8") != script:
             raise BadInputError(
                 f"{path} is there already, and is another script\n  submit it with sbatch {path}, or move it away"
             ) from None

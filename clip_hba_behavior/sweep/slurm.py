@@ -209,7 +209,9 @@ def _new_folder(plan: Plan) -> Path:
 
 
 def _jobs(plan: Plan) -> list[str]:
-    return [path.read_text().strip() for path in sorted((plan.directory / "slurm").glob("*/job_id"))]
+    return [
+        path.read_text(encoding="utf-8").strip() for path in sorted((plan.directory / "slurm").glob("*/job_id"))
+    ]
 
 
 def _tasks(plan: Plan) -> Iterator[str]:

@@ -48,7 +48,9 @@ def status_of(plan: Plan, run: Run) -> Status:
         if before.state == "done" and before.epoch is not None and before.epoch < plan.first_own_epoch(run) - 1:
             # alone it would have stopped there too: it has no epoch of its own
             return Status("done", before.epoch, before.detail)
-        return Status("failed", None, failure.read_text()) if failure.exists() else Status("missing")
+        return (
+            Status("failed", None, failure.read_text(encoding="utf-8")) if failure.exists() else Status("missing")
+        )
     newest = max(files)
     try:
         config = recorded_config_of(plan, run, directory)
@@ -61,7 +63,7 @@ def status_of(plan: Plan, run: Run) -> Status:
             return Status("failed", newest, problem)
         return Status("done", newest, f"stopped early after epoch {newest}" if stopped else "")
     if failure.exists():
-        return Status("failed", newest, failure.read_text())
+        return Status("failed", newest, failure.read_text(encoding="utf-8"))
     return Status("begun", newest)
 
 

@@ -26,15 +26,23 @@ def advance(
     Raises:
         BadInputError: the state does not fit the model.
         NonFiniteLossError: a loss is infinite or not a number.
+        UnequalProcessesError: the processes that share the batches have come to different states.
     """
     if state is not None:
         trainer.restore(state)
-    while trainer.epoch < last_epoch and not (stop_early and trainer.should_stop()):
+    while not is_at_end(trainer, last_epoch, stop_early):
         if not trainer.needs_backbone():
             trainer.inputs.backbone.drop()  # features are cached; the model keeps the blocks that it trains
         for step in trainer.steps():
+            trainer.processes.agree()
             yield step
             if step.step == steps:
                 return
         metrics = trainer.finish_epoch()
+        trainer.processes.agree()
         yield EpochDone(trainer.epoch, metrics)
+
+
+def is_at_end(trainer: Trainer, last_epoch: int, stop_early: bool) -> bool:
+    """Whether `advance` trains no further; asked at an epoch's end."""
+    return trainer.epoch >= last_epoch or (stop_early and trainer.should_stop())

@@ -4,7 +4,8 @@ Every iterator that a loader makes draws a base seed, which goes unused without 
 moves the generator on, and with it every later order. Which draws there are is one of three rules:
 
 - `earlier`: all from torch's global generator, four 64-bit integers an epoch: the train loader's base
-  seed, the seed of its sampler, the test loader's and the RSA loader's base seeds.
+  seed, the seed of its sampler, the test loader's and the RSA loader's base seeds. The order is the first
+  permutation (`torch.randperm`) of a generator with the sampler's seed.
 - `later`: the train loader has a generator of its own, seeded with the run's seed once. Each epoch draws
   from it a base seed, the order, and one more permutation, of which the sampler keeps nothing. The
   global generator gives the base seeds of the test and the RSA loader.
@@ -68,5 +69,8 @@ def draw_evaluation_seeds(rule: BatchOrder, epoch: int) -> None:
 
 
 def draw_loader_seed(generator: torch.Generator | None = None) -> int:
-    """Draw one loader's base seed, as every `DataLoader` iterator does when it is made."""
+    """Draw one loader's base seed, as every `DataLoader` iterator does when it is made.
+
+    It is `torch.empty((), dtype=torch.int64).random_()`.
+    """
     return int(torch.empty((), dtype=torch.int64).random_(generator=generator).item())

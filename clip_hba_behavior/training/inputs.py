@@ -14,7 +14,6 @@ from clip_hba_behavior.data import things
 from clip_hba_behavior.data.augmentation import Augmentation, augmented_batches
 from clip_hba_behavior.data.image_files import locate_images
 from clip_hba_behavior.data.images import Preprocessing, load_pixels
-from clip_hba_behavior.exact.totals import ONE_PROCESS, Reduce
 from clip_hba_behavior.model.backbone import load_backbone
 from clip_hba_behavior.model.clip import Clip, TowerName
 from clip_hba_behavior.model.clip_hba import FrozenPrefix
@@ -38,16 +37,15 @@ _PREFIX_VERSION = {"transformers": "5.23.0"}
 _STORED_TOGETHER = 32
 
 
-def operations_of(config: Config, keeps_weights: bool = False, reduce: Reduce = ONE_PROCESS) -> Operations:
+def operations_of(config: Config, keeps_weights: bool = False) -> Operations:
     """Return what computes the model's layers under a configuration.
 
     Args:
         config: its `arithmetic`, and for native arithmetic its attention kernel.
         keeps_weights: see `PortableOperations`.
-        reduce: likewise.
     """
     if config.is_portable():
-        return PortableOperations(keeps_weights, reduce)
+        return PortableOperations(keeps_weights)
     return NativeOperations(config.sdpa_backend)
 
 
@@ -125,27 +123,36 @@ class Inputs:
         return torch.arange(self.num_images(), len(self.image_paths))
 
     def augmented_features(
-        self, batches: Sequence[Sequence[int]], config: Config, epoch: int
+        self, batches: Sequence[torch.Tensor], config: Config, epoch: int
     ) -> Iterator[torch.Tensor]:
-        """Yield the features of each batch of augmented images, straight from the frozen prefix."""
+        """Yield the features of each batch of augmented images, straight from the frozen prefix.
+
+        Args:
+            batches: rows of the images; some may be empty.
+            config: what the images undergo.
+            epoch: counted from 1.
+        """
         augmentation = Augmentation(
             random_resized_crop="random_resized_crop" in config.augmentation,
             horizontal_flip="horizontal_flip" in config.augmentation,
             color_jitter="color_jitter" in config.augmentation,
         )
-        for pixels in augmented_batches(
+        drawn = augmented_batches(
             self.image_paths[: self.num_images()],
-            batches,
+            [rows.tolist() for rows in batches if len(rows)],
             self.preprocessing,
             augmentation,
             seed=config.random_seed,
             epoch=epoch,
             num_workers=config.num_workers,
-        ):
-            yield self.features_of(pixels, config.chunk_size)
+        )
+        for rows in batches:
+            yield self.features_of(next(drawn), config.chunk_size) if len(rows) else self.image_features(rows)
 
     def features_of(self, pixels: torch.Tensor, chunk_size: int) -> torch.Tensor:
         """Compute the frozen features of normalised pixels, `[batch, 2, tokens, width]`, on the device."""
+        if not len(pixels):
+            return self.image_features(torch.arange(0))
         return compute_in_chunks(self.backbone.prefix("vision"), pixels, chunk_size, self.device)
 
 

@@ -19,6 +19,11 @@ def learning_rate(
 ) -> float:
     """Return the learning rate of one epoch.
 
+    Definition: on a rise `peak * epoch / warmup_epochs`; with d epochs done of a descent of n, `minimum + (peak -
+    minimum) * 0.5 * (1 + cos(pi * d / n))`, by float64 operations from left to right. d is `epoch - warmup_epochs`
+    (without a rise `epoch - 1`), at most n; n is `schedule_epochs + 1 - warmup_epochs` (`schedule_epochs`), at
+    least 1.
+
     Args:
         epoch: counted from 1.
         schedule: `constant`; `cosine`, from `peak` in epoch 1 down towards `minimum`, which it reaches

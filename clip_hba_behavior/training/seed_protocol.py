@@ -36,7 +36,7 @@ class Split:
 
 
 def draw_split(num_images: int, train_portion: float) -> Split:
-    """Draw which rows train: the first `int(train_portion * num_images)` of a permutation."""
+    """Draw which rows train: the first `int(train_portion * num_images)` of a permutation (`torch.randperm`)."""
     order = torch.randperm(num_images)
     num_train = int(train_portion * num_images)
     return Split(order[:num_train], order[num_train:])
@@ -66,7 +66,8 @@ def skip_model_construction(config: ClipConfig, arithmetic: Arithmetic = "native
     """Draw, and throw away, what OpenAI's model draws before its weights are loaded.
 
     550 million numbers for ViT-L/14. They decide everything drawn later, and so they depend on the
-    backbone's shapes. Portable arithmetic draws as many random words, and leaves the same generator state.
+    backbone's shapes. Portable arithmetic draws as many random words, and leaves the same generator state: one a
+    number, and 16 more for each normal draw whose size is no multiple of 16.
 
     Raises:
         BadInputError: in portable arithmetic, a normal draw is too small; nothing is drawn.
@@ -103,7 +104,14 @@ def _refuse_small_normal_draws(draws: list[Draw]) -> None:
 
 
 def construction_draws(config: ClipConfig) -> Iterator[Draw]:
-    """List the draws of building a ViT CLIP, in order."""
+    """List the draws of building a ViT CLIP, in order.
+
+    Of the image tower (width w): uniform its kernel, normal the class token and the positions, the blocks' draws,
+    normal the projection. Of the text tower: the blocks' draws; normal the tokens' embeddings, twice, and the
+    positions; for each block normal numbers of the four matrices, `[3 w, w]`, `[w, w]`, `[4 w, w]` and `[w, 4 w]`;
+    normal the projection. A block's draws, all uniform: `[w, w]`, `[w]`, `[3 w, w]`, `[4 w, w]`, `[4 w]`, `[w, 4
+    w]` and `[w]`.
+    """
     vision, text = config.vision_config, config.text_config
     width, patch = vision.hidden_size, vision.patch_size
     grid = vision.image_size // patch

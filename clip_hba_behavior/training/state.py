@@ -20,7 +20,9 @@ class TrainingState:
 
     Attributes:
         parameters: the trainable parameters by name.
-        optimizer_state: `optimizer.state_dict()`.
+        optimizer_state: `optimizer.state_dict()`: `state` by the parameters' numbers, in portable arithmetic
+            `exp_avg`, `exp_avg_sq`, `beta1_power` and `beta2_power`; one of `param_groups`, there with `params`,
+            `lr` (the last epoch's, at first the configuration's), `betas`, `eps` and `weight_decay`.
         rng_state: every random stream now.
         early_stopping_state: `best_test_loss` and `epochs_no_improve`.
         epoch: number of completed epochs; 0 is the state before training.
@@ -29,7 +31,9 @@ class TrainingState:
         num_samples: how many samples `loss_sum` covers.
         epoch_start_rng_state: the streams as they were when the epoch under way began, from which
             its batch order is drawn again; None at an epoch's boundary.
-        metrics: what the last completed epoch reported (its CSV row).
+        metrics: what the last completed epoch reported (its CSV row): `epoch`, `train_loss`, `test_loss`,
+            `behavioral_rsa_rho`, `behavioral_rsa_p_value`, `used_random_targets`, `used_shuffled_targets` and
+            `perturb_type`; before training `epoch`, `test_loss` and the two of the RSA.
     """
 
     parameters: dict[str, torch.Tensor]

@@ -27,14 +27,22 @@ from clip_hba_behavior.training.early_stopping import EarlyStopping
 from clip_hba_behavior.training.inputs import Inputs
 from clip_hba_behavior.training.learning_rate import learning_rate
 from clip_hba_behavior.training.perturbations import IMAGE_KINDS, perturbation_of
+from clip_hba_behavior.training.processes import ALONE, Processes
 from clip_hba_behavior.training.seed_protocol import Split, draw_initial_parameters
 from clip_hba_behavior.training.state import TrainingState
 
 
-def num_threads_here(config: Config) -> int:
-    """Return how many threads to compute with: in portable arithmetic no more than this machine has cores."""
+def num_threads_here(config: Config, num_processes: int = 1) -> int:
+    """Return how many threads to compute with.
+
+    Args:
+        config: its `num_threads`; in portable arithmetic no more than this machine has cores.
+        num_processes: of this run on this machine, which share its cores.
+    """
     num_threads = int(config.num_threads or 1)
-    return min(num_threads, usable_cores()) if config.is_portable() else num_threads
+    if not config.is_portable():
+        return num_threads
+    return min(num_threads, max(1, usable_cores() // num_processes))
 
 
 class NonFiniteLossError(StoppedError):
@@ -43,7 +51,14 @@ class NonFiniteLossError(StoppedError):
 
 @dataclass(frozen=True)
 class _Batch:
-    """What one step trains with: its rows of the table, frozen features, targets, and the digest of all."""
+    """What one step trains with.
+
+    Attributes:
+        rows: of the table.
+        features: frozen ones, of this process's part of the rows.
+        targets: of the same part.
+        digest: of all rows, their images and targets.
+    """
 
     rows: torch.Tensor
     features: torch.Tensor
@@ -55,7 +70,8 @@ class Trainer:
     """The live form of a training state: model, optimizer, generators, counters and cursor.
 
     `snapshot` and `restore` turn it into a `TrainingState` and back. The generators are the process's
-    global ones, so there is one trainer a process at a time.
+    global ones, so there is one trainer a process at a time. It computes each batch alone until it is told to
+    `share` them.
     """
 
     def __init__(self, config: Config, model: CLIPHBA, inputs: Inputs, split: Split) -> None:
@@ -64,6 +80,7 @@ class Trainer:
         self.model = model
         self.inputs = inputs
         self.split = split
+        self.processes = ALONE
         self.perturbation = perturbation_of(config, inputs.targets, split.train)
         self.parameters = model.dora_parameters()
         # The fused form computes the same bits on every x86 CPU; the others' square roots differ.
@@ -101,7 +118,18 @@ class Trainer:
 
     def apply_numerics(self) -> None:
         """Set what this process computes with, as the configuration says."""
-        apply_numerics(num_threads_here(self.config), self.config.deterministic, self.config.tf32)
+        num_threads = num_threads_here(self.config, self.processes.num_local)
+        apply_numerics(num_threads, self.config.deterministic, self.config.tf32)
+
+    def share(self, processes: Processes) -> None:
+        """Compute from now on one part of each batch; trainers in the same state do the others, with equal calls.
+
+        Every process then has the state that one alone would have, in portable arithmetic.
+        """
+        self.processes = processes
+        processes.share_on(self.inputs.device)
+        self.model.operations.share(processes)
+        self.apply_numerics()
 
     def snapshot(self) -> TrainingState:
         """Copy everything that changes in training."""
@@ -179,6 +207,7 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: the test loss is infinite or not a number; the epoch stays open.
+            UnequalProcessesError: the processes that share the batches have come to different states.
         """
         train_loss = self.loss_sum / self.num_samples
         test_loss = self.finite_test_loss()
@@ -197,6 +226,8 @@ class Trainer:
             "used_shuffled_targets": kind == "label_shuffle",
             "perturb_type": kind,
         }
+        if self.processes.size > 1:
+            self.processes.check_equal(self.snapshot().digest(), f"their states after epoch {self.epoch}")
         return dict(self.metrics)
 
     def should_stop(self) -> bool:
@@ -211,9 +242,10 @@ class Trainer:
         """Predict `[len(rows), 66] float32`, in fixed batches, drawing nothing."""
         self.model.eval()
         with torch.no_grad():
-            batches = rows.split(self.config.eval_batch_size)
+            batches = rows[self.processes.part(len(rows))].split(self.config.eval_batch_size)
             prompts = self.inputs.prompt_features
-            return torch.cat([self.model(self.inputs.image_features(batch), prompts) for batch in batches])
+            own = torch.cat([self.model(self.inputs.image_features(batch), prompts) for batch in batches])
+            return self.processes.together(own, len(rows))
 
     def test_loss(self) -> float:
         """Return the mean squared error on the test images."""
@@ -298,20 +330,24 @@ class Trainer:
         ):
             own = self.inputs.targets[rows.to(self.inputs.device)]
             targets = self.perturbation.targets(epoch, number, own)
-            yield _Batch(rows, features, targets, self._batch_digest(rows, targets, pixels_digest))
+            part = self.processes.part(len(rows))
+            yield _Batch(rows, features, targets[part], self._batch_digest(rows, targets, pixels_digest))
 
     def _features_of(self, batches: list[torch.Tensor], first: int) -> Iterator[tuple[torch.Tensor, str | None]]:
-        """Yield each batch's features, and the digest of its pixels where these are not its images'."""
+        """Yield the features of this process's part of each batch.
+
+        With them, the digest of the whole batch's pixels where these are not its images'.
+        """
         epoch = self.epoch + 1
+        parts = [batch[self.processes.part(len(batch))] for batch in batches]
         if self.perturbation.kind_in(epoch) in IMAGE_KINDS:
             yield from self._perturbed_features(batches, first)
         elif self.config.augmentation:
-            rows = [batch.tolist() for batch in batches]
-            for features in self.inputs.augmented_features(rows, self.config, epoch):
+            for features in self.inputs.augmented_features(parts, self.config, epoch):
                 yield features, None
         else:
-            for batch in batches:
-                yield self.inputs.image_features(batch), None
+            for part in parts:
+                yield self.inputs.image_features(part), None
 
     def _perturbed_features(self, batches: list[torch.Tensor], first: int) -> Iterator[tuple[torch.Tensor, str]]:
         epoch = self.epoch + 1
@@ -323,7 +359,7 @@ class Trainer:
                 continue
             pixels = self.perturbation.pixels(epoch, number, (len(rows), 3, size, size))
             found = (
-                self.inputs.features_of(pixels, self.config.chunk_size),
+                self.inputs.features_of(pixels[self.processes.part(len(rows))], self.config.chunk_size),
                 hashlib.sha256(tensor_bytes(pixels)).hexdigest(),
             )
             if self.perturbation.kind_in(epoch) == "uniform_images":

@@ -7,6 +7,7 @@ reads the directory to work in from its standard input.
 import dataclasses
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -117,13 +118,11 @@ def verify_quick(
     began = time.monotonic()
     # The process is gone before its directory is, however this ends.
     with (
-        # Windows removes no file that is mapped; what a garbage collector has not let go of by then is left
-        tempfile.TemporaryDirectory(prefix="clip-hba-quick-", ignore_cleanup_errors=IS_WINDOWS) as name,
+        _temporary_directory() as directory,
         _new_process() as process,  # its imports take seconds; meanwhile the work here goes on
         numerics_left_as_they_were(),  # the caller may be in the middle of work of its own
         undisturbed_generators(),
     ):
-        directory = Path(name)
         write_standin_dataset(directory, num_images=60)
         say(f"{NUM_STEPS} training steps on the synthetic data set without a break")
         trainer = _begin(_config(directory))
@@ -232,6 +231,15 @@ def _group_lines(name: str, group: Comparison) -> list[str]:
     if len(group.differences) > MOST_SHOWN:
         lines.append(f"  and {len(group.differences) - MOST_SHOWN} more")
     return lines
+
+
+@contextmanager
+def _temporary_directory() -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="clip-hba-quick-"))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=IS_WINDOWS)  # which removes no file that is still mapped
 
 
 @contextmanager

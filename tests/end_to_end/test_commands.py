@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from clip_hba_behavior.config import make_config
+from clip_hba_behavior.verification.demo import EXPECTED
 from fresh_process import Outcome
 from run_tools import write_config
 
@@ -67,4 +68,5 @@ def test_progress_lines_stay_out_of_a_log_without_a_terminal(
 def test_the_demo_learns_and_its_resumed_half_is_the_same_bits(clip_hba: ClipHba, tmp_path: Path) -> None:
     outcome = clip_hba("demo", "--run-dir", tmp_path / "demo")
     assert outcome.code == 0, outcome.output
-    assert "0 of 38 tensors differ; ledger and results the same bytes" in outcome.output
+    assert "0 of 29 tensors differ; ledger and results the same bytes" in outcome.output
+    assert f"the same bits on every machine: expected {EXPECTED}, found {EXPECTED}" in outcome.output

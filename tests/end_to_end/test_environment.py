@@ -2,9 +2,7 @@
 
 import json
 import logging
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 import torch
 
 import clip_hba_behavior
+import fresh_process
 from clip_hba_behavior import resume, run_behavioral_training
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.run.checkpoint import read_checkpoint, to_bytes, to_content
@@ -46,6 +45,14 @@ def edit_records(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         path.write_bytes(to_bytes(to_content(checkpoint.whole_state(), checkpoint.provenance)))
 
 
+def clip_hba_from(root: str, arguments: list[str]) -> None:
+    """Run a `clip-hba` command line as this process, from the package in a directory."""
+    for name in [each for each in sys.modules if each.partition(".")[0] == "clip_hba_behavior"]:
+        del sys.modules[name]
+    sys.path.insert(0, root)
+    fresh_process.clip_hba(arguments)
+
+
 @pytest.fixture
 def another_program(tmp_path: Path) -> Callable[..., Outcome]:
     """Run `clip-hba` from a copy of the package in which one line stands at the end of a module."""
@@ -57,10 +64,8 @@ def another_program(tmp_path: Path) -> Callable[..., Outcome]:
         shutil.copytree(Path(clip_hba_behavior.__file__).parent, package, ignore=shutil.ignore_patterns("*.pyc"))
         with (package / module).open("a") as file:
             file.write(line + "\n")
-        command = [sys.executable, "-m", "clip_hba_behavior", *map(str, arguments)]
-        environment = os.environ | {"PYTHONPATH": str(root)}
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-        return Outcome(done.returncode, done.stdout + done.stderr)
+        output = tmp_path / "another program.txt"
+        return fresh_process.call(clip_hba_from, str(root), [str(each) for each in arguments], output=output)
 
     return run
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from clip_hba_behavior.version import __version__
@@ -100,13 +101,21 @@ def test_a_job_script_has_what_a_preempted_job_needs(
     assert "#SBATCH --cpus-per-task=1\n" in outcome.output
     more = clip_hba("slurm", config, "--set", "num_threads=3", "--run-dir", tmp_path / "run")
     assert "#SBATCH --cpus-per-task=3\n" in more.output
+    refused = clip_hba("slurm", config, "--time", "soon")
+    assert (refused.code, refused.output.startswith("error: --time")) == (2, True)
+
+
+@pytest.mark.system
+def test_a_job_script_that_runs_again_goes_on(
+    clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "config.yaml", small_config, epochs=2)
+    outcome = clip_hba("slurm", config, "--run-dir", tmp_path / "run")
     script = tmp_path / "job.sh"
     script.write_text(outcome.output)
     for _ in range(2):  # the second time it goes on with what the first did
         done = subprocess.run(["bash", script], capture_output=True, text=True, check=False, cwd=REPOSITORY)
         assert done.returncode == 0, done.stdout + done.stderr
-    refused = clip_hba("slurm", config, "--time", "soon")
-    assert (refused.code, refused.output.startswith("error: --time")) == (2, True)
 
 
 def test_on_a_terminal_two_bars_show_the_run_and_its_epoch_and_leave_nothing_behind(

@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
+from fresh_process import Outcome
 from run_tools import write_config
 
 CLIP_HBA = [sys.executable, "-m", "clip_hba_behavior"]
@@ -72,7 +74,9 @@ def test_a_run_without_standard_output_and_error_is_a_run(small_config: dict[str
     assert "Finished at epoch 1" in (tmp_path / "run/training_log.txt").read_text()
 
 
-def test_a_terminal_that_hangs_up_saves_the_run(slow: Path, tmp_path: Path) -> None:
+def test_a_terminal_that_hangs_up_saves_the_run(
+    slow: Path, clip_hba: Callable[..., Outcome], tmp_path: Path
+) -> None:
     """As when an ssh connection drops: SIGHUP comes, and no write to the terminal succeeds any more."""
     run = tmp_path / "run"
     ours, theirs = os.openpty()
@@ -88,8 +92,7 @@ def test_a_terminal_that_hangs_up_saves_the_run(slow: Path, tmp_path: Path) -> N
     log = (run / "training_log.txt").read_text()
     assert "stopped by SIGHUP after epoch " in log
     assert f"go on with: clip-hba resume {run}" in log
-    done = subprocess.run([*CLIP_HBA, "resume", str(run), "--set", "epochs=0"], capture_output=True, check=False)
-    assert done.returncode == 2  # there is a state: epochs=0 is below it
+    assert clip_hba("resume", run, "--set", "epochs=0").code == 2  # there is a state: epochs=0 is below it
 
 
 def take_terminal() -> None:
@@ -110,6 +113,7 @@ def test_sighup_saves_and_leaves_with_75(slow: Path, tmp_path: Path) -> None:
     assert f"go on with: clip-hba resume {run}" in said
 
 
+@pytest.mark.system
 def test_nohup_outlives_a_sighup(small_config: dict[str, Any], tmp_path: Path) -> None:
     config, run = write_config(tmp_path / "config.yaml", small_config, epochs=30), tmp_path / "run"
     with subprocess.Popen(

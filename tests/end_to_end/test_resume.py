@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import fresh_process
 from clip_hba_behavior.reproducibility.state.rng import capture_rng_state, restore_rng_state
 from clip_hba_behavior.run.checkpoint import read_checkpoint
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
@@ -52,9 +53,15 @@ def marked(variant: str) -> Any:
 
 @pytest.mark.parametrize("variant", [marked(variant) for variant in VARIANTS])
 def test_resume_from_every_epoch_equals_the_uninterrupted_run(
-    variant: str, clip_hba: ClipHba, tmp_path: Path, small_config: dict[str, Any]
+    variant: str,
+    clip_hba: ClipHba,
+    tmp_path: Path,
+    small_config: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     keys, changes = VARIANTS[variant]
+    if "workers" in variant:
+        monkeypatch.setenv(fresh_process.SERVER_IN_ADVANCE, "1")
     baseline = run_baseline(clip_hba, tmp_path, small_config | keys)
     epochs = list(list_checkpoints(baseline / "dora_params"))
     assert len(epochs) >= 4

@@ -1,4 +1,4 @@
-"""Makes a Python on Linux do without what Windows and macOS lack, from its start: imported where it is on PYTHONPATH.
+"""Makes a Python on Linux do without what Windows and macOS lack, once its directory is on PYTHONPATH.
 
 It is no Windows: only what this package could stumble over is as there. Names are gone, an open file cannot be
 renamed or removed, a directory cannot be opened, and rename refuses to replace. Files that the package opens must
@@ -75,7 +75,7 @@ def os_open(path: Any, flags: int, *others: Any, **named: Any) -> int:
     refuse_proc(path)
     if Path(os.fsdecode(path)).is_dir():
         raise PermissionError(13, "Permission denied", os.fsdecode(path))
-    assert flags & O_BINARY or not is_from_the_package(), f"{path}: opened without O_BINARY"
+    assert flags & O_BINARY or path == os.devnull or not is_from_the_package(), f"{path}: opened without O_BINARY"
     return _os_open(path, flags, *others, **named)
 
 
@@ -188,6 +188,7 @@ def disk_usage(path: Any) -> Any:
 
 
 shutil.disk_usage = disk_usage
+shutil._use_fd_functions = False
 
 import tempfile  # noqa: E402  # with O_BINARY, as there
 
@@ -196,6 +197,7 @@ tempfile.TemporaryFile = tempfile.NamedTemporaryFile
 contexts = multiprocessing.context._concrete_contexts
 for name in ("fork", "forkserver"):
     del contexts[name]
+multiprocessing.context.DefaultContext.get_all_start_methods = lambda self: ["spawn"]  # type: ignore[method-assign]
 _default = multiprocessing.context.DefaultContext(contexts["spawn"])
 for name in dir(_default):
     if not name.startswith("_") and name in vars(multiprocessing):

@@ -1,5 +1,6 @@
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,13 @@ import pytest
 import fresh_process
 from fresh_process import Outcome
 from run_tools import data_keys, trained
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _workers_without_slow_imports() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv(fresh_process.SERVER_IN_ADVANCE, "1")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -46,8 +46,8 @@ def test_runs_that_are_killed_anywhere_end_as_the_uninterrupted_ones(tmp_path: P
     ],
 )
 def test_a_defect_that_is_put_in_is_found(defect: str, tmp_path: Path) -> None:
-    kills = 60 if defect == "write-checkpoints-in-place" else 6
-    arguments = ["--kills", kills, "--seed", 1, "--workers", 1, "--variants", "dropout", "--defect", defect]
+    arguments = ["--kills", 60, "--until-found", "--seed", 1, "--workers", 1, "--variants", "dropout"]
+    arguments += ["--defect", defect]
     code, tally, output = torture(tmp_path, *arguments)
     assert code == 1, output
     assert tally["mismatches"] > 0

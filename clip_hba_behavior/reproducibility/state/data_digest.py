@@ -49,7 +49,8 @@ def _of_path(path: Path) -> dict[str, str]:
         return {"": _of_file(path)}
     if not path.is_dir():
         raise BadInputError(f"there is no file and no directory {path}")
-    files = sorted(each for each in path.rglob("*") if each.is_file())
+    # by their parts: Windows sorts paths themselves without regard to case
+    files = sorted((each for each in path.rglob("*") if each.is_file()), key=lambda each: each.parts)
     return {each.relative_to(path).as_posix(): _of_file(each) for each in files}
 
 

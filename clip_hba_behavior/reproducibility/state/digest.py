@@ -55,8 +55,10 @@ def tensor_bytes(tensor: torch.Tensor) -> bytes:
 def encode(leaf: Leaf) -> bytes:
     """Encode one leaf so that different leaves never give the same bytes.
 
-    A tensor is its dtype, its shape and its bytes; a float is its eight bytes, so that NaN and
-    -0.0 are themselves.
+    A tensor is the line `tensor <dtype> <shape>`, as Python writes them (`torch.float32 (66,)`), and its
+    `tensor_bytes`; a text is the line `str` and its UTF-8; bytes are the line `bytes` and themselves; a float is
+    the line `float` and its eight bytes, the lowest first, so that NaN and -0.0 are themselves. Anything else is
+    the line `<its type>`, `int`, `bool`, `NoneType` or `tuple`, and Python's `repr`.
     """
     if isinstance(leaf, torch.Tensor):
         return f"tensor {leaf.dtype} {tuple(leaf.shape)}\n".encode() + tensor_bytes(leaf)
@@ -75,7 +77,9 @@ def leaf_digest(leaf: Leaf) -> str:
 
 
 def digest(value: object) -> str:
-    """Return the SHA-256 over the encoding of all leaves, sorted by name.
+    """Return the SHA-256 over the encoding of all leaves, sorted by name (by code points).
+
+    Before each stands the line `<length of the name> <name> <number of bytes>`.
 
     Args:
         value: nested dicts, lists and tuples of tensors and scalars.

@@ -24,6 +24,11 @@ def capture_rng_state(*devices: torch.device) -> RngState:
     NumPy's key array is stored as a uint32 tensor: torch's safe loader refuses the raw array, and
     `np.random.set_state` takes the tensor as it is.
 
+    Returns:
+        `torch_rng_state`, torch's bytes; `numpy_rng_state`, what `np.random.get_state(legacy=True)` returns, of
+        Python's own types; `python_rng_state`, what `random.getstate()` returns; and with CUDA devices
+        `cuda_rng_state_all`, the bytes of each.
+
     Args:
         devices: where the run computes. What the state holds follows from them alone: whether the process has used
             CUDA for something else must not count in the digest, and neither must the number of devices.

@@ -123,12 +123,15 @@ def sync_file(descriptor: int) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make the names in a directory survive a power loss. Windows does not let programs ask for it."""
+    """Make the names in a directory survive a power loss, where a program can ask for it: not on Windows."""
     if IS_WINDOWS:
         return
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that has it for files alone
+            raise
     finally:
         os.close(descriptor)
 

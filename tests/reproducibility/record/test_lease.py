@@ -447,6 +447,37 @@ def test_a_file_system_without_such_locks_has_one_writer_too(
         held.check()
 
 
+def test_without_proc_and_without_locks_a_holder_lives_as_long_as_its_heartbeat(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "this_boot", lambda: ("a network card", ""))
+    monkeypatch.setattr(lease, "process_start", lambda process: None)
+    monkeypatch.setattr(lease, "try_flock", lambda descriptor: None)
+    write_record(directory, age=10)
+    assert lease.holder_of(directory) == f"process {os.getpid()} on host elsewhere"
+    with pytest.raises(BadInputError, match="is in use"):
+        Lease.acquire(directory)
+    stamp_heartbeat(directory / "run.lock", SIX_MINUTES)
+    assert lease.holder_of(directory) is None
+    with hold(directory) as held:
+        held.check()
+
+
+def test_without_proc_a_lock_tells_whether_a_holder_lives_and_no_heartbeat(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "this_boot", lambda: ("a network card", ""))
+    monkeypatch.setattr(lease, "process_start", lambda process: None)
+    write_record(directory, age=10)  # of one that was killed
+    assert lease.holder_of(directory) is None
+    with hold(directory):
+        stamp_heartbeat(directory / "run.lock", SIX_MINUTES)  # of one that stands still
+        assert lease.holder_of(directory) is not None
+        with pytest.raises(BadInputError, match="is in use"):
+            Lease.acquire(directory)
+    assert lease.holder_of(directory) is None
+
+
 def test_a_lock_file_that_is_removed_while_it_is_opened_is_not_held_in_vain(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

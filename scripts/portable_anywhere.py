@@ -1,0 +1,97 @@
+"""Train a small run in portable arithmetic and print its digest: equal on every machine.
+
+    python scripts/portable_anywhere.py [--threads 1] [--engine float64|int8|auto] [--chunk 32] [--batch 64]
+        [--images 20] [--epochs 2] [--arithmetic portable|native] [--keep DIRECTORY] [--expect DIGEST]
+
+From image files to the last state: three DoRA layers in one tower and two in the other, so that every kind of
+attention takes part, with dropout, augmentation and a schedule. The digest is of the last state's digest, the
+results CSV and the ledger. With `--expect` it is compared with another machine's; exit code 1 if it differs.
+`--keep` leaves the run in a directory, such as to verify it on another machine.
+
+The images are BMP files, so that the bytes of the ledger, which names each batch by its files, are the same too:
+compressed ones depend on the library that compresses.
+"""
+
+import argparse
+import hashlib
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from clip_hba_behavior import exact
+from clip_hba_behavior.config import DATA_KEYS, make_config
+from clip_hba_behavior.data.standin import write_standin_dataset
+from clip_hba_behavior.run.checkpoint import read_checkpoint
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path
+from clip_hba_behavior.run.life import start
+
+_FILES = ("annotations.csv", "images", "inference48.csv", "RDM48_triplet.mat", "prompts.txt")
+
+
+def main() -> int:
+    """Train, print the digest and compare it; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--engine", choices=("float64", "int8", "auto"), default="auto")
+    parser.add_argument("--chunk", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=64, help="of the evaluation")
+    parser.add_argument("--images", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--arithmetic", choices=("portable", "native"), default="portable")
+    parser.add_argument("--keep", type=Path, default=None)
+    parser.add_argument("--expect", default=None)
+    arguments = parser.parse_args()
+    exact.use_engine(arguments.engine)
+    if arguments.keep is not None:
+        found = digest_of_run(arguments, arguments.keep)
+    else:
+        with tempfile.TemporaryDirectory() as directory:
+            found = digest_of_run(arguments, Path(directory))
+    print(found)
+    if arguments.expect in (None, found):
+        return 0
+    print(f"the run's digest differs\n  found:    {found}\n  expected: {arguments.expect}", file=sys.stderr)
+    return 1
+
+
+def digest_of_run(arguments: argparse.Namespace, directory: Path) -> str:
+    """Train below a directory; return the SHA-256 of the last state's digest, results and ledger."""
+    data = directory / "data"
+    write_standin_dataset(data, num_images=arguments.images)
+    for path in (data / "images").glob("*.png"):
+        Image.open(path).save(path.with_suffix(".bmp"))
+    config = make_config(
+        {
+            **{key: str(data / name) for key, name in zip(DATA_KEYS, _FILES, strict=True)},
+            "image_suffix": ".bmp",
+            "arithmetic": arguments.arithmetic,
+            "epochs": arguments.epochs,
+            "batch_size": 6,
+            "rank": 4,
+            "lr": 1e-3,
+            "lr_schedule": "warmup_cosine",
+            "lr_warmup_epochs": 1,
+            "vision_layers": 3,
+            "transformer_layers": 2,
+            "dora_dropout": 0.1,
+            "augmentation": ["random_resized_crop", "horizontal_flip", "color_jitter"],
+            "num_threads": arguments.threads,
+            "chunk_size": arguments.chunk,
+            "eval_batch_size": arguments.batch,
+            "device": "cpu",
+            "cache_dir": str(directory / "cache"),
+            "run_dir": str(directory / "run"),
+        }
+    )
+    run = start(config)
+    state = read_checkpoint(checkpoint_path(run / "dora_params", arguments.epochs))
+    total = hashlib.sha256(str(state.state_digest).encode())
+    for name in ("training_res.csv", "steps.jsonl"):
+        total.update((run / name).read_bytes())
+    return total.hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
