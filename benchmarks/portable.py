@@ -2,9 +2,9 @@
 
     python benchmarks/portable.py [--size small] [--size ViT-B/32] [--threads 1] [--threads 2] [--repeats 5]
 
-A step is forward, backward and AdamW on one batch of random features; an epoch two steps, and the predictions of
-112 images; the prefix is the frozen part of the image tower on random pixels. Weights are random. With one thread
-the processor's time is measured, which other programs disturb less than the clock's.
+A step is forward, backward and AdamW on one batch of random features; an epoch two steps and predictions of 112
+images; the prefix is the frozen part of the image tower on random pixels. Weights are random. With one thread the
+processor's time is measured, which other programs disturb less than the clock's.
 """
 
 import argparse
