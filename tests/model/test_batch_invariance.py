@@ -1,5 +1,6 @@
 """An image's features and predictions are the same bits alone and in any batch."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -19,10 +20,12 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def standin(standin_data: Path) -> tuple[Clip, Data]:
+def standin(standin_data: Path) -> Iterator[tuple[Clip, Data]]:
+    num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     backbone, data = standin_data_of(standin_data)
-    return backbone, data.part(NUM_IMAGES, NUM_PROMPTS)
+    yield backbone, data.part(NUM_IMAGES, NUM_PROMPTS)
+    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["1 layer", "3 layers"])

@@ -1,5 +1,6 @@
 """Portable arithmetic beside native float32: which is nearer to the same model in float64?"""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,11 @@ NUM_STEPS = 400
 
 
 @pytest.fixture(scope="module")
-def standin(standin_data: Path) -> tuple[Clip, Data]:
+def standin(standin_data: Path) -> Iterator[tuple[Clip, Data]]:
+    num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    return standin_data_of(standin_data)
+    yield standin_data_of(standin_data)
+    torch.set_num_threads(num_threads)
 
 
 def compare(portable: torch.Tensor | None, native: torch.Tensor | None, float64: torch.Tensor | None) -> float:
