@@ -15,7 +15,12 @@ from clip_hba_behavior.model.clip import Clip
 from clip_hba_behavior.model.clip_hba import CLIPHBA
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
-from clip_hba_behavior.reproducibility.state.numerics import apply_numerics, check_sdpa_backend, resolve_device
+from clip_hba_behavior.reproducibility.state.numerics import (
+    apply_numerics,
+    check_float64_products,
+    check_sdpa_backend,
+    resolve_device,
+)
 from clip_hba_behavior.run.environment import describe_environment
 from clip_hba_behavior.run.log import LOGGER_NAME, session
 from clip_hba_behavior.run.resolution import resolve_config
@@ -107,7 +112,9 @@ def build_trainer(config: Config, session: Session) -> tuple[Trainer, dict[str, 
     """
     device = resolve_device(config.device)
     session = session.interruptible()
-    if not config.is_portable():
+    if config.is_portable():
+        check_float64_products(device)
+    else:
         check_sdpa_backend(config.sdpa_backend, device)
     apply_numerics(num_threads_here(config), config.deterministic, config.tf32)
     with_data = with_standin(config)
