@@ -58,7 +58,8 @@ class Processes:
             distributed.init_process_group("gloo", timeout=_PATIENCE)
         except (RuntimeError, ValueError) as error:  # ValueError: the environment does not say where
             raise LostProcessError(
-                f"the {size} processes of this run cannot meet: {error}\n  start them with torchrun, which says where"
+                f"the {size} processes of this run cannot meet: {error}\n"
+                "  start them with torchrun, which says where"
             ) from None
         return cls(rank, size, num_local, asked)
 

@@ -189,7 +189,7 @@ def test_processes_that_nobody_tells_where_to_meet_say_so(monkeypatch: pytest.Mo
     for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():  # another launcher's, without MASTER_ADDR
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(LostProcessError, match="cannot meet: .*MASTER_ADDR(.|\n)*start them with torchrun"):
+    with pytest.raises(LostProcessError, match=r"cannot meet: .*MASTER_ADDR(.|\n)*start them with torchrun"):
         Processes.join(0, 2, 2, StopRequest())
 
 
