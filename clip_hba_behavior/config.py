@@ -272,6 +272,16 @@ class Config(BaseModel):
             raise ValueError("expected 1 or 2")
         return rule
 
+    @field_validator("arithmetic", mode="before")
+    @classmethod
+    def _definition_is_known(cls, arithmetic: Any) -> Any:
+        if isinstance(arithmetic, str) and re.fullmatch(r"portable \d+", arithmetic) and arithmetic != PORTABLE:
+            raise ValueError(
+                f"expected {PORTABLE}, the only definition that this version of the package computes by; "
+                "use the version that made the run"
+            )
+        return arithmetic
+
     @field_validator("arithmetic")
     @classmethod
     def _definition_is_named(cls, arithmetic: str) -> str:

@@ -35,6 +35,7 @@ def test_a_new_configuration_has_rule_2_and_a_record_without_a_rule_had_rule_1()
     ("keys", "message"),
     [
         ({"epohcs": 3}, "epohcs: no such key; did you mean epochs?"),
+        ({"arithmetic": "portable 2"}, "found 'portable 2', expected portable 1, the only definition that this"),
         ({"nonsense_key_xyz": 3}, "nonsense_key_xyz: no such key; see docs/configuration.md"),
         ({"learning_rate": 3}, "learning_rate: no such key; did you mean lr?"),
         ({"seed": 3}, "seed: no such key; did you mean random_seed?"),

@@ -41,6 +41,7 @@ class FeatureCache:
         chunk_size: int,
         compute: Compute,
         progress: Progress = lambda done, total: None,
+        has_sources: bool = False,
     ) -> None:
         """Open a cache and fill what is missing.
 
@@ -55,6 +56,7 @@ class FeatureCache:
             compute: maps `(start, stop)` to the rows `[stop - start, *row_shape] float32`, and to a digest of what
                 each was computed from; or to no digests, where the key says it all.
             progress: called with the rows done and in all while the cache is filled.
+            has_sources: whether there are such digests; what was filled without them is then filled again.
         """
         self.num_rows = num_rows
         self.row_shape = row_shape
@@ -62,6 +64,7 @@ class FeatureCache:
         self.folder = root / digest(dict(key))[:32]
         self._journal = self.folder / "filling.jsonl"
         self._compute = compute
+        self._has_sources = has_sources
         self._verified: set[int] = set()
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._read_index() is None:
@@ -93,6 +96,9 @@ class FeatureCache:
     def _num_chunks(self) -> int:
         return math.ceil(self.num_rows / self.chunk_size)
 
+    def _num_sources(self, start: int, stop: int) -> int:
+        return stop - start if self._has_sources else 0
+
     def _map(self, mode: Literal["r", "r+"]) -> np.memmap[Any, np.dtype[np.float32]]:
         shape = (self.num_rows, *self.row_shape)
         return np.memmap(self.folder / "features.bin", "<f4", mode, shape=shape)
@@ -113,6 +119,7 @@ class FeatureCache:
         is_complete = (
             index.get("digest") == _index_digest(chunk_digests, sources)
             and len(chunk_digests) == self._num_chunks()
+            and len(sources) == self._num_sources(0, self.num_rows)
             and size == self.num_rows * math.prod(self.row_shape) * 4
         )
         return (chunk_digests, sources) if is_complete else None
@@ -136,7 +143,12 @@ class FeatureCache:
             allocate(file.fileno(), self.num_rows * math.prod(self.row_shape) * 4)
         rows = self._map("r+")
         filled = _read_journal(self._journal)
-        done = {chunk: made for chunk, made in filled if made.digest == self._digest(rows, chunk)}
+        done = {
+            chunk: made
+            for chunk, made in filled
+            if made.digest == self._digest(rows, chunk)
+            and len(made.sources) == self._num_sources(*self._bounds(chunk))
+        }
         replace(self._journal, b"".join(_journal_line(chunk, made) for chunk, made in done.items()))
         with self._journal.open("ab") as file:
             for chunk in range(self._num_chunks()):

@@ -27,12 +27,12 @@ _COPIED_FIRST = tuple(f"{name}{end}" for name in (LEDGER_NAME, RESULTS_NAME) for
 # What `environment.json` must hold; keys that came later may be absent.
 _ENVIRONMENT_KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("versions", "machine", "trajectory", "digests", "images", "targets"), (dict,)),
-    **dict.fromkeys(("package", "variables"), (dict,)),
+    **dict.fromkeys(("package", "variables", "pixels"), (dict,)),
     **dict.fromkeys(("drift", "package_changes"), (list,)),
     **dict.fromkeys(("parent", "continued_from"), (dict, type(None))),
     "device": (str,),
 }
-_ADDED_LATER = ("package", "variables", "package_changes")
+_ADDED_LATER = ("package", "variables", "package_changes", "pixels")
 
 
 def is_tracked(path: Path) -> bool:

@@ -124,7 +124,7 @@ def compare_environments(
     # a key that was added since the run was made had its default's effect
     changes = _changes(make_config({}).trajectory() | recorded["trajectory"], found["trajectory"])
     changes |= _changes(recorded["digests"], found["digests"])
-    changes |= _machine_changes(recorded, found)
+    changes |= changes_that_bear_on_bits(recorded, found)
     known = [*found["digests"], *NAMES, *found["trajectory"]]
     is_data_other = any(key in changes and key not in allow for key in found["digests"])
     return refuse_changes(
@@ -206,7 +206,7 @@ def drift_from(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[st
         recorded: an `environment.json`, or a checkpoint's provenance.
         found: `describe_environment` now.
     """
-    return sentences(_machine_changes(recorded, found))
+    return sentences(changes_that_bear_on_bits(recorded, found))
 
 
 def arithmetic_of(recorded: Mapping[str, Any]) -> str:
@@ -215,7 +215,7 @@ def arithmetic_of(recorded: Mapping[str, Any]) -> str:
     return str(settings.get("arithmetic", "native"))
 
 
-def _machine_changes(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> Changes:
+def changes_that_bear_on_bits(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> Changes:
     """Return what of processor, versions and variables is another and bears on bits: nothing in portable ones."""
     changes = environment_changes(recorded, found)
     if arithmetic_of(recorded) == arithmetic_of(found) != "native":

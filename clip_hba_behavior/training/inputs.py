@@ -257,6 +257,7 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         chunk_size=chunk_size,
         compute=image_rows,
         progress=lambda done, total: progress("computing features of images", done, total),
+        has_sources=config.is_portable(),
     )
     num_tokens = token_ids.shape[1] if config.transformer_layers > 1 else 1
     prompt_cache = FeatureCache(

@@ -56,8 +56,11 @@ class Processes:
         """
         try:
             distributed.init_process_group("gloo", timeout=_PATIENCE)
-        except RuntimeError as error:
-            raise LostProcessError(f"the {size} processes of this run cannot meet: {error}") from None
+        except (RuntimeError, ValueError) as error:  # ValueError: the environment does not say where
+            raise LostProcessError(
+                f"the {size} processes of this run cannot meet: {error}\n"
+                "  start them with torchrun, which says where"
+            ) from None
         return cls(rank, size, num_local, asked)
 
     def share_on(self, device: torch.device) -> None:

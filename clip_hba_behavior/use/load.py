@@ -31,9 +31,9 @@ def load_model(
 
     `model.predict(paths)` gives predictions for image files, `model.embed(pixels)` for their pixels. Called, the
     model maps frozen image features `[batch, 2, tokens, width] float32` and prompt features, `[66, 2, tokens,
-    width] float32`, to predictions `[batch, 66] float32`. Its `state_dict` holds the trainable parameters under the
-    names that checkpoints have, so `model.load_state_dict(checkpoint, strict=False)` puts another checkpoint's into
-    it. No random stream is drawn from, and numerics stay as they are.
+    width] float32`, to predictions `[batch, 66] float32`. Its `state_dict` holds the trainable parameters under
+    the names that checkpoints have, so `model.load_state_dict(checkpoint, strict=False)` puts another's into it.
+    No random stream is drawn from, and numerics stay as they are.
 
     Args:
         source: a run's directory, for its best epoch as `best.json` names it; or a checkpoint file. None for

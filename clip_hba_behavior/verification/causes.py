@@ -14,6 +14,10 @@ from clip_hba_behavior.verification.files import ledger_leaves
 # Two machines that round otherwise differ by this much, relative, within the first steps.
 ROUNDING = 1e-5
 _ROUNDING = "a difference as small as rounding: another number of threads, processor or library version"
+_NO_ROUNDING = (
+    "a difference as small as rounding, which portable arithmetic has on no machine: the record was changed, or "
+    "one of the machines computes other bits (compare them with scripts/exact_anywhere.py)"
+)
 
 Sides = tuple[str, str]
 REPLAYED: Sides = ("in the record", "in the replay")
@@ -99,7 +103,9 @@ def explain(
     if in_ledger and has_states and not in_state and in_ledger[0].name != "batch":
         return Cause("the ledger was changed: the checkpoint and the replay agree", is_certain=True)
     if in_ledger or in_state:
-        why = cause_of_training(differences, _num_parameters(recorded), bool(recorded.steps), has_states, images)
+        is_portable = recorded.settings.get("arithmetic", "native") != "native"
+        has_steps = bool(recorded.steps)
+        why = cause_of_training(differences, _num_parameters(recorded), has_steps, has_states, images, is_portable)
         if in_state and not in_ledger and END_OF_EPOCH in recorded.steps:
             why += "; the ledger and the replay agree, so it was changed after it was written"
         return Cause(why, is_certain="end" in by_kind)
@@ -109,7 +115,12 @@ def explain(
 
 
 def cause_of_training(
-    differences: Sequence[Difference], num_parameters: int, has_steps: bool, has_states: bool, images: Images
+    differences: Sequence[Difference],
+    num_parameters: int,
+    has_steps: bool,
+    has_states: bool,
+    images: Images,
+    is_portable: bool,
 ) -> str:
     """Name the likely cause of differences that training itself, or a change of the state, must have made."""
     in_state = [each for each in differences if each.source == "state"]
@@ -118,11 +129,11 @@ def cause_of_training(
     if setting is not None:
         return setting
     if first is not None and (first.step != END_OF_EPOCH or not has_states):
-        return _cause_of_steps(first, images)
-    return _cause_of_state(in_state, num_parameters, steps_agree=first is None and has_steps)
+        return _cause_of_steps(first, images, is_portable)
+    return _cause_of_state(in_state, num_parameters, first is None and has_steps, is_portable)
 
 
-def _cause_of_steps(first: Difference, images: Images) -> str:
+def _cause_of_steps(first: Difference, images: Images, is_portable: bool) -> str:
     if first.name == "batch":
         same_rows, suspects = images()
         if not same_rows:
@@ -132,7 +143,7 @@ def _cause_of_steps(first: Difference, images: Images) -> str:
         return f"an image or its targets are not what they were, in batches of the same rows: {_some(suspects)}"
     relative = first.relative()
     if relative is not None and relative < ROUNDING:
-        return f"{_ROUNDING}, or a parameter changed in its last bits"
+        return _NO_ROUNDING if is_portable else f"{_ROUNDING}, or a parameter changed in its last bits"
     if first.step == 1:
         return "the state before the first step, or the images' features: the first loss differs already"
     if first.name == "loss":
@@ -143,7 +154,9 @@ def _cause_of_steps(first: Difference, images: Images) -> str:
     return "what is drawn or computed between the steps: their batches and losses are the same"
 
 
-def _cause_of_state(differences: Sequence[Difference], num_parameters: int, steps_agree: bool) -> str:
+def _cause_of_state(
+    differences: Sequence[Difference], num_parameters: int, steps_agree: bool, is_portable: bool
+) -> str:
     parts = {_part(each.name) for each in differences}
     if parts == {"random states"}:
         return "a random draw more or less than the epoch makes"
@@ -158,7 +171,7 @@ def _cause_of_state(differences: Sequence[Difference], num_parameters: int, step
     changed = [each for each in differences if each.part() == "parameters"]
     if {"parameters", "optimizer"} <= parts:  # as every other update leaves them
         if max(each.largest or 0.0 for each in changed) < ROUNDING:
-            return _ROUNDING
+            return _NO_ROUNDING if is_portable else _ROUNDING
         if len(changed) == num_parameters and not steps_agree:
             return "the epoch was trained in another way, or the state it started from is another"
     return "the file was changed after training: no step of training gives such a state"

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from clip_hba_behavior.config import NATIVE_KEYS
-from clip_hba_behavior.reproducibility.state.environment import environment_changes, is_compared, package_changes
+from clip_hba_behavior.reproducibility.state.environment import is_compared, package_changes
+from clip_hba_behavior.run.environment import changes_that_bear_on_bits
 from clip_hba_behavior.verification.files import RunFiles
 
 ORDER_KEYS = {"random_seed", "train_portion", "batch_size", "batch_order"}
@@ -53,6 +54,8 @@ def differing_settings(
         thing: what differs between the runs (a key of `_LIKELY`); it decides which comes first.
     """
     facts = [_facts(files, origin) for files, origin in zip(pair, origins, strict=True)]
+    if all(each.get("arithmetic", "native") != "native" for each in facts):  # of no machine and no version
+        facts = [{key: value for key, value in each.items() if not _is_of_a_machine(key)} for each in facts]
     found = [
         Setting(name, facts[0][name], facts[1][name])
         for name in facts[0]
@@ -67,7 +70,7 @@ def differing_settings(
                 if files[0].get(name) != files[1].get(name)
             ]
     there, here = ({**each.environment, **origin} for each, origin in zip(pair, origins, strict=True))
-    changes = package_changes(there, here) | environment_changes(there, here)
+    changes = package_changes(there, here) | changes_that_bear_on_bits(there, here)
     named = {name.removeprefix("version of ") for name in facts[0]}
     found += [Setting(name, *values) for name, values in changes.items() if name not in named]
     kinds = _LIKELY.get(thing or "", _LIKELY["parameters"])
@@ -93,6 +96,10 @@ def _facts(files: RunFiles, origin: Mapping[str, Any]) -> dict[str, Any]:
     facts |= {key: value for key in ("device", "device_model") if (value := machine.get(key) or origin.get(key))}
     versions = environment.get("versions") or origin.get("versions", {})
     return facts | {f"version of {name}": value for name, value in versions.items()}
+
+
+def _is_of_a_machine(name: str) -> bool:
+    return name.startswith(("version of ", "device"))
 
 
 def _kind(name: str, kinds: tuple[str, ...]) -> str:

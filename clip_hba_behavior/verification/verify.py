@@ -152,7 +152,7 @@ def _changed(
     """Name what of data and weights is not what the checkpoints record."""
     if not origins:
         return []
-    recorded = {key: files.environment.get(key) for key in ("images", "targets")}
+    recorded = {key: files.environment.get(key) for key in ("images", "pixels", "targets")}
     return changed_data(recorded | {"digests": origins[max(origins)]["digests"]}, environment)
 
 

@@ -1,6 +1,7 @@
 """Portable arithmetic, whole runs in fresh processes: whatever the machine is like, the same bytes."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,10 @@ import pytest
 
 import fresh_process
 from clip_hba_behavior.data.standin import write_standin_dataset
+from clip_hba_behavior.reproducibility.record.epoch import Difference
+from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.run.checkpoint import read_checkpoint
+from clip_hba_behavior.verification.causes import cause_of_training
 from fresh_process import Outcome
 from run_tools import data_keys, differences, rewrite_state, trained, write_config
 
@@ -179,3 +183,41 @@ def test_another_decoding_is_named_and_refused(clip_hba: ClipHba, keys: dict[str
     assert refused.code == 2
     assert f"images that are decoded otherwise: {name}" in refused.output
     assert "--allow pixels" in refused.output
+
+
+def test_verify_names_what_is_decoded_otherwise(clip_hba: ClipHba, keys: dict[str, Any], tmp_path: Path) -> None:
+    run = trained(clip_hba, tmp_path, keys, epochs=1, cache_dir=str(tmp_path / "cache"))
+    (path,) = (each for each in (tmp_path / "cache").glob("*/index.json") if "sources" in each.read_text())
+    index = json.loads(path.read_text())
+    index["sources"][0] = "0" * 64
+    path.write_text(json.dumps(index | {"digest": digest([index["chunk_digests"], index["sources"]])}))
+    verified = clip_hba("verify", "checkpoints", run)
+    assert verified.code == 2, verified.output
+    name = next(iter(json.loads((run / "environment.json").read_text())["pixels"]))
+    assert f"images that are decoded otherwise: {name}" in verified.output
+
+
+def test_what_shapes_nothing_is_no_cause_of_a_difference(
+    clip_hba: ClipHba, keys: dict[str, Any], baseline: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(baseline, other)
+    elsewhere(other)
+    path = other / "dora_params" / f"epoch{EPOCHS}_dora_params.pth"
+    state = read_checkpoint(path).whole_state()
+    rewrite_state(path, replace(state, parameters={key: value + 1 for key, value in state.parameters.items()}))
+    found = clip_hba("diff", baseline, other, "--no-replay")
+    assert found.code == 1, found.output
+    assert "another processor" not in found.output
+    assert "2.8.0" not in found.output
+
+
+def test_rounding_is_no_cause_in_portable_arithmetic() -> None:
+    differences = [Difference(1, "ledger", "loss", 1.0, 1.0 + 1e-7)]
+    causes = [
+        cause_of_training(differences, 3, True, False, lambda: (True, []), is_portable)
+        for is_portable in (False, True)
+    ]
+    assert "another number of threads" in causes[0]
+    assert "another number of threads" not in causes[1]
+    assert "scripts/exact_anywhere.py" in causes[1]

@@ -1,3 +1,4 @@
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ def open_cache(
     def with_sources(start: int, stop: int) -> tuple[torch.Tensor, list[str]]:
         return compute(start, stop), [f"source {row}" for row in range(start, stop)] if sources else []
 
-    return FeatureCache(root, {"key": key}, NUM_ROWS, (2, 3), CHUNK, with_sources)
+    return FeatureCache(root, {"key": key}, NUM_ROWS, (2, 3), CHUNK, with_sources, has_sources=sources)
 
 
 def test_what_each_row_was_made_from_is_kept(tmp_path: Path) -> None:
@@ -38,6 +39,18 @@ def test_what_each_row_was_made_from_is_kept(tmp_path: Path) -> None:
     assert open_cache(tmp_path, must_not_compute, sources=True).sources == expected
     index = cache.folder / "index.json"
     index.write_text(index.read_text().replace("source 3", "source 4"))  # damaged: it is filled again
+    assert open_cache(tmp_path, rows, sources=True).sources == expected
+
+
+@pytest.mark.parametrize("kept", ["index.json", "filling.jsonl"])
+def test_what_was_filled_without_sources_is_filled_again(kept: str, tmp_path: Path) -> None:
+    folder = open_cache(tmp_path, rows).folder
+    if kept == "filling.jsonl":  # the fill was killed before its end
+        chunk_digests = json.loads((folder / "index.json").read_text())["chunk_digests"]
+        lines = [json.dumps([chunk, made]) + "\n" for chunk, made in enumerate(chunk_digests)]
+        (folder / kept).write_text("".join(lines[:2]))
+        (folder / "index.json").unlink()
+    expected = [f"source {row}" for row in range(NUM_ROWS)]
     assert open_cache(tmp_path, rows, sources=True).sources == expected
 
 

@@ -10,13 +10,14 @@ from clip_hba_behavior import exact
 from clip_hba_behavior.config import make_config
 from clip_hba_behavior.model.operations import PortableOperations
 from clip_hba_behavior.reproducibility.record.session import Session
+from clip_hba_behavior.reproducibility.record.signals import StopRequest
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.tree import to_bytes
 from clip_hba_behavior.run import follow
 from clip_hba_behavior.run.assembly import build_trainer
 from clip_hba_behavior.run.resolution import resolve_config
-from clip_hba_behavior.training.processes import Processes, UnequalProcessesError
+from clip_hba_behavior.training.processes import LostProcessError, Processes, UnequalProcessesError
 from clip_hba_behavior.training.trainer import Trainer
 from exact_tools import ProcessesInThreads, normal
 
@@ -182,6 +183,14 @@ def test_a_process_that_reads_other_data_says_so(
     assert "process 1 of 2 cannot train along: its targets are others" in str(error.value)
     assert "in process 0: another digest" in str(error.value)
     assert environment["digests"]["targets"] in str(error.value)
+
+
+def test_processes_that_nobody_tells_where_to_meet_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():  # another launcher's, without MASTER_ADDR
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(LostProcessError, match=r"cannot meet: .*MASTER_ADDR(.|\n)*start them with torchrun"):
+        Processes.join(0, 2, 2, StopRequest())
 
 
 def test_a_process_takes_the_gpu_of_its_number() -> None:
