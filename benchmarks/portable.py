@@ -2,9 +2,9 @@
 
     python benchmarks/portable.py [--size small] [--size ViT-B/32] [--threads 1] [--threads 2] [--repeats 5]
 
-A step is forward, backward and AdamW on one batch of random features; an epoch two steps, and the predictions of 112
-images; the prefix is the frozen part of the image tower on random pixels. Weights are random. With one thread the
-processor's time is measured, which other programs disturb less than the clock's.
+A step is forward, backward and AdamW on one batch of random features; an epoch two steps, and the predictions of
+112 images; the prefix is the frozen part of the image tower on random pixels. Weights are random. With one thread
+the processor's time is measured, which other programs disturb less than the clock's.
 """
 
 import argparse
@@ -23,18 +23,18 @@ import torch
 
 from clip_hba_behavior import exact
 from clip_hba_behavior.data.standin import standin_backbone_directory
-from clip_hba_behavior.exact import product
 from clip_hba_behavior.model.architecture import ClipConfig, weight_shapes
 from clip_hba_behavior.model.clip import Clip
 from clip_hba_behavior.model.clip_hba import CLIPHBA, FrozenPrefix
 from clip_hba_behavior.model.operations import NativeOperations, Operations, PortableOperations
 
-# width, blocks, patch of the image tower; width, blocks of the text tower; embedding; images of a prefix
+# width, blocks, patch of the image tower; width, blocks of the text tower; embedding
 SIZES = {
     "small": None,  # the small CLIP that comes with the package
     "ViT-B/32": ((768, 12, 32), (512, 12), 512),
     "ViT-L/14": ((1024, 24, 14), (768, 12), 768),
 }
+product = importlib.import_module("clip_hba_behavior.exact.product")
 cross = importlib.import_module("clip_hba_behavior.exact.cross")  # the package has a function of this name
 KINDS = ("native", "portable")
 PROMPT_TOKENS = 9
@@ -43,9 +43,10 @@ BATCH = 64
 
 def architecture(size: str) -> ClipConfig:
     """Return the architecture of a size."""
-    if SIZES[size] is None:
+    sizes = SIZES[size]
+    if sizes is None:
         return ClipConfig.model_validate(json.loads((standin_backbone_directory() / "config.json").read_text()))
-    (width, blocks, patch), (text_width, text_blocks), embedding = SIZES[size]
+    (width, blocks, patch), (text_width, text_blocks), embedding = sizes
     keys = {
         "model_type": "clip",
         "vision_config": {
@@ -122,7 +123,7 @@ class Work:
         self.model.train()
         predictions = self.model(self.features, self.prompts)
         self.optimizer.zero_grad()
-        self.model.operations.mse_loss(predictions, self.targets).backward()  # type: ignore[no-untyped-call]
+        self.model.operations.mse_loss(predictions, self.targets).backward()
         self.optimizer.step()
 
     def epoch(self) -> None:

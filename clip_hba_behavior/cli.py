@@ -236,6 +236,29 @@ def demo(
     raise typer.Exit(YES if run_demo(run_dir) else NO)
 
 
+@app.command()
+def predict(
+    source: Annotated[Path, typer.Argument(help="A run's directory, for its best epoch, or a checkpoint in one.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or directories of them.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write here: FILE.csv, FILE.parquet or FILE.npy.")
+    ] = None,
+    top: Annotated[
+        int | None,
+        typer.Option("--top", min=1, help="Print each image's largest dimensions. Default without --out: 5."),
+    ] = None,
+    config: WhereDataAre = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Predict the 66 dimensions of any images."""
+    from clip_hba_behavior.config import read_config_file
+
+    keys = read_config_file(config) if config is not None else None
+    from clip_hba_behavior.use.commands import predict
+
+    raise typer.Exit(predict(source, images, out, top, keys, device))
+
+
 @data_app.command("check")
 def data_check(
     config: Annotated[Path, typer.Argument(help="YAML file with the data's five keys.")], settings: Settings = None

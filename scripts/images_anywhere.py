@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from clip_hba_behavior.config import Arithmetic
 from clip_hba_behavior.data.augmentation import Augmentation, augment
-from clip_hba_behavior.data.images import Arithmetic, Preprocessing, to_pixels
+from clip_hba_behavior.data.images import Preprocessing, to_pixels
 
 _LARGEST_SIDE, _IMAGE_SIZE = 200, 96
 _ALL = Augmentation(random_resized_crop=True, horizontal_flip=True, color_jitter=True)

@@ -85,6 +85,11 @@ def augment(
 ) -> Image.Image:
     """Return the image as this epoch sees it: cropped, mirrored, then its colours changed.
 
+    Definition: of the draws (`_draws`) the first one mirrors where it is below the probability; the next three
+    give the factors of brightness, contrast and saturation, changed in this order; then there are four for each
+    attempt at a crop (`_crop_box`). A draw d becomes a number from `low` to `high` as `low + (high - low) * d`,
+    the factors' limits being 1 less and 1 plus the strength. All are single float64 operations.
+
     Args:
         image: RGB, of any size.
         augmentation: what it undergoes; switching one part on or off leaves the others' draws alone.
@@ -254,6 +259,10 @@ def _jittered(image: Image.Image, factors: Sequence[float], arithmetic: Arithmet
 def _draws(seed: int, epoch: int, image_index: int) -> list[float]:
     """Return uniform numbers from 0 to below 1.
 
+    Definition: the first words of Philox-4x64-10, which has a block of four for each counter (n, image_index,
+    epoch, 0), n = 1, 2, ... (NumPy counts up before the first). The key is the seed and the text `augment` as a
+    number, its first letter the lowest byte. Each word is shifted right by 11 bits, and multiplied by `2**-53`.
+
     Seed, epoch and index fill words of Philox's key and counter of their own, so no two images share a draw.
     """
     words = stream((seed, _PURPOSE), (0, image_index, epoch, 0)).random_raw(_NUM_DRAWS)
@@ -267,7 +276,13 @@ def _between(low: float, high: float, draw: float) -> float:
 def _crop_box(
     size: tuple[int, int], augmentation: Augmentation, draws: Sequence[float]
 ) -> tuple[int, int, int, int]:
-    """Return left, top, right and bottom of the first crop that fits; the whole image if none does."""
+    """Return left, top, right and bottom of the first crop that fits; the whole image if none of ten does.
+
+    Definition: of an attempt's four draws the first gives the part of the area, the second the ratio: with `area =
+    width * height * part`, width and height of the crop are `sqrt(area * ratio)` and `sqrt(area / ratio)`,
+    rounded, ties to even. It fits if both are positive and no greater than the image's. The third gives its left,
+    `int(draw * (width - its width + 1))`, the fourth its top likewise.
+    """
     width, height = size
     for attempt in range(_CROP_TRIES):
         scale, ratio, x, y = draws[4 * attempt : 4 * attempt + 4]

@@ -64,6 +64,13 @@ def find_images(image_dir: Path, image_names: Sequence[str], suffix: str | None 
     return tuple(found[_file_name(name, suffix)] for name in image_names)
 
 
+def images_below(directory: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files of a directory and its folders, sorted: those with an image's suffix, and the others."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    images = [path for path in files if _IMAGE_SUFFIX.fullmatch(path.suffix)]
+    return images, [path for path in files if not _IMAGE_SUFFIX.fullmatch(path.suffix)]
+
+
 def missing_images_message(
     image_dir: Path, image_names: Sequence[str], paths: Sequence[Path | None], suffix: str | None
 ) -> str:

@@ -6,7 +6,10 @@ by integer operations on bits alone, so that no library function decides a grid.
 """
 
 import math
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import torch
 
@@ -16,7 +19,9 @@ F32, F64, I64 = torch.float32, torch.float64, torch.int64
 NORM_BUDGET = 94906265
 # More than the rounding errors of a tree of float64 additions, relative to its sum of squares.
 _MARGIN = 1.0 + 2.0**-40
-_CPU_BLOCK = 1 << 17  # for each thread: ATen splits an operation into parts of at least 2**15
+_CPU_BLOCK = 1 << 17
+_BLOCK_OF_A_THREAD = (1 << 15) - 1  # below the size from which ATen splits an operation among threads
+_FEW_BLOCKS = 4  # less than so many are not worth the threads
 _CUDA_BLOCK = 1 << 24
 _LEAST_EXPONENT = -400  # the squares of smaller numbers would leave float64's range
 
@@ -45,16 +50,37 @@ def check_dtype(tensor: torch.Tensor, name: str) -> None:
 
 def blocks(rows: torch.Tensor) -> list[slice]:
     """Cut rows `[n, k]` into blocks that stay in the caches; they change no bits."""
-    size = _CUDA_BLOCK if rows.device.type == "cuda" else _CPU_BLOCK * torch.get_num_threads()
+    size = _CUDA_BLOCK if rows.device.type == "cuda" else _CPU_BLOCK
+    if size == _CPU_BLOCK and torch.get_num_threads() > 1:
+        size = _BLOCK_OF_A_THREAD
     step = max(1, size // max(1, rows.shape[1]))
     return [slice(start, start + step) for start in range(0, len(rows), step)]
 
 
 def for_each_block(rows: torch.Tensor, function: Callable[[slice], None]) -> None:
-    """Call a function, without gradients, for each block of rows `[n, k]`."""
-    with torch.no_grad():
-        for block in blocks(rows):
-            function(block)
+    """Call a function, without gradients, for each block of rows `[n, k]`; on a CPU for several at once."""
+    parts, num_threads = blocks(rows), torch.get_num_threads()
+    inference = torch.is_inference_mode_enabled()
+
+    def call(some: list[slice]) -> None:
+        with torch.inference_mode(inference), torch.no_grad():  # these modes are a thread's own
+            for block in some:
+                function(block)
+
+    if rows.device.type == "cuda" or num_threads == 1 or len(parts) < _FEW_BLOCKS:
+        call(parts)
+    else:
+        list(
+            _pool(num_threads, os.getpid()).map(
+                call, [parts[number::num_threads] for number in range(num_threads)]
+            )
+        )
+
+
+@cache
+def _pool(num_threads: int, process: int) -> ThreadPoolExecutor:
+    """Return threads of this process: a fork does not inherit them."""
+    return ThreadPoolExecutor(num_threads)
 
 
 def power_of_two(exponent: torch.Tensor) -> torch.Tensor:
@@ -106,8 +132,8 @@ def rounder_of_norm(squares: torch.Tensor, size: int) -> torch.Tensor:
     The grid is the least power of two (up to a factor of two) such that a vector of `size` entries whose squared
     norm is at most `squares`, rounded to multiples of it, has a norm of at most 2**26.5 grids: rounding adds at
     most `sqrt(size) / 2` grids to the norm. With `budget = 94906265 - (isqrt(size) // 2 + 1)` and the float64
-    product `bound = squares * ((1 + 2**-40) / budget**2)`, whose exponent's bits are E (`2**(E - 1023) <= bound`), it
-    is `2**((E - 1021) // 2)`. A vector whose norm is not finite gets NaN.
+    product `bound = squares * ((1 + 2**-40) / budget**2)`, whose exponent's bits are E (`2**(E - 1023) <= bound`),
+    it is `2**((E - 1021) // 2)`. A vector whose norm is not finite gets NaN.
 
     Args:
         squares: float64, >= 0, may be too small by a factor of 1 + 2**-41.

@@ -12,7 +12,7 @@ from clip_hba_behavior.exact.grid import F64, check_dtype, for_each_block, widen
 from clip_hba_behavior.exact.totals import ONE_PROCESS, Reduce, column_totals
 
 CHUNK = 1024  # part of the definition: longer reductions are cut
-_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 26}  # entries of a factor or a result; of the engine: changes no bits
+_AT_ONCE = {"cpu": 3 << 20, "cuda": 1 << 26}  # entries of a factor or a result; of the engine: changes no bits
 
 
 class Operand:

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,7 +15,12 @@ from clip_hba_behavior.model.clip import Clip
 from clip_hba_behavior.model.clip_hba import CLIPHBA
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
-from clip_hba_behavior.reproducibility.state.numerics import apply_numerics, check_sdpa_backend, resolve_device
+from clip_hba_behavior.reproducibility.state.numerics import (
+    apply_numerics,
+    check_float64_products,
+    check_sdpa_backend,
+    resolve_device,
+)
 from clip_hba_behavior.run.environment import describe_environment
 from clip_hba_behavior.run.log import LOGGER_NAME, session
 from clip_hba_behavior.run.resolution import resolve_config
@@ -63,15 +68,24 @@ def check_data_of(config: Config) -> DataReport:
     return dataclasses.replace(report, model=lines, problems=(*report.problems, *model.problems))
 
 
-def build_model(config: Config, backbone: Clip, end_positions: torch.Tensor) -> CLIPHBA:
+Model = TypeVar("Model", bound=CLIPHBA)
+
+
+def build_model(
+    config: Config,
+    backbone: Clip,
+    end_positions: torch.Tensor,
+    kind: type[Model] = CLIPHBA,  # type: ignore[assignment]
+) -> Model:
     """Make the model of a configuration; its low-rank factors are zero until drawn or loaded.
 
     Args:
         config: with the keys that shape the model.
         backbone: on its device.
         end_positions: `[66] int64`, each prompt's end token, there too.
+        kind: of the model.
     """
-    return CLIPHBA(
+    return kind(
         backbone,
         config.vision_layers,
         config.transformer_layers,
@@ -98,11 +112,13 @@ def build_trainer(config: Config, session: Session) -> tuple[Trainer, dict[str, 
     """
     device = resolve_device(config.device)
     session = session.interruptible()
-    if not config.is_portable():
+    if config.is_portable():
+        check_float64_products(device)
+    else:
         check_sdpa_backend(config.sdpa_backend, device)
     apply_numerics(num_threads_here(config), config.deterministic, config.tf32)
     with_data = with_standin(config)
     inputs = load_inputs(with_data, device, session.report)
-    model = build_model(config, inputs.backbone.get(), inputs.end_positions)
+    model: CLIPHBA = build_model(config, inputs.backbone.get(), inputs.end_positions)
     split = seed_protocol.begin(config.random_seed, inputs.num_images(), config.train_portion)
     return Trainer(config, model, inputs, split), describe_environment(config, inputs)

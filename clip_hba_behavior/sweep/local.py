@@ -85,7 +85,8 @@ def _pass(
     """Execute chains with one pool; return those that are left."""
     context = multiprocessing.get_context("forkserver")
     # with what a run imports only where it needs it: each worker would
-    context.set_forkserver_preload(["clip_hba_behavior.sweep.work", "scipy.io", "scipy.special"])
+    slow = ["scipy.io", "scipy.special", "torch._inductor.config"]
+    context.set_forkserver_preload(["clip_hba_behavior.sweep.work", *slow])
     _start_fork_server()
     left = dict(enumerate(chains))
     with ProcessPoolExecutor(plan.num_processes(), mp_context=context, initializer=_begin_worker) as pool:

@@ -57,7 +57,7 @@ class Processes:
         try:
             distributed.init_process_group("gloo", timeout=_PATIENCE)
         except RuntimeError as error:
-            raise _lost(error) from None
+            raise LostProcessError(f"the {size} processes of this run cannot meet: {error}") from None
         return cls(rank, size, num_local, asked)
 
     def share_on(self, device: torch.device) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 from clip_hba_behavior.config import Config, make_config
 from clip_hba_behavior.data.things import read_prompts
 from clip_hba_behavior.model.backbone import load_backbone
-from clip_hba_behavior.model.clip_hba import CLIPHBA
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.numerics import resolve_device
@@ -19,6 +18,7 @@ from clip_hba_behavior.run.checkpoint_files import checkpoint_path
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.resolution import resolve_config
 from clip_hba_behavior.training.fit import layer_problems, tokens_of
+from clip_hba_behavior.use.trained_model import TrainedModel
 
 
 def load_model(
@@ -26,13 +26,14 @@ def load_model(
     *,
     config: Config | Mapping[str, Any] | None = None,
     device: str = "auto",
-) -> CLIPHBA:
+) -> TrainedModel:
     """Load CLIP-HBA with the parameters of a run or a checkpoint, in evaluation mode.
 
-    Called, the model maps frozen image features `[batch, 2, tokens, width] float32` and prompt features
-    `[66, 2, tokens, width] float32` to predictions `[batch, 66] float32`. Its `state_dict` holds the trainable
-    parameters under the names that checkpoints have, so `model.load_state_dict(checkpoint, strict=False)` puts
-    another checkpoint's into it. No random stream is drawn from, and numerics stay as they are.
+    `model.predict(paths)` gives predictions for image files, `model.embed(pixels)` for their pixels. Called, the
+    model maps frozen image features `[batch, 2, tokens, width] float32` and prompt features, `[66, 2, tokens,
+    width] float32`, to predictions `[batch, 66] float32`. Its `state_dict` holds the trainable parameters under the
+    names that checkpoints have, so `model.load_state_dict(checkpoint, strict=False)` puts another checkpoint's into
+    it. No random stream is drawn from, and numerics stay as they are.
 
     Args:
         source: a run's directory, for its best epoch as `best.json` names it; or a checkpoint file. None for
@@ -72,7 +73,9 @@ def load_model(
     if run is not None:
         found = {"weights": backbone.digest(), "prompts": digest([list(prompts), token_ids])}
         _refuse_others(run, found)
-    model = build_model(resolved, backbone.to(where), end_positions.to(where))
+    backbone = backbone.to(where)
+    model = build_model(resolved, backbone, end_positions.to(where), TrainedModel)
+    model.complete(resolved, backbone, prompts, token_ids)
     if checkpoint is not None:
         restore_parameters(model.dora_parameters(), checkpoint.parameters)
     return model.eval()

@@ -24,7 +24,7 @@ SETTINGS = {
     "random_seed": 1,
     "num_threads": 1,
 }
-# Of the last state, on every machine; another one only with another definition of portable arithmetic, or data set.
+# Of the last state, on every machine; another definition of portable arithmetic, or of the data, changes it.
 EXPECTED = "761dd8dc1e59206a42c9a35b72c41d442704109351de4d2aca6ec5a5e88fb57a"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import fresh_process
+from clip_hba_behavior.data.standin import write_standin_dataset
 from clip_hba_behavior.run.checkpoint import read_checkpoint
 from fresh_process import Outcome
 from run_tools import data_keys, differences, rewrite_state, trained, write_config
@@ -32,9 +33,11 @@ NATIVE = {"num_threads": 2, "chunk_size": 7, "eval_batch_size": 5, "deterministi
 
 
 @pytest.fixture(scope="module")
-def keys(standin_data: Path) -> dict[str, Any]:
-    small = {"batch_size": 16, "num_threads": 1, "rank": 4, "lr": 1e-3, "device": "cpu"}
-    return {**data_keys(standin_data), **small, **PORTABLE}
+def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    directory = tmp_path_factory.mktemp("few_images")
+    write_standin_dataset(directory, num_images=20)
+    small = {"batch_size": 6, "num_threads": 1, "rank": 4, "lr": 1e-3, "device": "cpu"}
+    return {**data_keys(directory), **small, **PORTABLE}
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 import fresh_process
 from clip_hba_behavior.run.checkpoint_files import list_step_checkpoints
 from fresh_process import Outcome
+from old_run_tools import restored
 from rank_tools import Ranks, run_ranks, start_ranks, torchrun
 from run_tools import data_keys, differences, trained, write_config
 
@@ -168,9 +169,7 @@ def test_a_loss_that_is_no_number_ends_all_with_one_message(keys: dict[str, Any]
     assert printed.count("error: the ") == printed.count("loss is nan") == 1
 
 
-def test_native_arithmetic_is_refused_once(
-    clip_hba: ClipHba, keys: dict[str, Any], baseline: Path, tmp_path: Path
-) -> None:
+def test_native_arithmetic_is_refused_once(keys: dict[str, Any], standin_data: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "native.yaml", keys, arithmetic="native")
     codes, printed = run_ranks(3, "train", config, "--run-dir", tmp_path / "new", folder=tmp_path / "ranks")
     assert codes == [2, 2, 2], printed
@@ -178,11 +177,13 @@ def test_native_arithmetic_is_refused_once(
     assert "found:    3 processes, arithmetic: native" in printed
     assert not (tmp_path / "new").exists()
 
-    native = trained(clip_hba, tmp_path, keys, "native", arithmetic="native", epochs=1, perturb_type="none")
-    for words in (["resume", native], ["fork", native, "--at-epoch", 1, "--perturb", "none", "--run-dir", "f"]):
+    native = restored("plain", tmp_path, standin_data, tmp_path / "cache")
+    new = ["--run-dir", tmp_path / "new"]
+    for words in (["resume", native, *new], ["fork", native, "--at-epoch", 2, "--perturb", "none", *new]):
         codes, printed = run_ranks(2, *words, folder=tmp_path / "ranks")
         assert codes == [2, 2], printed
         assert printed.count("native arithmetic cannot share") == 1
+        assert not (tmp_path / "new").exists()
 
 
 def test_a_wrong_start_is_told_once(keys: dict[str, Any], baseline: Path, tmp_path: Path) -> None:

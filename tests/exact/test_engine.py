@@ -1,12 +1,13 @@
 """Both engines return the exact integers, whatever the rows."""
 
+import math
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from clip_hba_behavior import exact
-from clip_hba_behavior.exact import engine
+from clip_hba_behavior.exact import engine, grid
 from clip_hba_behavior.exact.engine import Rows, multiply, on_grids
 
 F64 = torch.float64
@@ -115,3 +116,33 @@ def test_the_choice_of_an_engine_ends_with_its_block() -> None:
         exact.use_engine("float32")  # type: ignore[arg-type]
     assert engine._chosen == "auto"
     assert engine._engine(torch.device("cpu")) in ("float64", "int8")
+
+
+@pytest.mark.parametrize("k", [3, 64, 1000])
+def test_grids_are_those_of_trees_where_another_order_of_summation_gives_others(
+    k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows whose bound lies a few units in the last place from a limit between two grids."""
+    x = rows_of("normal", 200, k, k)
+    budget = grid.NORM_BUDGET - (math.isqrt(k) // 2 + 1)
+    limit = 2.0**-52 * budget * budget / (1 + 2.0**-40)
+    x = x * exact.sqrt(limit / grid.tree_sum(x * x))
+    trees = grid.tree_sum(x * x)
+    _, rounders = grid.round_rows(x)
+    assert torch.equal(rounders, grid.rounder_of_norm(trees, k))
+    assert len(rounders.unique()) == 2  # they lie on both sides
+    monkeypatch.setattr(grid, "tree_sum_", lambda values: values.flip(1).cumsum(1)[:, -1:])  # the failed control
+    assert k == 3 or not torch.equal(rounders, grid.round_rows(x)[1])
+
+
+def test_frozen_weights_are_kept_in_float32() -> None:
+    weight = rows_of("outlier", 40, 1500, 1)
+    for matrix in (weight.float(), weight / 3):
+        frozen = exact.FrozenWeight(matrix)
+        for operand in (frozen.forward, frozen.backward):
+            is_narrow = [chunk.values.dtype == torch.float32 for chunk in operand.chunks]
+            assert all(is_narrow) == (matrix.dtype == torch.float32)
+        x = rows_of("normal", 5, 1500, 2).to(matrix.dtype)
+        for name in ("float64", "int8"):
+            with exact.use_engine(name):
+                assert torch.equal(exact.linear(x, frozen), exact.linear(x, matrix))

@@ -1,8 +1,11 @@
+from operator import mul
+
 import pytest
 import torch
 from torch.nn import functional
 
 from clip_hba_behavior import exact
+from clip_hba_behavior.exact.engine import on_grids
 from exact_tools import F64, gradients, normal, relative_error, with_outliers
 
 
@@ -20,6 +23,26 @@ def test_outlier_columns_cost_no_more_than_in_float32(factor: float) -> None:
     a, b = with_outliers(normal(256, 1024, seed=1), factor), normal(192, 1024, seed=2)
     expected = a.to(F64) @ b.to(F64).T
     assert relative_error(exact.matmul(a, b.T), expected) < relative_error(a @ b.T, expected)
+
+
+@pytest.mark.parametrize("factor", [10.0, 100.0, 1000.0, 10000.0])
+@pytest.mark.parametrize("num_outliers", [2, 300])
+def test_products_with_outlier_columns_are_pythons_integers(factor: float, num_outliers: int) -> None:
+    """With few outliers, which int8 leaves to float64, and with more than it takes; in two chunks of k."""
+    a, b = normal(5, 1500, seed=1).to(F64), normal(4, 1500, seed=2).to(F64)
+    a[:, torch.randperm(1500, generator=torch.Generator().manual_seed(3))[:num_outliers]] *= factor
+    expected = torch.zeros(5, 4, dtype=F64)
+    for left, right in zip(a.split(1024, 1), b.split(1024, 1), strict=True):
+        rows, columns = on_grids(left), on_grids(right)
+        integers = [
+            [sum(map(mul, row, column)) for column in columns.integers.tolist()] for row in rows.integers.tolist()
+        ]
+        assert max(abs(integer) for row in integers for integer in row) <= 1 << 53
+        expected += torch.tensor(integers, dtype=F64) * rows.grids * columns.grids.T
+    for engine in ("float64", "int8"):
+        with exact.use_engine(engine):
+            assert torch.equal(exact.matmul(a, b.T), expected)
+            assert torch.equal(exact.matmul(a.float(), b.float().T), exact.matmul(a, b.T).float())
 
 
 def test_the_rows_of_a_product_depend_on_themselves_alone() -> None:

@@ -51,6 +51,19 @@ def test_a_checkpoint_is_read_as_it_was_saved(saved: Path, state: TrainingState)
     assert read.whole_state().digest() == state.digest() == read.state_digest
 
 
+def test_a_gpus_streams_stand_beside_the_state_of_a_portable_run(
+    saved: Path, model: nn.Module, state: TrainingState, tmp_path: Path
+) -> None:
+    beside = {"cuda_rng_state_all": [torch.arange(16, dtype=torch.uint8)]}
+    log = logging.getLogger("test")
+    path = save_dora_parameters(model, tmp_path / "gpu", 3, log, training_state=state, beside=beside)
+    assert torch.equal(torch.load(path)["cuda_rng_state_all"][0], beside["cuda_rng_state_all"][0])
+    read = read_checkpoint(path)
+    assert read.state_digest == read_checkpoint(saved).state_digest
+    assert read.parameters.keys() == state.parameters.keys()
+    assert "cuda_rng_state_all" not in read.whole_state().rng_state
+
+
 def test_a_plain_torch_load_opens_a_checkpoint_in_the_guides_layout(saved: Path, model: nn.Module) -> None:
     content = torch.load(saved)
     assert set(content["rng_state"]) >= {"torch_rng_state", "numpy_rng_state", "python_rng_state"}

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,9 @@ def resize(image: Array, size: int) -> Array:
     return image
 
 
-def read_pixels(path: Path, size: int) -> Array:
+def read_pixels(path: Path, size: int, augmented: Callable[[Array], Array] = np.asarray) -> Array:
     """Return `[3, size, size] float32` of an ordinary RGB image."""
-    squashed = resize(np.asarray(Image.open(path)), size).astype(F32)
+    squashed = resize(augmented(np.asarray(Image.open(path))), size).astype(F32)
     return np.moveaxis((squashed / F32(255) - MEAN) / STD, 2, 0)
 
 

@@ -31,10 +31,15 @@ PORTABLE = {
     "device": "cpu",
     "num_threads": 1,
 }
-# Attention in the frozen part, between DoRA layers and of one token; and none in the trained part.
+# With DoRA layers in three, two and one of a tower's blocks: one layer has no attention above it.
 DROPOUT = {"vision_layers": 3, "transformer_layers": 2, "dora_dropout": 0.1, "epochs": 3}
-ONE_LAYER = {"vision_layers": 1, "transformer_layers": 1, "epochs": 1}
-KINDS = [pytest.param(DROPOUT, id="dropout"), pytest.param(ONE_LAYER, id="one layer", marks=pytest.mark.system)]
+AUGMENTED = {
+    "vision_layers": 1,
+    "transformer_layers": 1,
+    "augmentation": ["random_resized_crop", "horizontal_flip", "color_jitter"],
+    "epochs": 1,
+}
+KINDS = [pytest.param(DROPOUT, id="dropout"), pytest.param(AUGMENTED, id="augmented", marks=pytest.mark.system)]
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -10,6 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from second_implementation import draws
+from second_implementation.augmentation import augment
 from second_implementation.inputs import read_human_rdm, read_json, read_pixels, read_table, tokenize
 from second_implementation.model import Mask, Model
 from second_implementation.numerics import F32, F64, Array, adamw_step, mse_loss
@@ -33,8 +34,8 @@ class Run:
         names, targets = read_table(config["csv_file"])
         held_out, _ = read_table(config["inference_csv_file"])
         size = clip["vision_config"]["image_size"]
-        pixels = np.stack([read_pixels(Path(config["img_dir"]) / name, size) for name in names + held_out])
-        self.images = self.model.images.features(pixels)
+        self.paths, self.size = [Path(config["img_dir"]) / name for name in names + held_out], size
+        self.images = self.model.images.features(np.stack([read_pixels(path, size) for path in self.paths]))
         self.num_images, self.targets = len(names), targets.astype(F32)
         prompts = Path(config["prompts_file"]).read_text(encoding="utf-8").splitlines()
         ids, self.ends = tokenize(prompts, read_json(backbone / "tokenizer.json"))
@@ -43,6 +44,17 @@ class Run:
 
     def features(self, rows: Array) -> tuple[Array, Array]:
         return self.images[0][rows], self.images[1][rows]
+
+    def training_features(self, rows: Array, epoch: int) -> tuple[Array, Array]:
+        """Of augmented images, if the configuration has all kinds of augmentation."""
+        if not self.config["augmentation"]:
+            return self.features(rows)
+        seed = self.config["random_seed"]
+        pixels = [
+            read_pixels(self.paths[row], self.size, lambda image, row=row: augment(image, seed, epoch, row))
+            for row in rows.tolist()
+        ]
+        return self.model.images.features(np.stack(pixels))
 
     def predict(self, rows: Array) -> Array:
         return self.model.predict(self.features(rows), self.prompts, self.ends, self.parameters)[0]
@@ -90,7 +102,7 @@ class Run:
         for step, rows in enumerate(batches):
             mask = Mask(self.config["random_seed"], epoch, step)
             predictions, back = self.model.predict(
-                self.features(rows), self.prompts, self.ends, self.parameters, mask
+                self.training_features(rows, epoch), self.prompts, self.ends, self.parameters, mask
             )
             loss, gradient = mse_loss(predictions, self.targets[rows])
             gradients = back(gradient)

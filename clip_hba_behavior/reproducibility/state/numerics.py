@@ -1,5 +1,6 @@
 """Settings that change bits: check them, apply them, put them back."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -50,6 +51,21 @@ def check_sdpa_backend(name: str, device: torch.device) -> None:
         raise BadInputError(
             f"this device cannot honour sdpa_backend: {name}\n  found:    {device}, float32\n"
             f"  expected: {' or '.join(known)}"
+        )
+
+
+def check_float64_products(device: torch.device) -> None:
+    """Refuse what makes float64 products inexact where their exact result fits in float64: cuBLAS's emulation.
+
+    Raises:
+        BadInputError: names the variable.
+    """
+    name = "CUBLAS_EMULATE_DOUBLE_PRECISION"
+    if device.type == "cuda" and os.environ.get(name, "0") not in ("", "0"):
+        raise BadInputError(
+            f"{device} cannot honour arithmetic: portable\n"
+            f"  found:    {name}={os.environ[name]}: cuBLAS may compute float64 products by others\n"
+            f"  expected: float64's own\n  unset {name}"
         )
 
 

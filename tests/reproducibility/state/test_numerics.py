@@ -3,7 +3,12 @@ from typing import Any
 import pytest
 import torch
 
-from clip_hba_behavior.reproducibility.state.numerics import apply_numerics, numerics_left_as_they_were
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.numerics import (
+    apply_numerics,
+    check_float64_products,
+    numerics_left_as_they_were,
+)
 
 
 def numerics() -> dict[str, Any]:
@@ -48,3 +53,14 @@ def test_the_random_states_go_on() -> None:
     torch.manual_seed(1)
     torch.rand(1)
     assert torch.rand(1).equal(drawn)
+
+
+def test_emulated_float64_products_are_refused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda:0")
+    for harmless in ("", "0"):
+        monkeypatch.setenv("CUBLAS_EMULATE_DOUBLE_PRECISION", harmless)
+        check_float64_products(gpu)
+    monkeypatch.setenv("CUBLAS_EMULATE_DOUBLE_PRECISION", "1")
+    check_float64_products(torch.device("cpu"))
+    with pytest.raises(BadInputError, match=r"arithmetic: portable\n.*_PRECISION=1: cuBLAS.*\n.*\n  unset CUBLAS"):
+        check_float64_products(gpu)
