@@ -7,11 +7,11 @@
 
 From image files to the last state: three DoRA layers in one tower and two in the other, so that every kind of
 attention takes part, with dropout, augmentation and a schedule. The digest is of the last state's digest, the
-results CSV and the ledger. It is compared with the one in `GOLDEN`, or with another machine's, given by `--expect`;
-exit code 1 if it differs. `--small` is a case for slow machines, such as emulated ones.
+results CSV and the ledger. It is compared with the one in `GOLDEN`, or with another machine's, given by
+`--expect`; exit code 1 if it differs. `--small` is a case for slow machines, such as emulated ones.
 
-`--keep` leaves the run in a directory, such as to verify it on another machine. `--digest` prints the digest of a run
-that was left so, such as one that was interrupted and resumed.
+`--keep` leaves the run in a directory, such as to verify it on another machine. `--digest` prints the digest of a
+run that was left so, such as one that was interrupted and resumed.
 
 The images are BMP files, so that the bytes of the ledger, which names each batch by its files, are the same too:
 compressed ones depend on the library that compresses.
