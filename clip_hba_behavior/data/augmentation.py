@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from clip_hba_behavior.config import Arithmetic
 from clip_hba_behavior.data import jitter
-from clip_hba_behavior.data.images import Preprocessing, read_image, to_pixels
+from clip_hba_behavior.data.images import Preprocessing, decoded_digest, read_image, to_pixels
 from clip_hba_behavior.data.things import DataError
 from clip_hba_behavior.reproducibility.state.philox import stream
 from clip_hba_behavior.reproducibility.state.process import blocked, ignore, signals
@@ -115,19 +115,37 @@ class AugmentedImages(Dataset[torch.Tensor]):
     """Pixels of (epoch, image_index), `[3, image_size, image_size] float32`."""
 
     def __init__(
-        self, paths: Sequence[Path], preprocessing: Preprocessing, augmentation: Augmentation, seed: int
+        self,
+        paths: Sequence[Path],
+        preprocessing: Preprocessing,
+        augmentation: Augmentation,
+        seed: int,
+        decoded: Sequence[str] = (),
     ) -> None:
         self.paths = tuple(paths)
+        self.decoded = tuple(decoded)
         self.preprocessing = preprocessing
         self.augmentation = augmentation
         self.seed = seed
 
     def __getitem__(self, request: tuple[int, int]) -> torch.Tensor:
-        """Read, augment and normalise one image; DataError if it cannot be read."""
+        """Read, augment and normalise one image; DataError if it cannot be read, or is decoded otherwise."""
         epoch, image_index = request
         image = read_image(self.paths[image_index], self.preprocessing.rule)
+        if self.decoded:
+            self._refuse_other_pixels(image, image_index)
         augmented = augment(image, self.augmentation, self.seed, epoch, image_index, self.preprocessing.arithmetic)
         return to_pixels(augmented, self.preprocessing)
+
+    def _refuse_other_pixels(self, image: Image.Image, image_index: int) -> None:
+        found, expected = decoded_digest(image), self.decoded[image_index]
+        if found != expected:
+            raise DataError(
+                f"{self.paths[image_index]} is decoded to other pixels than the features in the cache are of\n"
+                f"  found:    {found}\n  expected: {expected}\n"
+                "  another decoder filled the cache, or the image has changed since; "
+                "give this machine a cache of its own (cache_dir) and start or resume again"
+            )
 
     def __getitems__(self, requests: Sequence[tuple[int, int]]) -> NDArray[np.float32] | DataError:
         """Return a whole batch `[batch, 3, image_size, image_size]`, or why there is none.
@@ -149,6 +167,7 @@ def augmented_batches(
     seed: int,
     epoch: int,
     num_workers: int,
+    decoded: Sequence[str] = (),
 ) -> Iterator[torch.Tensor]:
     """Yield each batch of augmented images, `[batch, 3, image_size, image_size] float32`, in order.
 
@@ -164,17 +183,18 @@ def augmented_batches(
         seed: of the run.
         epoch: counted from 1.
         num_workers: processes that read images; 0 reads them in this one.
+        decoded: the `decoded_digest` that each image must have; nothing to take them as they are.
 
     Raises:
         ValueError: A batch is empty or names an image that is not there.
-        DataError: An image cannot be read.
+        DataError: An image cannot be read, or is decoded otherwise.
     """
     for number, batch in enumerate(batches, start=1):
         if not batch or not 0 <= min(batch) <= max(batch) < len(paths):
             raise ValueError(f"batch {number} is {list(batch)}; expected positions from 0 to {len(paths) - 1}")
     requests = [[(epoch, image_index) for image_index in batch] for batch in batches]
     loader = DataLoader(
-        AugmentedImages(paths, preprocessing, augmentation, seed),
+        AugmentedImages(paths, preprocessing, augmentation, seed, decoded),
         batch_sampler=requests,
         num_workers=num_workers,
         collate_fn=_unchanged,

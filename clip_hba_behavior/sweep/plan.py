@@ -179,6 +179,7 @@ class Plan:
         last_epoch: where the baseline ends, and every fork.
         chains: runs that share a beginning, shortest perturbation first; chains are independent.
         left_out: runs that are asked for, but whose perturbation would go beyond the last epoch.
+        arithmetic: the baseline's, in which every fork computes.
     """
 
     file: SweepFile
@@ -187,6 +188,7 @@ class Plan:
     last_epoch: int
     chains: tuple[tuple[Run, ...], ...]
     left_out: tuple[Run, ...] = ()
+    arithmetic: str = "native"
 
     def runs(self) -> list[Run]:
         """Return all runs, chain by chain."""
@@ -226,9 +228,14 @@ class Plan:
         return keys
 
     def config_of(self, run: Run) -> Config:
-        """Return the fork's own keys as a configuration; the others have their defaults, not its parent's."""
+        """Return the fork's own keys as a configuration, in its parent's arithmetic; others have their defaults.
+
+        Raises:
+            BadInputError: they do not go together, or not with that arithmetic.
+        """
         origin = {"training_run": self.first_own_epoch(run), "baseline_dora_directory": str(self.source(run))}
-        return make_config({**self.own_keys(run), **origin, "epochs": self.last_epoch})
+        keys = {"arithmetic": self.arithmetic, **self.own_keys(run)}
+        return make_config({**keys, **origin, "epochs": self.last_epoch})
 
     def num_processes(self) -> int:
         """Return how many runs fit at once here: the cores by the baseline's thread count, which forks inherit."""
@@ -280,8 +287,8 @@ def make_plan(file: SweepFile) -> Plan:
     """List the runs of a sweep.
 
     Raises:
-        BadInputError: the baseline is no run, or has no state that a fork could start from; or the sweep's
-            directory is a run's.
+        BadInputError: the baseline is no run, or has no state that a fork could start from; the sweep's directory
+            is a run's; or its settings do not go with the baseline's arithmetic.
     """
     baseline = RunDirectory(Path(file.baseline).expanduser().absolute())
     if not baseline.config_file.is_file():
@@ -315,7 +322,12 @@ def make_plan(file: SweepFile) -> Plan:
                 chains.append(_chain(kind, epoch, seed, sorted(set(file.lengths))))
     fitting = (tuple(run for run in chain if run.epoch + run.length - 1 <= last) for chain in chains)
     left_out = tuple(run for chain in chains for run in chain if run.epoch + run.length - 1 > last)
-    return Plan(file, baseline.path, directory, last, tuple(chain for chain in fitting if chain), left_out)
+    arithmetic = baseline.read_config().arithmetic
+    chosen = tuple(chain for chain in fitting if chain)
+    plan = Plan(file, baseline.path, directory, last, chosen, left_out, arithmetic)
+    for run in plan.runs():
+        plan.config_of(run)
+    return plan
 
 
 def _chain(kind: str, epoch: int, seed: int, lengths: list[int]) -> tuple[Run, ...]:

@@ -89,6 +89,7 @@ def _to_json(plan: Plan, chains: Sequence[Sequence[Run]]) -> bytes:
         "baseline": str(plan.baseline),
         "directory": str(plan.directory),
         "last_epoch": plan.last_epoch,
+        "arithmetic": plan.arithmetic,
         "chains": [[asdict(run) for run in chain] for chain in chains],
     }
     return (json.dumps(content, indent=1) + "\n").encode()
@@ -104,6 +105,7 @@ def _read_task(folder: Path, index: int) -> Plan:
             Path(content["directory"]),
             int(content["last_epoch"]),
             (tuple(Run(**each) for each in content["chains"][index]),),
+            arithmetic=content.get("arithmetic", "native"),
         )
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise BadInputError(f"{folder} has no task {index}: {error}") from None

@@ -145,6 +145,7 @@ class Inputs:
             seed=config.random_seed,
             epoch=epoch,
             num_workers=config.num_workers,
+            decoded=self.image_cache.sources[: self.num_images()],
         )
         for rows in batches:
             yield self.features_of(next(drawn), config.chunk_size) if len(rows) else self.image_features(rows)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from clip_hba_behavior.data.augmentation import Augmentation, AugmentedImages, _draws, augment, augmented_batches
-from clip_hba_behavior.data.images import Preprocessing, to_pixels
+from clip_hba_behavior.data.images import Preprocessing, decoded_digest, to_pixels
 from clip_hba_behavior.data.jitter import change_brightness, change_contrast, change_saturation
 from clip_hba_behavior.data.things import DataError
 
@@ -190,6 +190,20 @@ def test_closing_early_ends_the_workers(paths: list[Path], num_workers: int) -> 
     assert len(multiprocessing.active_children()) == num_workers
     batches.close()  # type: ignore[attr-defined]
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_image_that_is_decoded_otherwise_stops_with_its_name(paths: list[Path], num_workers: int) -> None:
+    decoded = [decoded_digest(drawn(index)) for index in range(6)]
+    same = list(augmented_batches(paths, BATCHES, SMALL, ALL, 1, 1, num_workers, decoded))
+    assert [each.numpy().tobytes() for each in same] == batches_as_bytes(paths, 0)
+    drawn(7).save(paths[5])
+    batches = augmented_batches(paths, BATCHES, SMALL, ALL, 1, 1, num_workers, decoded)
+    with pytest.raises(DataError, match=r"5\.png is decoded to other pixels") as caught:
+        list(batches)
+    assert f"found:    {decoded_digest(drawn(7))}" in str(caught.value)
+    assert f"expected: {decoded[5]}" in str(caught.value)
+    assert "cache_dir" in str(caught.value)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 import yaml
 
+from clip_hba_behavior.config import make_config
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.resolution import resolve_config
+from clip_hba_behavior.sweep.plan import make_plan, read_sweep_file
+from clip_hba_behavior.sweep.status import recorded_config_of
 from fresh_process import Outcome
 from sweep_tools import epochs_on_disk, table, write_sweep
 
@@ -88,3 +93,36 @@ def test_the_file_of_a_sweep_may_give_settings_an_old_key(baseline: Path, tmp_pa
     file = read_sweep_file(write_sweep(tmp_path, baseline, settings={"cuda": 2, "lr": "3e-4"}))
     assert file.settings == {"device": "cpu", "lr": 3e-4}
     assert yaml.safe_load(yaml.safe_dump(file.model_dump()))["settings"] == file.settings
+
+
+@pytest.fixture
+def portable(own_baseline: Path) -> Path:
+    """The baseline, as if it had been trained in portable arithmetic."""
+    config = own_baseline / "config.yaml"
+    config.write_text(config.read_text().replace("arithmetic: native", "arithmetic: portable 1"))
+    return own_baseline
+
+
+def test_settings_that_do_not_go_with_the_baselines_arithmetic_are_refused_before_anything_runs(
+    portable: Path, clip_hba: ClipHba, tmp_path: Path
+) -> None:
+    outcome = clip_hba("sweep", "run", write_sweep(tmp_path, portable, settings={"perturb_rule": "earlier"}))
+    assert outcome.code == 2, outcome.output
+    assert "set perturb_rule: philox" in outcome.output
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_key_that_shapes_nothing_in_portable_arithmetic_makes_no_other_fork(
+    portable: Path, tmp_path: Path
+) -> None:
+    settings = {"num_threads": 1, "weight_decay": 0.1}
+    plan = make_plan(read_sweep_file(write_sweep(tmp_path, portable, settings=settings)))
+    run = plan.runs()[-1]
+    directory = RunDirectory(plan.path(run.name))
+    directory.path.mkdir(parents=True)
+    directory.write_config(resolve_config(make_config(plan.config_of(run).model_dump() | {"num_threads": 2})))
+    assert recorded_config_of(plan, run, directory).num_threads == 2
+    directory.config_file.unlink()
+    directory.write_config(resolve_config(make_config(plan.config_of(run).model_dump() | {"weight_decay": 0.2})))
+    with pytest.raises(BadInputError, match="holds another fork than the sweep's\n  weight_decay"):
+        recorded_config_of(plan, run, directory)
