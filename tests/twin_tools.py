@@ -63,10 +63,8 @@ class Twin:
         self.targets = data.targets.to(self.dtype)
         backbone = Clip(backbone.config, {name: each.to(self.dtype) for name, each in backbone.weights.items()})
         operations: Operations = PortableOperations(True) if kind == "portable" else NativeOperations()
-        vision, text = (
-            FrozenPrefix(backbone, tower, number, operations)
-            for tower, number in zip(("vision", "text"), layers, strict=True)
-        )
+        vision = FrozenPrefix(backbone, "vision", layers[0], operations)
+        text = FrozenPrefix(backbone, "text", layers[1], operations)
         class_tokens = torch.zeros(len(data.pixels), dtype=torch.int64)
         self.image_features = vision(data.pixels.to(self.dtype), class_tokens)
         self.prompt_features = text(data.token_ids, data.ends)
@@ -94,7 +92,8 @@ class Twin:
     def predict(self, rows: torch.Tensor) -> torch.Tensor:
         """Predictions of some images, without a gradient."""
         with torch.no_grad():
-            return self.model(self.image_features[rows], self.prompt_features)
+            predictions: torch.Tensor = self.model(self.image_features[rows], self.prompt_features)
+        return predictions
 
     def backward(self, rows: torch.Tensor) -> float:
         """Leave the gradients of a batch's loss, and return it."""

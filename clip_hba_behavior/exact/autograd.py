@@ -16,10 +16,11 @@ def branches(values: torch.Tensor, number: int) -> tuple[torch.Tensor, ...]:
     """Return the values several times, for as many uses of them.
 
     Definition: the gradient is the sum of the branches' gradients, added in float64 in the branches' order and
-    rounded once. Autograd adds what comes from more than two uses in an order of its own.
+    rounded once. Autograd adds what comes from more than two uses in an order of its own. Accuracy: that of the
+    rounding.
 
     Args:
-        values: float32 or float64.
+        values: any shape, float32 or float64.
         number: of branches.
     """
     result: tuple[torch.Tensor, ...] = _Branches.apply(values, number)  # type: ignore[no-untyped-call]

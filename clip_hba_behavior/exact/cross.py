@@ -36,12 +36,12 @@ def cross(x: torch.Tensor, y: torch.Tensor, reduce: Reduce = ONE_PROCESS) -> tor
     rows the result's rounding to float32 dominates, unless a column's largest entry exceeds all others by far.
 
     Args:
-        x: `[rows, p]`, float32 or float64.
+        x: `[rows, p]`, float32 or float64; there may be none.
         y: `[rows, q]`.
         reduce: puts the rows of several processes together.
 
     Raises:
-        ValueError: the numbers of rows differ, or there are more than 2**21 over all processes.
+        ValueError: the numbers of rows differ, there are more than 2**21 over all processes, or another dtype.
     """
     rows = count_rows(x, reduce)
     if len(x) != len(y) or rows > MOST_ROWS:

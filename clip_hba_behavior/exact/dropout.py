@@ -42,7 +42,7 @@ def philox(counters: list[torch.Tensor], key: tuple[int, int]) -> list[torch.Ten
     """Return the four 32-bit words of Philox-4x32-10 for counters of four words; int64 tensors of their shape.
 
     Definition: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". The 64 bits of a
-    product of two words are an int64's, whatever its sign.
+    product of two words are an int64's, whatever its sign. Integers alone: exact.
 
     Args:
         counters: four int64 tensors of shapes that broadcast to one, 0 to 2**32 - 1.
@@ -64,7 +64,7 @@ def dropout(values: torch.Tensor, probability: float, draw: Draw, first: int = 0
     Philox with the counter `(i // 4, layer, epoch, step)` and the seed as key (its low word, then its high one) is
     below `floor(probability * 2**32)`: it becomes 0.0. The others are multiplied in float64 by `1 / (1 -
     probability)` and rounded once. Integer operations alone decide the mask: it is the same everywhere, and a part
-    of a batch draws its part of the mask.
+    of a batch draws its part of the mask. Accuracy: that of the rounding.
 
     Args:
         values: any shape, float32 or float64.

@@ -21,6 +21,9 @@ def softmax(values: torch.Tensor) -> torch.Tensor:
     result, in float64 with `exact.sum`'s tree, rounded once. Accuracy: 2**-36 relative before the rounding, for
     rows of up to 256 entries and entries of at least 2**-1000.
 
+    Args:
+        values: `[..., k]`, float32 or float64.
+
     Raises:
         ValueError: the dtype is neither float32 nor float64.
     """

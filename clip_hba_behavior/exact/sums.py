@@ -19,6 +19,11 @@ def sum(values: torch.Tensor, dim: int = -1, keepdim: bool = False) -> torch.Ten
 
     Accuracy: at most `2 * log2(n)` float64 roundings, relative to the sum of the magnitudes.
 
+    Args:
+        values: any shape, float32 or float64.
+        dim: along which the sums are taken.
+        keepdim: leave that dimension, of size 1.
+
     Raises:
         ValueError: the dtype is neither float32 nor float64.
     """
@@ -32,6 +37,11 @@ def norm(values: torch.Tensor, dim: int = -1, keepdim: bool = False) -> torch.Te
     Definition: squares in float64, `exact.sum`'s tree, `exact.sqrt`'s root, rounded once. The gradient is `values
     / norm * g`, with the norm before its rounding, in float64, rounded once. Accuracy: that of the rounding, as
     long as the squares stay within float64's range.
+
+    Args:
+        values: any shape, float32 or float64.
+        dim: along which the norms are taken.
+        keepdim: leave that dimension, of size 1.
 
     Raises:
         ValueError: the dtype is neither float32 nor float64.

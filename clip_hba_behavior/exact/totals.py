@@ -63,6 +63,10 @@ def column_totals(rows: torch.Tensor, reduce: Reduce = ONE_PROCESS) -> torch.Ten
 
     Accuracy: an entry moves by at most n / 2**51 of the largest: for a million rows 2**-31.
 
+    Args:
+        rows: `[n, k]`, float32 or float64.
+        reduce: puts the rows of several processes together.
+
     Raises:
         ValueError: the dtype is neither float32 nor float64.
     """
@@ -80,6 +84,10 @@ def total(values: torch.Tensor, reduce: Reduce = ONE_PROCESS) -> torch.Tensor:
     Definition and accuracy are those of `exact.column_totals` with all values in one column: the sum depends
     neither on their order nor on how they are cut.
 
+    Args:
+        values: any shape, float32 or float64.
+        reduce: puts the entries of several processes together.
+
     Raises:
         ValueError: the dtype is neither float32 nor float64.
     """
@@ -90,7 +98,8 @@ def mse_loss(predictions: torch.Tensor, targets: torch.Tensor, reduce: Reduce = 
     """Return the mean squared difference of all entries of all processes, a scalar in the predictions' dtype.
 
     Definition: differences and squares in float64, their `exact.total`, times the float64 reciprocal of their
-    number. The gradient to the predictions is `2 / number` times the difference.
+    number, rounded once. The gradient to the predictions is `2 / number` times the difference, times the gradient
+    to the loss, in float64, rounded once. Accuracy: that of `exact.total` and the rounding.
 
     Args:
         predictions: `[n, ...]`, float32 or float64.
@@ -98,7 +107,7 @@ def mse_loss(predictions: torch.Tensor, targets: torch.Tensor, reduce: Reduce = 
         reduce: how the rows of several processes are put together.
 
     Raises:
-        ValueError: the shapes differ, or there are no entries in any process.
+        ValueError: the shapes differ, there are no entries in any process, or a dtype is another.
     """
     if predictions.shape != targets.shape:
         raise ValueError(

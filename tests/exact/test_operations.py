@@ -19,7 +19,7 @@ class Operations(TorchDispatchMode):
     """Collects the names of all operations called, and refuses forms of them that are not safe."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: set[str] = set()
 
     def __torch_dispatch__(
@@ -55,36 +55,39 @@ def allowed() -> set[str]:
     return {name for row in rows for name in re.findall(r"`(\w+)`", row)}
 
 
-def all_functions(standin_data: Path) -> None:
-    exact.digests()
+def all_functions(standin_data: Path, operations: Operations) -> None:
+    with operations:
+        exact.digests()
 
 
-def both_engines(standin_data: Path) -> None:
+def both_engines(standin_data: Path, operations: Operations) -> None:
     x = with_outliers(normal(40, 300, seed=1), 1e4)
-    for engine in ("float64", "int8"):
-        with exact.use_engine(engine):
+    engines: tuple[exact.Choice, ...] = ("float64", "int8")
+    for engine in engines:
+        with exact.use_engine(engine), operations:
             exact.matmul(x, x.T)
 
 
-def training_steps(standin_data: Path) -> None:
+def training_steps(standin_data: Path, operations: Operations) -> None:
     """From pixels and tokens on, all kinds of attention, with dropout."""
     backbone, data = standin_data_of(standin_data)
     for layers in ((1, 1), (3, 3)):
-        twin = Twin("portable", backbone, data.part(4, 6), layers, rank=4)
-        for layer in twin.model.dora_layers().values():
-            layer.dropout = 0.1
-        twin.model.train()
-        twin.train([torch.arange(4)] * 2)
-        twin.predict(torch.arange(2))
+        with operations:
+            twin = Twin("portable", backbone, data.part(4, 6), layers, rank=4)
+            for layer in twin.model.dora_layers().values():
+                layer.dropout = 0.1
+            twin.model.train()
+            twin.train([torch.arange(4)] * 2)
+            twin.predict(torch.arange(2))
 
 
 @pytest.mark.parametrize("function", [all_functions, both_engines, training_steps])
 def test_no_operation_is_called_that_the_table_does_not_know(
-    function: Callable[[Path], None], standin_data: Path
+    function: Callable[[Path, Operations], None], standin_data: Path
 ) -> None:
     torch.set_num_threads(1)
-    with Operations() as operations:
-        function(standin_data)
+    operations = Operations()
+    function(standin_data, operations)
     assert len(operations.names) > 20
     assert operations.names - allowed() == set()
 
@@ -93,12 +96,13 @@ def test_unsafe_forms_are_found() -> None:
     """The failed control of the test above."""
     x = torch.ones(3, dtype=torch.float64)
     place = torch.tensor([1, 1])
-    for unsafe in (
+    unsafe_forms: list[Callable[[], torch.Tensor]] = [
         lambda: x / 3.0,
         lambda: torch.add(x, x, alpha=3),
         lambda: torch.ones(2, 2) @ torch.ones(2, 2),
         lambda: x.index_put((place,), x[:2], accumulate=True),
-    ):
+    ]
+    for unsafe in unsafe_forms:
         with pytest.raises(AssertionError), Operations():
             unsafe()
     with Operations() as operations:

@@ -29,7 +29,7 @@ def test_outlier_columns_cost_no_more_than_in_float32(factor: float) -> None:
 @pytest.mark.parametrize("num_outliers", [2, 300])
 def test_products_with_outlier_columns_are_pythons_integers(factor: float, num_outliers: int) -> None:
     """With few outliers, which int8 leaves to float64, and with more than it takes; in two chunks of k."""
-    a, b = normal(5, 1500, seed=1).to(F64), normal(4, 1500, seed=2).to(F64)
+    a, b = normal(5, 1500, seed=1), normal(4, 1500, seed=2)
     a[:, torch.randperm(1500, generator=torch.Generator().manual_seed(3))[:num_outliers]] *= factor
     expected = torch.zeros(5, 4, dtype=F64)
     for left, right in zip(a.split(1024, 1), b.split(1024, 1), strict=True):
@@ -39,10 +39,11 @@ def test_products_with_outlier_columns_are_pythons_integers(factor: float, num_o
         ]
         assert max(abs(integer) for row in integers for integer in row) <= 1 << 53
         expected += torch.tensor(integers, dtype=F64) * rows.grids * columns.grids.T
-    for engine in ("float64", "int8"):
+    engines: tuple[exact.Choice, ...] = ("float64", "int8")
+    for engine in engines:
         with exact.use_engine(engine):
-            assert torch.equal(exact.matmul(a, b.T), expected)
-            assert torch.equal(exact.matmul(a.float(), b.float().T), exact.matmul(a, b.T).float())
+            assert torch.equal(exact.matmul(a.to(F64), b.to(F64).T), expected)
+            assert torch.equal(exact.matmul(a, b.T), expected.float())
 
 
 def test_the_rows_of_a_product_depend_on_themselves_alone() -> None:
