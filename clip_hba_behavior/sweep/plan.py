@@ -24,6 +24,7 @@ _SET_BY_THE_SWEEP = {
     "training_run",
     "baseline_dora_directory",
     "epochs",
+    "arithmetic",  # a fork computes in its baseline's
     "perturb_type",
     "perturb_epoch",
     "perturb_length",

@@ -56,6 +56,7 @@ def test_settings_may_name_what_says_nothing_for_some_of_the_kinds(
         ({"weight_decay": "much"}, "weight_decay: found 'much', expected a valid number"),
         ({"fork_early_stopping": "on"}, "fork_early_stopping: found 'on'"),
         ({"epochs": 3}, "epochs: the sweep sets this itself"),
+        ({"arithmetic": "portable"}, "arithmetic: the sweep sets this itself"),
         ({"perturb_seed": 3}, "perturb_seed: the sweep sets this itself"),
     ],
     ids=lambda each: next(iter(each)) if isinstance(each, dict) else "",
