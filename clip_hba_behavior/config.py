@@ -214,8 +214,8 @@ class Config(BaseModel):
     arithmetic: Literal["native", "portable", "portable 1"] = Field(
         "native",
         description="`native` is torch's, whose bits depend on processor, threads and versions; `portable` has "
-        "the same bits on every machine, at about twice the time; recorded with the number of its definition, "
-        "`portable 1`; see EXACT.md.",
+        "the same bits on every machine, and takes about two and a half to five times as long; recorded with the "
+        "number of its definition, `portable 1`; see PORTABLE.md.",
     )
     device: str = Field("auto", description="auto (a GPU if there is one), cpu, cuda or cuda:N.")
     num_workers: NotNegative = Field(0, description="Processes that read augmented images; changes no bit.")

@@ -54,8 +54,15 @@ def layer_norm(
         reduce: how the gradients of weight and bias are summed up over processes.
 
     Raises:
-        ValueError: the dtype is neither float32 nor float64.
+        ValueError: the shapes do not fit, or the dtype is neither float32 nor float64.
     """
+    for name, vector in (("weight", weight), ("bias", bias)):
+        found = list(vector.shape) if isinstance(vector, torch.Tensor) else vector
+        if vector is not None and found != [values.shape[-1]]:
+            raise ValueError(
+                f"exact.layer_norm cannot take this {name}\n  found:    {found}\n"
+                f"  expected: a tensor [{values.shape[-1]}], as long as the last dimension"
+            )
     return apply(_LayerNorm, values, weight, bias, eps, reduce)
 
 

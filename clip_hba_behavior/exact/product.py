@@ -140,6 +140,10 @@ def linear(
             f"exact.linear cannot multiply these\n  found:    inputs {list(inputs.shape)}, weight {list(shape)}\n"
             "  expected: [..., in] and [out, in]"
         )
+    if bias is not None and bias.shape != shape[:1]:
+        raise ValueError(
+            f"exact.linear cannot add this bias\n  found:    {list(bias.shape)}\n  expected: {list(shape[:1])}"
+        )
     tensor = weight if isinstance(weight, torch.Tensor) else None
     frozen = weight if isinstance(weight, FrozenWeight) else None
     return apply(_Linear, inputs, tensor, frozen, bias, reduce)

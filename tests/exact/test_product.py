@@ -136,3 +136,7 @@ def test_helpful_errors() -> None:
         exact.linear(torch.ones(2, 3), torch.ones(4, 5))
     with pytest.raises(ValueError, match=r"found:    torch.float16\n  expected: float32 or float64"):
         exact.matmul(torch.ones(2, 3).half(), torch.ones(3, 2).half())
+    with pytest.raises(ValueError, match=r"this bias\n  found:    \[5\]\n  expected: \[4\]"):
+        exact.linear(torch.ones(2, 3), torch.ones(4, 3), torch.ones(5))
+    with pytest.raises(ValueError, match=r"this bias\n  found:    \[1\]\n  expected: \[4\]"):
+        exact.linear(torch.ones(2, 3), exact.FrozenWeight(torch.ones(4, 3)), torch.ones(1))

@@ -135,3 +135,10 @@ def test_attention_of_other_shapes_is_an_error() -> None:
         ValueError, match=r"found:    \[\[2, 3\], \[2, 4\], \[2, 3\]\].*\n  expected: \[..., queries"
     ):
         exact.attention(torch.ones(2, 3), torch.ones(2, 4), torch.ones(2, 3))
+
+
+def test_a_layer_norm_of_other_shapes_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"take this weight\n  found:    \[3\]\n  expected: a tensor \[4\]"):
+        exact.layer_norm(torch.ones(2, 4), torch.ones(3))
+    with pytest.raises(ValueError, match=r"take this weight\n  found:    \(4,\)\n  expected: a tensor \[4\]"):
+        exact.layer_norm(torch.ones(2, 4), (4,), torch.ones(4))  # type: ignore[arg-type]
