@@ -131,7 +131,8 @@ def linear(
         reduce: how the gradients of weight and bias are summed up over processes; each of them then gets the sum.
 
     Raises:
-        ValueError: the shapes or dtypes do not fit; in backward, there are more than 2**21 rows over all processes.
+        ValueError: the shapes do not fit, or a dtype is neither float32 nor float64; in backward, there are more
+            than 2**21 rows over all processes.
     """
     shape = weight.forward.shape if isinstance(weight, FrozenWeight) else weight.shape
     if len(shape) != 2 or inputs.dim() == 0 or inputs.shape[-1] != shape[1]:
