@@ -1,8 +1,8 @@
 """Functions of single numbers, with gradients.
 
 They take and return tensors of any shape, float32 or float64. Each is computed in float64 by `elementary.py` and
-rounded once to its input's dtype. What backward needs is the derivative, rounded to that dtype too, so that backward
-is one multiplication, of the gradient with it. Definitions are float64 operations from left to right.
+rounded once to its input's dtype. What backward needs is the derivative, rounded to that dtype too, so backward is
+one multiplication, of the gradient with it. Definitions are float64 operations from left to right.
 """
 
 from collections.abc import Callable
