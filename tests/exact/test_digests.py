@@ -53,6 +53,14 @@ def test_the_digests_are_these_ones_for_ever(threads: int, engine: exact.Choice)
         assert exact.digests() == GOLDEN
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("engine", ["float64", "int8", "auto"])
+def test_the_digests_are_these_ones_on_cuda(engine: exact.Choice) -> None:
+    with exact.use_engine(engine):
+        assert exact.digests("cuda") == GOLDEN
+
+
 def test_every_public_function_has_a_digest() -> None:
     without = {"DEFINITION", "Choice", "Draw", "FrozenWeight", "Reduce", "digests", "int8_is_exact", "use_engine"}
     parts = {"column_totals": "float64 total", "cross": "float64 cross", "philox": "dropout"}
