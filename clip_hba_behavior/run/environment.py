@@ -195,8 +195,18 @@ def check_fork(parent: Checkpoint, found: Mapping[str, Any]) -> list[str]:
             f"{parent.path} cannot be continued on other data or weights\n  "
             + "\n  ".join(changed).replace("in the run:", "in parent:  ")
             + "\n  name the data and the backbone of the baseline"
+            + _decoder_advice(origin, found)
         )
     return drift_from(origin, found)
+
+
+def _decoder_advice(origin: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Say what helps where the same image files are decoded to other pixels than a fork's parent saw."""
+    then, now = origin["digests"], found["digests"]
+    if then.get("images") != now.get("images") or then.get("pixels") == now.get("pixels"):
+        return ""
+    pillow = origin.get("versions", {}).get("pillow", "not recorded")
+    return f"; the images are decoded otherwise here: install the Pillow of the baseline, {pillow}"
 
 
 def drift_from(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ import io
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch
@@ -22,11 +23,19 @@ from clip_hba_behavior.run.assembly import build_trainer
 from clip_hba_behavior.run.launch import Launch, launched
 from clip_hba_behavior.run.log import session, silent
 from clip_hba_behavior.training.advance import advance, is_at_end
-from clip_hba_behavior.training.processes import ALONE, LostProcessError, Processes, UnequalProcessesError
+from clip_hba_behavior.training.processes import (
+    ALONE,
+    PATIENCE,
+    LostProcessError,
+    Processes,
+    UnequalProcessesError,
+)
 from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.training.trainer import NonFiniteLossError, Trainer
 
 _STOPPED = 1
+# Where nobody else was started, as in a shell that has torchrun's variables, a command must end all the same.
+_PATIENCE_AT_THE_END = timedelta(seconds=60)
 
 
 @dataclass(frozen=True)
@@ -49,11 +58,12 @@ class Work:
 _joined: Processes | None = None
 
 
-def join(asked: StopRequest) -> Processes:
+def join(asked: StopRequest, patience: timedelta = PATIENCE) -> Processes:
     """Return the processes that were started with this one; wait until all are there.
 
     Args:
         asked: whether this process was asked to stop.
+        patience: how long to wait for them.
 
     Raises:
         LostProcessError: they cannot be reached.
@@ -63,7 +73,7 @@ def join(asked: StopRequest) -> Processes:
     if launch.size == 1:
         return ALONE
     if _joined is None:
-        _joined = Processes.join(launch.rank, launch.size, launch.local_size, asked)
+        _joined = Processes.join(launch.rank, launch.size, launch.local_size, asked, patience)
     _joined.asked = asked
     return _joined
 
@@ -85,7 +95,7 @@ def hand_out(processes: Processes, trainer: Trainer, stop_early: bool, environme
 def tell_end(code: int) -> None:
     """Let the other processes end with the first one's exit code, unless they wait for it within a step."""
     with suppress(LostProcessError):  # they have ended
-        processes = join(StopRequest())
+        processes = join(StopRequest(), _PATIENCE_AT_THE_END)
         if processes.are_listening:
             processes.tell(code)
 

@@ -12,7 +12,7 @@ from clip_hba_behavior.reproducibility.state.errors import NotReproducibleError,
 
 # The first process may fill the cache of features for hours before the others hear of it. That one has ended is
 # seen at once, by its closed connections.
-_PATIENCE = timedelta(days=7)
+PATIENCE = timedelta(days=7)
 
 
 class LostProcessError(StoppedError):
@@ -48,14 +48,23 @@ class Processes:
         self._num_asked: torch.Tensor | None = None
 
     @classmethod
-    def join(cls, rank: int, size: int, num_local: int, asked: StopRequest) -> "Processes":
+    def join(
+        cls, rank: int, size: int, num_local: int, asked: StopRequest, patience: timedelta = PATIENCE
+    ) -> "Processes":
         """Meet the others, where the environment says; wait until all are there.
+
+        Args:
+            rank: this process's number.
+            size: how many there are.
+            num_local: how many there are on this machine.
+            asked: whether this process was asked to stop.
+            patience: how long to wait, for them and for each answer.
 
         Raises:
             LostProcessError: they cannot be reached.
         """
         try:
-            distributed.init_process_group("gloo", timeout=_PATIENCE)
+            distributed.init_process_group("gloo", timeout=patience)
         except (RuntimeError, ValueError) as error:  # ValueError: the environment does not say where
             raise LostProcessError(
                 f"the {size} processes of this run cannot meet: {error}\n"
@@ -66,7 +75,7 @@ class Processes:
     def share_on(self, device: torch.device) -> None:
         """Prepare for numbers on a device: those on GPUs are put together by NCCL."""
         if device.type == "cuda" and self._group is None:
-            self._group = distributed.new_group(backend="nccl", timeout=_PATIENCE)
+            self._group = distributed.new_group(backend="nccl", timeout=PATIENCE)
 
     def part(self, number: int) -> slice:
         """Return which of so many rows are this process's; the others have the rest, and some may have none."""
