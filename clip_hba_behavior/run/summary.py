@@ -30,9 +30,18 @@ def describe_run(directory: Path) -> str:
     }
     if listed.best_test_loss is not None and listed.kind == "loop":
         about["best"] = f"test_loss {listed.best_test_loss!r}"
-    lines = [f"{run.path}: a run" + (" of a training loop of your own" if listed.kind == "loop" else "")]
+    lines = [
+        f"{run.path}: a run" + (" of a training loop of your own" if listed.kind == "loop" else _arithmetic(run))
+    ]
     lines += [f"  {name:<7} " + text.replace("\n", f"\n{'':<10}") for name, text in about.items()]
     return "\n".join(lines)
+
+
+def _arithmetic(run: RunDirectory) -> str:
+    try:
+        return f" in {run.read_config().arithmetic} arithmetic"
+    except BadInputError:  # a look at a damaged run shows the rest
+        return ""
 
 
 def _best(run: RunDirectory) -> str:

@@ -83,7 +83,7 @@ def test_inspect_shows_a_run(within: str, clip_hba: ClipHba, tmp_path: Path) -> 
     assert outcome.code == 0, outcome.output
     best = json.loads((run / "best.json").read_text())
     for line in (
-        f"{run}: a run",
+        f"{run}: a run in native arithmetic",
         "  state   finished",
         "  epochs  3/3",
         f"  best    epoch {best['epoch']}, test loss {best['test_loss']!r}, {run / best['checkpoint']}",
