@@ -69,7 +69,9 @@ def main() -> int:
     chosen = [each for each in (*VARIATIONS, *others, INTERRUPTED) if arguments.only in each.name]
     case = ["--small"] if arguments.small else []
     native = [*case, "--arithmetic", "native"]
-    expected = _run(FIRST, native).stdout.splitlines()[-1]  # after what the run tells
+    expected = ""
+    if any(each.has_native for each in chosen):
+        expected = _run(FIRST, native).stdout.splitlines()[-1]  # after what the run tells
     print("| variation | portable | native |\n|---|---|---|", flush=True)
     all_equal = True
     for variation in chosen:

@@ -105,8 +105,9 @@ def pairs_of(
 
 def ranks_of(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return each value's rank, counted from 1; equal ones share the mean of theirs. Exact."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    ordered = np.sort(values)
+    below, up_to = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
+    ranks: NDArray[np.float64] = (below + up_to + 1) / 2
     return ranks
 
 
