@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+sys.path.insert(0, str(Path(__file__).parent))
+
 import torch
 
 from clip_hba_behavior import exact
@@ -27,13 +29,8 @@ from clip_hba_behavior.model.architecture import ClipConfig, weight_shapes
 from clip_hba_behavior.model.clip import Clip
 from clip_hba_behavior.model.clip_hba import CLIPHBA, FrozenPrefix
 from clip_hba_behavior.model.operations import NativeOperations, Operations, PortableOperations
+from sizes import SIZES, architecture_keys
 
-# width, blocks, patch of the image tower; width, blocks of the text tower; embedding
-SIZES = {
-    "small": None,  # the small CLIP that comes with the package
-    "ViT-B/32": ((768, 12, 32), (512, 12), 512),
-    "ViT-L/14": ((1024, 24, 14), (768, 12), 768),
-}
 product = importlib.import_module("clip_hba_behavior.exact.product")
 cross = importlib.import_module("clip_hba_behavior.exact.cross")  # the package has a function of this name
 KINDS = ("native", "portable")
@@ -43,31 +40,9 @@ BATCH = 64
 
 def architecture(size: str) -> ClipConfig:
     """Return the architecture of a size."""
-    sizes = SIZES[size]
-    if sizes is None:
+    if size == "small":  # the small CLIP that comes with the package
         return ClipConfig.model_validate(json.loads((standin_backbone_directory() / "config.json").read_text()))
-    (width, blocks, patch), (text_width, text_blocks), embedding = sizes
-    keys = {
-        "model_type": "clip",
-        "vision_config": {
-            "hidden_size": width,
-            "intermediate_size": 4 * width,
-            "num_hidden_layers": blocks,
-            "num_attention_heads": width // 64,
-            "patch_size": patch,
-            "image_size": 224,
-        },
-        "text_config": {
-            "hidden_size": text_width,
-            "intermediate_size": 4 * text_width,
-            "num_hidden_layers": text_blocks,
-            "num_attention_heads": text_width // 64,
-            "max_position_embeddings": 77,
-            "vocab_size": 1000,
-        },
-        "projection_dim": embedding,
-    }
-    return ClipConfig.model_validate(keys)
+    return ClipConfig.model_validate(architecture_keys(size, vocab_size=1000))
 
 
 def random_weights(config: ClipConfig) -> dict[str, torch.Tensor]:

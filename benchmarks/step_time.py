@@ -40,39 +40,14 @@ from clip_hba_behavior.run.resolution import resolve_config
 from clip_hba_behavior.run.results import RESULTS, format_row
 from clip_hba_behavior.training.trainer import Trainer
 from full_forward import BaselineEpoch, FullForward
-
-# width, blocks, patch of the image tower; width, blocks of the text tower; embedding
-SIZES = {
-    "small": ((128, 6, 32), (128, 4), 64),
-    "ViT-B/32": ((768, 12, 32), (512, 12), 512),
-    "ViT-L/14": ((1024, 24, 14), (768, 12), 768),
-}
+from sizes import SIZES, architecture_keys
 
 
 def write_backbone(directory: Path, size: str) -> None:
     """Write a CLIP of a given size with random weights and the small CLIP's tokenizer."""
-    (width, blocks, patch), (text_width, text_blocks), embedding = SIZES[size]
     standin = json.loads((standin_backbone_directory() / "config.json").read_text())["text_config"]
-    keys = {
-        "model_type": "clip",
-        "vision_config": {
-            "hidden_size": width,
-            "intermediate_size": 4 * width,
-            "num_hidden_layers": blocks,
-            "num_attention_heads": width // 64,
-            "patch_size": patch,
-            "image_size": 224,
-        },
-        "text_config": {
-            "hidden_size": text_width,
-            "intermediate_size": 4 * text_width,
-            "num_hidden_layers": text_blocks,
-            "num_attention_heads": text_width // 64,
-            "max_position_embeddings": 77,
-            **{key: standin[key] for key in ("vocab_size", "bos_token_id", "eos_token_id")},
-        },
-        "projection_dim": embedding,
-    }
+    of_text = {key: standin[key] for key in ("vocab_size", "bos_token_id", "eos_token_id")}
+    keys = architecture_keys(size, **of_text)
     torch.manual_seed(0)
     weights = {}
     for name, shape in weight_shapes(ClipConfig.model_validate(keys)).items():

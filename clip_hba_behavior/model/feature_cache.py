@@ -127,7 +127,7 @@ class FeatureCache:
     @contextmanager
     def _filling_alone(self) -> Iterator[None]:
         """Hold the folder's lock, waiting for it; the kernel releases it when this process ends."""
-        with (self.folder / "fill.lock").open("ab") as file:
+        with (self.folder / LOCK_NAME).open("ab") as file:
             lock_file(file.fileno(), wait=True)
             try:
                 yield

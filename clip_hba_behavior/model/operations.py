@@ -144,7 +144,7 @@ class NativeOperations:
         return functional.mse_loss(predictions, targets)
 
     def share(self, reduce: exact.Reduce) -> None:
-        raise NotImplementedError("native sums depend on how a batch is split")
+        raise RuntimeError("native sums depend on how a batch is split; such a run is refused before it begins")
 
 
 class PortableOperations:
