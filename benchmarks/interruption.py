@@ -23,7 +23,8 @@ from clip_hba_behavior.run.checkpoint import save_step_checkpoint
 from clip_hba_behavior.run.checkpoint_files import list_step_checkpoints
 from clip_hba_behavior.run.environment import describe_environment, provenance
 from clip_hba_behavior.training.trainer import Trainer
-from step_time import SIZES, build, one_step, write_backbone
+from sizes import SIZES
+from step_time import build, one_step, write_backbone
 
 
 def seconds_to_checkpoint(command: list[str], run: Path, chance: random.Random) -> float:

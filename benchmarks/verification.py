@@ -29,7 +29,8 @@ from clip_hba_behavior.training.trainer import Trainer
 from clip_hba_behavior.verification.files import RunFiles
 from clip_hba_behavior.verification.replays import ReplayHistory
 from clip_hba_behavior.verification.verify import EpochVerifier
-from step_time import SIZES, build, write_backbone
+from sizes import SIZES
+from step_time import build, write_backbone
 
 LOGGER = logging.getLogger("benchmark")
 
