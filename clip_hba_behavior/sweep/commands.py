@@ -148,13 +148,17 @@ def table(sweep: Path) -> int:
 
 def collect(planned: Plan) -> int:
     """Aggregate the finished runs into the table; return 0 if that is all of them and every control holds."""
+    from clip_hba_behavior.sweep.effects import effects_of
     from clip_hba_behavior.sweep.table import aggregate, write_table
 
     states = {each.name: status_of(planned, each) for each in planned.runs()}
     finished = {name: int(found.epoch or 0) for name, found in states.items() if found.state == "done"}
     rows, problems = aggregate(planned, finished)
-    for path in write_table(planned, rows):
+    effects = effects_of(rows)
+    for path in write_table(planned, rows, effects):
         print(path)
+    for note in effects.notes:
+        print(note)
     problems |= {name: found.detail for name, found in states.items() if found.state == "failed"}
     for name, problem in problems.items():
         print(f"{name} is not in the table\n  {_indented(problem)}")
