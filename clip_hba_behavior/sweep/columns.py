@@ -37,7 +37,7 @@ COLUMNS: dict[str, Column] = {
     "parent_epoch": Column(int, "The baseline's epoch whose state the run began with."),
     "kind": Column(
         str,
-        "The perturbation; none is a control, reorder the matched null, reseed the null of other random streams.",
+        "The perturbation; none: a control, reorder: the matched null, reseed: that of other streams.",
     ),
     "perturb_epoch": Column(int, "The first perturbed epoch; of an unperturbed run its first."),
     "perturb_length": Column(int, "How many epochs are perturbed; 0 for none."),
@@ -51,7 +51,7 @@ COLUMNS: dict[str, Column] = {
     },
     "recovery_epochs": Column(
         int,
-        "Epochs from the last perturbed one to the first of band_epochs consecutive epochs whose test loss differs "
+        "Epochs from the last perturbed one to the first of band_epochs consecutive ones whose test loss differs "
         "from the baseline's by at most band times it; empty where there are none, and for unperturbed runs.",
     ),
     "recovery_epochs_from_start": Column(
@@ -86,7 +86,7 @@ EFFECT_COLUMNS: dict[str, Column] = {
     "measure": Column(str, "What is compared: test_loss or behavioral_rsa_rho."),
     "when": Column(
         str,
-        "perturbed: the first perturbed epoch; window_end: the last one, where there are more; last: the run's last.",
+        "perturbed: the first perturbed epoch; window_end: the last, if there are more; last: the run's last.",
     ),
     "epoch": Column(int, "That epoch."),
     "effect": Column(float, "The run's measure minus the baseline's at that epoch."),
@@ -102,8 +102,8 @@ EFFECT_COLUMNS: dict[str, Column] = {
     ),
     "family_p_value": Column(
         float,
-        "(1 + number of null seeds whose largest statistic over the m start epochs is at least the perturbed runs') "
-        "/ (K + 1); a statistic is the absolute difference divided by the root mean square of the other K runs'.",
+        "(1 + number of null seeds whose largest statistic over the m start epochs is at least the perturbed "
+        "runs') / (K + 1); a statistic is the absolute difference divided by the root mean square of the other K runs'.",
     ),
     "adjusted_p_value": Column(
         float, "matched_p_value by Benjamini and Hochberg over the m; empty where (K + 1) is less than m / 0.05."

@@ -24,9 +24,9 @@ def family_statistics(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return each epoch's statistic, and the largest of each seed of the null.
 
-    A run's statistic at an epoch is its absolute value there, divided by the root mean square of the other K runs',
-    the perturbed one among them. All K + 1 runs are treated alike, which a division by the null's spread alone
-    would not do: it would make the perturbed run's statistic too large, and the claim wrong too often.
+    A run's statistic at an epoch is its absolute value there, divided by the root mean square of the other K
+    runs', the perturbed one among them. So all K + 1 runs are treated alike. Division by the null's spread alone
+    would make the perturbed run's statistic too large, and the claim wrong too often.
 
     The largest over the epochs gives one claim for all of them (Westfall and Young, "Resampling-Based Multiple
     Testing", Wiley 1993).
@@ -49,8 +49,8 @@ def family_statistics(
 def adjusted_p_values(p_values: Sequence[float], num_null: int) -> tuple[float, ...] | None:
     """Adjust the p-values of m epochs by Benjamini and Hochberg; None where K is too small to find anything.
 
-    The least p is 1 / (K + 1), and a single one must be at most q / m: so (K + 1) >= m / q is needed. Benjamini and
-    Hochberg, "Controlling the false discovery rate", J. R. Stat. Soc. B 57 (1995).
+    The least p is 1 / (K + 1), and a single one must be at most q / m: so (K + 1) >= m / q is needed. Benjamini
+    and Hochberg, "Controlling the false discovery rate", J. R. Stat. Soc. B 57 (1995).
 
     Args:
         p_values: `[m]`.
