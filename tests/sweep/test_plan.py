@@ -83,8 +83,7 @@ def test_plan_counts_the_null(clip_hba: Callable[..., Outcome], tmp_path: Path) 
     assert outcome.code == 0, outcome.output
     assert "86 runs, " in outcome.output
     assert (
-        "76 of them are the null: reorder, seeds 1 to 19, for each start and length, to judge effects against"
-        in outcome.output
+        "76 of them are the null of effects: reorder, seeds 1 to 19, for each start and length" in outcome.output
     )
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import yaml
 
 from clip_hba_behavior.cli import app
-from clip_hba_behavior.sweep.plan import SlurmSettings, SweepFile, make_sweep_file
 from clip_hba_behavior.sweep.columns import COLUMNS
+from clip_hba_behavior.sweep.plan import SlurmSettings, SweepFile, make_sweep_file
 
 PAGE = (Path(__file__).parents[2] / "docs/SWEEPS.md").read_text(encoding="utf-8")
 
