@@ -66,6 +66,9 @@ def effects_of(rows: Sequence[Mapping[str, Any]], later_epochs: bool = False) ->
     Args:
         rows: of one sweep's table or of several, as `aggregate` returns them or `read_table` reads them.
         later_epochs: also at every other epoch from the first perturbed one on, as `later`.
+
+    Raises:
+        BadInputError: two tables have other results of the same run.
     """
     effects = compare_with_nulls(rows, later_epochs)
     at_once = [each for each in effects if each.when != "later"]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.sweep.columns import EFFECT_COLUMNS
 from clip_hba_behavior.sweep.effects import effects_of
 
@@ -153,6 +154,18 @@ def test_over_several_baselines_each_counts_once(number: int) -> None:
     assert (one.p_value is None) is (number < 6)
     assert any("over 3 baselines there is a t interval" in note for note in found.notes) is (number == 3)
     assert {family.baseline for family in found.families} == {"b" * size for size in range(1, number + 1)}
+
+
+def test_tables_of_one_baseline_are_joined_and_must_agree() -> None:
+    rows = sweep_of({"random_target": 5.0})
+    null = [row for row in rows if row["kind"] == "reorder"]
+    perturbed = [row for row in rows if row["kind"] != "reorder"]
+    assert effects_of([*perturbed, *null, *rows]) == effects_of(rows)
+    other = [row | {"test_loss_minus_baseline": 5.5} for row in rows if row["kind"] == "random_target"]
+    with pytest.raises(
+        BadInputError, match="two tables have other results of e002_random_target_l1_s0, a fork of b"
+    ):
+        effects_of([*rows, *other])
 
 
 def test_rows_have_the_columns_that_are_described() -> None:
