@@ -56,6 +56,7 @@ class Effects:
                 "wider_p_value": wider.p_value if wider else None,
                 "family_epochs": len(family.start_epochs) if family and matched else None,
                 "family_p_value": family.p_value if family and matched else None,
+                "family_epoch_p_value": family.epoch_p_values[place] if family and place is not None else None,
                 "adjusted_p_value": adjusted[place] if adjusted and place is not None else None,
             }
 
