@@ -249,7 +249,7 @@ def read_human_rdm(path: Path) -> NDArray[np.float64]:
 
 
 def read_human_halves(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Read the human RDMs of two halves of the triplets, each `[48, 48] float64`, from RDM48_triplet_splithalf.mat.
+    """Read the human RDMs of two halves of the triplets, each `[48, 48] float64`.
 
     Raises:
         DataError: as `read_human_rdm`, of the variables `RDM48_triplet_split1` and `RDM48_triplet_split2`.

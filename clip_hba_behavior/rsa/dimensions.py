@@ -46,8 +46,8 @@ def dimension_correlations(
     Most targets of a dimension are near zero and a few are large. Student's t, which `scipy.stats.pearsonr` uses,
     then gives far too many small p, so the images are permuted, the same way for all dimensions.
 
-    Source: Phipson and Smyth (2010) for p, Benjamini and Hochberg (1995) for its correction; it holds for positively
-    dependent tests too (Benjamini and Yekutieli 2001).
+    Source: Phipson and Smyth (2010) for p, Benjamini and Hochberg (1995) for its correction; it holds for
+    positively dependent tests too (Benjamini and Yekutieli 2001).
 
     Args:
         predictions: `[n, d]`, one row an image.

@@ -98,11 +98,11 @@ class RunAlignment:
         )
         if self.ceiling is not None:
             yield (
-                f"  noise ceiling {self.ceiling.maximum:.4f}: split-half rho {self.ceiling.split_half:.4f}, reliability "
-                f"{self.ceiling.reliability:.4f} (Spearman-Brown), and its root"
+                f"  noise ceiling {self.ceiling.maximum:.4f}: split-half rho {self.ceiling.split_half:.4f}, "
+                f"reliability {self.ceiling.reliability:.4f} (Spearman-Brown), and its root"
             )
         yield from self._dimension_lines()
-        yield f"  {P_VALUE_CAVEAT}"
+        yield f"{RESULTS_NAME}: {P_VALUE_CAVEAT}"
 
     def _dimension_lines(self) -> Iterator[str]:
         found = self.dimensions
@@ -112,8 +112,8 @@ class RunAlignment:
         if found.num_tests:
             significant = int((found.p_adjusted <= FALSE_DISCOVERY_RATE).sum())
             yield (
-                f"  median {np.nanmedian(found.r):.3f}; {significant} of {found.num_tests} differ from 0 at a false "
-                f"discovery rate of {FALSE_DISCOVERY_RATE} ({found.permutations:,} permutations, {CORRECTION})"
+                f"  median {np.nanmedian(found.r):.3f}; {significant} of {found.num_tests} differ from 0 at a "
+                f"false discovery rate of {FALSE_DISCOVERY_RATE} ({found.permutations:,} permutations, {CORRECTION})"
             )
             order = [index for index in np.argsort(-found.r, kind="stable") if not np.isnan(found.r[index])]
             for name, some in (("highest", order[:_NAMED]), ("lowest", order[::-1][:_NAMED])):
