@@ -18,7 +18,7 @@ from clip_hba_behavior.rsa.dimensions import CORRECTION, DimensionCorrelations, 
 from clip_hba_behavior.rsa.noise_ceiling import NoiseCeiling, noise_ceiling
 from clip_hba_behavior.rsa.rank_correlation import rank_correlation
 from clip_hba_behavior.rsa.resampling import PERMUTATIONS
-from clip_hba_behavior.run.results import P_VALUE_CAVEAT
+from clip_hba_behavior.run.results import P_VALUE_CAVEAT, RESULTS_NAME
 from clip_hba_behavior.use.alignment import Alignment, alignment_of
 from clip_hba_behavior.use.evaluation import Evaluator
 from clip_hba_behavior.verification.claims import ELSEWHERE
@@ -112,8 +112,9 @@ class RunAlignment:
         if found.num_tests:
             significant = int((found.p_adjusted <= FALSE_DISCOVERY_RATE).sum())
             yield (
-                f"  median {np.nanmedian(found.r):.3f}; {significant} of {found.num_tests} differ from 0 at a "
-                f"false discovery rate of {FALSE_DISCOVERY_RATE} ({found.permutations:,} permutations, {CORRECTION})"
+                f"  median {np.nanmedian(found.r):.3f}; {significant} of {found.num_tests} differ from 0 "
+                f"at a false discovery rate of {FALSE_DISCOVERY_RATE} ({found.permutations:,} permutations, "
+                f"{CORRECTION})"
             )
             order = [index for index in np.argsort(-found.r, kind="stable") if not np.isnan(found.r[index])]
             for name, some in (("highest", order[:_NAMED]), ("lowest", order[::-1][:_NAMED])):
