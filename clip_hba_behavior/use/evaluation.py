@@ -70,8 +70,7 @@ class Evaluator:
         self._trainer = replayer.trainer()
         self.path = files.path
         self.recorded = files.rows
-        changed = changed_data(files.environment, replayer.environment()) if files.environment else []
-        if changed:
+        if changed := changed_data(files.found.run.read_environment(), replayer.environment()):
             raise BadInputError(
                 f"data or weights are not those that {self.path} was trained with\n  "
                 + "\n  ".join(changed)
