@@ -88,8 +88,8 @@ EFFECT_COLUMNS: dict[str, Column] = {
     "effect": Column(float, "The run's measure minus the baseline's at that epoch."),
     "matched_null_runs": Column(
         int,
-        "K, the reorder runs of the same start and length that have that epoch; for last, those that went on after "
-        "the window, each compared at its own last epoch.",
+        "K, the reorder runs of the same start and length that have that epoch; for last, those that went on "
+        "after the window, each compared at its own last epoch.",
     ),
     "matched_null_mean": Column(float, "The mean of their differences from the baseline."),
     "matched_null_spread": Column(float, "The standard deviation of the same (divided by K - 1)."),
