@@ -1,10 +1,9 @@
 """What is claimed of many effects together: of all start epochs, and over several baselines."""
 
+import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from clip_hba_behavior.sweep import nulls
 from clip_hba_behavior.sweep.effect import Effect, Null, When
@@ -99,8 +98,8 @@ def families_of(effects: Sequence[Effect]) -> Iterator[Family]:
         seeds = tuple(sorted(set.intersection(*(set(each) for each in by_seed))))
         if not seeds:
             continue
-        statistics, maxima = nulls.family_statistics(values, [[null[seed] for null in by_seed] for seed in seeds])
-        epoch_p_values = tuple(nulls.p_value(each, maxima.tolist()) for each in statistics.tolist())
+        own, maxima = nulls.family_statistics(values, [[null[seed] for null in by_seed] for seed in seeds])
+        epoch_p_values = tuple(nulls.p_value(each, maxima.tolist()) for each in own.tolist())
         p_values = [null.p_value for _, null in members.values()]
         num_null = min(len(null.seeds) for _, null in members.values())
         adjusted = nulls.adjusted_p_values(p_values, num_null)
@@ -114,7 +113,7 @@ def families_of(effects: Sequence[Effect]) -> Iterator[Family]:
             when=first.when,
             start_epochs=tuple(members),
             null_seeds=seeds,
-            statistics=tuple(statistics.tolist()),
+            statistics=tuple(own.tolist()),
             null_maxima=tuple(maxima.tolist()),
             epoch_p_values=epoch_p_values,
             p_value=min(epoch_p_values),
@@ -140,7 +139,7 @@ def over_baselines(effects: Sequence[Effect]) -> Iterator[OverBaselines]:
     for (kind, length, start, measure, when), of_baseline in groups.items():
         if len(of_baseline) < 2:
             continue
-        values = tuple(float(np.mean(each)) for each in of_baseline.values())
+        values = tuple(statistics.fmean(each) for each in of_baseline.values())
         low, high = nulls.t_interval(values)
         yield OverBaselines(
             kind=kind,
@@ -150,7 +149,7 @@ def over_baselines(effects: Sequence[Effect]) -> Iterator[OverBaselines]:
             when=when,
             baselines=tuple(of_baseline),
             values=values,
-            mean=float(np.mean(values)),
+            mean=statistics.fmean(values),
             low=low,
             high=high,
             p_value=nulls.signed_rank_p_value(values),

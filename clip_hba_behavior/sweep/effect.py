@@ -1,11 +1,10 @@
 """The difference of each perturbed run from its baseline, beside the same difference of unperturbed runs."""
 
+import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-
-import numpy as np
 
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.sweep import nulls
@@ -35,9 +34,13 @@ class Null:
     effects: tuple[float, ...]
     p_value: float
 
+    def mean(self) -> float:
+        """Return the mean of the differences."""
+        return statistics.fmean(self.effects)
+
     def spread(self) -> float | None:
         """Return the standard deviation of the differences (divided by K - 1); None of a single run."""
-        return float(np.std(self.effects, ddof=1)) if len(self.effects) > 1 else None
+        return statistics.stdev(self.effects) if len(self.effects) > 1 else None
 
 
 @dataclass(frozen=True)

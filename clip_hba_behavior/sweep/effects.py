@@ -4,8 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from clip_hba_behavior.sweep import nulls
 from clip_hba_behavior.sweep.claims import Family, OverBaselines, claim_of, families_of, over_baselines
 from clip_hba_behavior.sweep.effect import Effect, compare_with_nulls
@@ -49,7 +47,7 @@ class Effects:
                 "epoch": effect.epoch,
                 "effect": effect.value,
                 "matched_null_runs": len(matched.effects) if matched else 0,
-                "matched_null_mean": float(np.mean(matched.effects)) if matched else None,
+                "matched_null_mean": matched.mean() if matched else None,
                 "matched_null_spread": matched.spread() if matched else None,
                 "matched_p_value": matched.p_value if matched else None,
                 "wider_null_runs": len(wider.effects) if wider else 0,

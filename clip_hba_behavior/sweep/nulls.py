@@ -1,6 +1,7 @@
 """An effect beside its null: p-values by counting, one claim for many epochs, and effects over baselines."""
 
 import math
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,8 +50,8 @@ def family_statistics(
         [np.sort(np.delete(squares, row, axis=0), axis=0).mean(axis=0) for row in range(len(squares))]
     )
     with np.errstate(divide="ignore", invalid="ignore"):
-        statistics = np.nan_to_num(np.abs(everyone) / np.sqrt(others), nan=0.0, posinf=math.inf)  # 0 / 0: nothing
-    return statistics[0], statistics[1:].max(axis=1)
+        found = np.nan_to_num(np.abs(everyone) / np.sqrt(others), nan=0.0, posinf=math.inf)  # 0 / 0: nothing
+    return found[0], found[1:].max(axis=1)
 
 
 def adjusted_p_values(p_values: Sequence[float], num_null: int) -> tuple[float, ...] | None:
@@ -83,9 +84,9 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
     """
     from scipy.stats import t
 
-    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    half = float(t.ppf(0.975, len(values) - 1)) * spread
-    return float(np.mean(values)) - half, float(np.mean(values)) + half
+    mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    half = float(t.ppf(0.975, len(values) - 1)) * error
+    return mean - half, mean + half
 
 
 def signed_rank_p_value(values: Sequence[float]) -> float | None:
