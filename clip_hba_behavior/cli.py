@@ -156,7 +156,9 @@ def fork(
     ],
     perturb: Annotated[
         str,
-        typer.Option("--perturb", help="random_target, label_shuffle, image_noise, uniform_images or none."),
+        typer.Option(
+            "--perturb", help="random_target, label_shuffle, image_noise, uniform_images, reorder or none."
+        ),
     ],
     run_dir: Annotated[Path, typer.Option("--run-dir", help="The fork's new directory.")],
     perturb_length: Annotated[
@@ -525,7 +527,7 @@ def sweep_status(sweep: Sweep) -> None:
 
 @sweep_app.command("table")
 def sweep_table(sweep: Sweep) -> None:
-    """Aggregate the finished runs into sweep.csv and sweep.parquet."""
+    """Aggregate the finished runs into sweep.csv and sweep.parquet, and their effects beside the null."""
     from clip_hba_behavior.sweep.commands import table
 
     raise typer.Exit(table(sweep))
