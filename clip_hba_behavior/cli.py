@@ -259,6 +259,33 @@ def predict(
     raise typer.Exit(predict(source, images, out, top, keys, device))
 
 
+RunOfModel = Annotated[Path, typer.Argument(help="The run's directory.")]
+EpochOfModel = Annotated[int | None, typer.Option("--epoch", min=0, help="Which epoch's model. Default: the best.")]
+NewDirectory = Annotated[Path, typer.Option("--out", help="The new directory to write.")]
+
+
+@app.command()
+def export(
+    run: RunOfModel,
+    format: Annotated[str, typer.Option("--format", help="peft (the adapter alone) or merged (complete weights).")],
+    out: NewDirectory,
+    epoch: EpochOfModel = None,
+    certificate: Annotated[
+        Path | None, typer.Option("--certificate", help="A verification's --json, to be named in the model card.")
+    ] = None,
+    config: WhereDataAre = None,
+) -> None:
+    """Write a model for PEFT or transformers, load it back by them, and compare predictions."""
+    from clip_hba_behavior.config import read_config_file
+    from clip_hba_behavior.use.request import export_request
+
+    keys = read_config_file(config) if config is not None else None
+    checkpoint = export_request(run, epoch, format, out, certificate)
+    from clip_hba_behavior.use.commands import export
+
+    raise typer.Exit(export(checkpoint, format, out, certificate, keys))
+
+
 @data_app.command("check")
 def data_check(
     config: Annotated[Path, typer.Argument(help="YAML file with the data's five keys.")], settings: Settings = None

@@ -108,7 +108,7 @@ def _run(directory: Path, name: str) -> Listed:
     about["epoch"] = max(files, default=None)
     try:
         about["epochs"] = run.read_config().epochs
-        about["parent"] = _parent(run.read_environment())
+        about["parent"] = parent_of(run.read_environment())
         rows = [parse_row(line) for line in read_lines(run.results_file, RESULTS).found.values()]
     except (BadInputError, OSError) as error:
         return Listed(name, "run", "damaged", detail=str(error).partition("\n")[0], **about)
@@ -119,7 +119,7 @@ def _run(directory: Path, name: str) -> Listed:
     return Listed(name, "run", state, detail=detail, **about)
 
 
-def _parent(record: Mapping[str, Any]) -> str | None:
+def parent_of(record: Mapping[str, Any]) -> str | None:
     """Return which run and epoch a run says that it began from."""
     parent = record.get("parent")
     if parent is None:
@@ -151,7 +151,7 @@ def _loop(directory: Path, name: str) -> Listed:
     ]  # fmt: skip
     about["epoch"] = max(epochs, default=None)
     try:
-        about["parent"] = _parent(read_loop_record(directory))
+        about["parent"] = parent_of(read_loop_record(directory))
         ends = [record["metrics"] for _, record in read_ledger(directory / LEDGER_NAME).ends()]
     except (BadInputError, OSError) as error:
         return Listed(name, "loop", "damaged", detail=str(error).partition("\n")[0], **about)

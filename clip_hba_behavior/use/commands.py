@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_hba_behavior.run.log import session
+from clip_hba_behavior.use.export import export_model
 from clip_hba_behavior.use.load import load_model
 from clip_hba_behavior.use.predict import find_images, predict_images, refuse_bad_output, write_predictions
 
@@ -45,3 +46,17 @@ def predict(
     if found.unreadable:
         print(f"{len(found.unreadable)} of {len(images)} images could not be read", file=sys.stderr)
     return 1 if found.unreadable else 0
+
+
+def export(checkpoint: Path, format: str, out: Path, certificate: Path | None, keys: Mapping[str, Any] | None) -> int:
+    """Export a model, and say how it was checked; return the exit code.
+
+    Raises:
+        BadInputError: the model cannot be loaded, or the certificate is not of this state.
+        StoppedError: what was exported predicts otherwise; nothing is left of it.
+    """
+    with session() as here:
+        comparison = export_model(checkpoint, format, out, certificate, keys, here.interruptible())
+        here.logger.info("%s", comparison)
+        here.logger.info("The %s model is in %s", format, out)
+    return 0

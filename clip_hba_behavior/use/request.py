@@ -5,6 +5,8 @@ from pathlib import Path
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.directory import RunDirectory
 
+FORMATS = ("peft", "merged")
+
 
 def named_checkpoint(run: Path, epoch: int | None) -> Path:
     """Return the checkpoint that is meant.
@@ -19,6 +21,20 @@ def named_checkpoint(run: Path, epoch: int | None) -> Path:
     directory = RunDirectory.at(run)
     directory.refuse_if_no_run()
     return directory.checkpoint_of(directory.read_best()[0] if epoch is None else epoch, "--epoch")
+
+
+def export_request(run: Path, epoch: int | None, format: str, out: Path, certificate: Path | None) -> Path:
+    """Return the checkpoint to export.
+
+    Raises:
+        BadInputError: as `named_checkpoint`; or the format is none, `out` is taken, or the certificate not there.
+    """
+    if format not in FORMATS:
+        raise BadInputError(f"--format {format}: expected {' or '.join(FORMATS)}")
+    refuse_taken(out)
+    if certificate is not None and not certificate.is_file():
+        raise BadInputError(f"there is no certificate {certificate}\n  give the file that verify wrote by --json")
+    return named_checkpoint(run, epoch)
 
 
 def refuse_taken(*paths: Path) -> None:

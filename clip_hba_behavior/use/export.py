@@ -1,0 +1,108 @@
+"""`clip-hba export`: a run's model as a PEFT adapter, or merged into CLIP as a Hugging Face directory."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clip_hba_behavior.reproducibility.record.session import Session
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.files import published_directory
+from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_text
+from clip_hba_behavior.run.checkpoint import Checkpoint, read_named
+from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.use.alignment import Alignment, alignment_of
+from clip_hba_behavior.use.check_export import Comparison, compare_export, drawn_images, read_images
+from clip_hba_behavior.use.formats import write_adapter, write_merged, write_preprocessing
+from clip_hba_behavior.use.held_out import held_out_of
+from clip_hba_behavior.use.load import load_model
+from clip_hba_behavior.use.model_card import CONFIG_NAME, Findings, model_card
+
+_MAX_CERTIFICATE_BYTES = 64 * MIB
+_WRITERS = {"peft": write_adapter, "merged": write_merged}
+
+
+def export_model(
+    path: Path,
+    format: str,
+    out: Path,
+    certificate: Path | None,
+    keys: Mapping[str, Any] | None,
+    session: Session,
+) -> Comparison:
+    """Export the model of a checkpoint; `out` appears once what was exported predicts as the model does.
+
+    Args:
+        path: of the checkpoint, in its run.
+        format: `peft` or `merged`.
+        out: the new directory.
+        certificate: of a verification, for the card; those in the run's directory are found anyway.
+        keys: of the configuration that are others than the run's, such as where the backbone is now.
+        session: told of what was found and of progress; its report may leave on a signal.
+
+    Returns:
+        How what was exported compares with the model.
+
+    Raises:
+        BadInputError: the model cannot be loaded, or the certificate is not of this state.
+        StoppedError: what was exported predicts otherwise; nothing is left of it.
+    """
+    run, checkpoint = RunDirectory(path.parent.parent), read_named(path)
+    certificates = _certificates(run, checkpoint, certificate)
+    model = load_model(path, config=keys, device="cpu")
+    try:
+        held_out = held_out_of(model.config, run)
+        images, problem = read_images(model, held_out.paths), ""
+    except BadInputError as error:
+        held_out, images, problem = None, drawn_images(model), str(error).splitlines()[0]
+        session.logger.warning("The held-out images are not at hand, so drawn ones are compared: %s", error)
+    with published_directory(out) as directory:
+        write_preprocessing(model, directory)
+        _WRITERS[format](model, directory)
+        predictions, comparison = compare_export(
+            model, directory, format, images, lambda done, total: session.report("comparing", done, total)
+        )
+        alignment: Alignment | None = None
+        if held_out is not None:
+            alignment = alignment_of(predictions, held_out.human_rdm)
+        findings = Findings(comparison, alignment, problem, certificates)
+        (directory / CONFIG_NAME).write_bytes(run.config_file.read_bytes())
+        card = model_card(format, model, run, checkpoint, findings)
+        (directory / "README.md").write_bytes(card.encode())
+    return comparison
+
+
+def _certificates(run: RunDirectory, checkpoint: Checkpoint, named: Path | None) -> tuple[str, ...]:
+    """Return a sentence on each certificate that tells of a checkpoint's state.
+
+    Raises:
+        BadInputError: the one that is named does not.
+    """
+    found = {path: _certified(path, checkpoint) for path in sorted(run.path.glob("*.json"))}
+    if named is not None:
+        found[named] = _certified(named, checkpoint)
+        if found[named] is None:
+            raise BadInputError(
+                f"{named} is no certificate of this state\n  expected: a verification in which a recorded_digest is "
+                f"{checkpoint.state_digest}\n"
+                "  make one by `clip-hba verify checkpoints RUN --json FILE`, or leave --certificate out"
+            )
+    return tuple(sentence for sentence in found.values() if sentence is not None)
+
+
+def _certified(path: Path, checkpoint: Checkpoint) -> str | None:
+    """Return what a certificate says of a checkpoint's state; None if it says nothing of it, or is none."""
+    try:
+        with open_text(path, _MAX_CERTIFICATE_BYTES) as file:
+            text = file.read()
+        content = json.loads(text)
+        digests = {each["recorded_digest"]: each["word"] for each in content["epochs"]}
+        word, claim, date = digests.get(checkpoint.state_digest), content["claim"], content["date"]
+        level = f" at level {claim['level']} ({claim['meaning']})" if claim else ""
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return None
+    if word is None:
+        return None
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    return f"{path.name} (SHA-256 `{sha256}`) of {date}: this state is {word}{level}"

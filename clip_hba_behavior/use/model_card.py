@@ -1,0 +1,122 @@
+"""The card of an exported model: what it is, how it is used, how good it is, and how it came to be."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clip_hba_behavior.config import Config
+from clip_hba_behavior.model.backbone_names import HUB_NAMES, is_a_path, resolve_backbone
+from clip_hba_behavior.run.advice import command_line
+from clip_hba_behavior.run.checkpoint import Checkpoint
+from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.listing import parent_of
+from clip_hba_behavior.use.alignment import Alignment
+from clip_hba_behavior.use.check_export import Comparison
+from clip_hba_behavior.use.trained_model import TrainedModel
+from clip_hba_behavior.version import __version__
+
+CONFIG_NAME = "training_config.yaml"
+_TEMPLATE = "model_card.md.jinja"
+_SETTINGS = ("rank", "vision_layers", "transformer_layers", "lr", "batch_size", "random_seed")
+_LIBRARIES = {"peft": "peft", "merged": "transformers"}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an export found out about the model.
+
+    Attributes:
+        comparison: with what the libraries make of the export.
+        alignment: with people; None where it could not be computed.
+        no_alignment: why not.
+        certificates: sentences on those that vouch for the exported state.
+    """
+
+    comparison: Comparison
+    alignment: Alignment | None
+    no_alignment: str
+    certificates: tuple[str, ...]
+
+
+def model_card(
+    format: str, model: TrainedModel, run: RunDirectory, checkpoint: Checkpoint, findings: Findings
+) -> str:
+    """Return the card as Markdown, with the head that the Hugging Face hub reads.
+
+    Args:
+        format: `peft` or `merged`.
+        model: as it was exported.
+        run: whose model it is.
+        checkpoint: with its parameters.
+        findings: what is not in the run's files.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    templates = Environment(  # noqa: S701  # Markdown, no HTML
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return templates.get_template(_TEMPLATE).render(_values(format, model, run, checkpoint, findings))
+
+
+def _values(
+    format: str, model: TrainedModel, run: RunDirectory, checkpoint: Checkpoint, findings: Findings
+) -> dict[str, Any]:
+    config, environment, state = model.config, run.read_environment(), checkpoint.whole_state()
+    num_held_out = len(environment["images"]) - len(environment["targets"])
+    base, tokenizer = _names(config)
+    trained_with = ", ".join(f"{key} {getattr(config, key)}" for key in _SETTINGS)
+    return {
+        "format": format,
+        "library": _LIBRARIES[format],
+        "hub_name": None if _is_local(base) else base,
+        "backbone": base,
+        "base_literal": repr(base),
+        "tokenizer_literal": repr(tokenizer),
+        "epoch": state.epoch,
+        "run_name": run.path.name,
+        "num_prompts": len(model.prompts),
+        "image_size": model.preprocessing.image_size,
+        "num_train_test": len(environment["targets"]),
+        "num_held_out": num_held_out,
+        "digests": environment["digests"],
+        "test_loss": state.metrics["test_loss"],
+        "recorded_rho": state.metrics["behavioral_rsa_rho"],
+        "arithmetic": config.arithmetic_kind(),
+        "settings": f"DoRA of {trained_with}",
+        "versions": ", ".join(
+            [f"clip_hba_behavior {__version__}", *(f"{k} {v}" for k, v in sorted(environment["versions"].items()))]
+        ),
+        "device": environment["device"],
+        "origin": _origin(environment),
+        "state_digest": checkpoint.state_digest,
+        "verify_command": command_line("verify", "checkpoints", run.path, "--json", "certificate.json"),
+        "repeat_command": command_line("train", CONFIG_NAME, "--run-dir", f"runs/{run.path.name}-again"),
+        "alignment": findings.alignment,
+        "no_alignment": findings.no_alignment,
+        "certificates": findings.certificates,
+        "comparison": str(findings.comparison)[0].upper() + str(findings.comparison)[1:],
+    }
+
+
+def _names(config: Config) -> tuple[str, str]:
+    """Return what transformers opens as the backbone, and as its tokenizer."""
+    base = HUB_NAMES.get(config.backbone, config.backbone)
+    return base, config.tokenizer or resolve_backbone(config.backbone)
+
+
+def _is_local(name: str) -> bool:
+    return is_a_path(name) or Path(name).exists()
+
+
+def _origin(environment: dict[str, Any]) -> list[str]:
+    """Return what a reader must know of the run's way."""
+    lines = []
+    if environment["parent"]:
+        lines.append(f"a fork of another run: {parent_of(environment)}")
+    if environment["continued_from"]:
+        lines.append(f"continued from another run: {parent_of({'parent': environment['continued_from']})}")
+    return lines + [f"changed on the way: {each}" for each in environment["drift"]]
