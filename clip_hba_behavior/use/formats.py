@@ -62,7 +62,9 @@ def write_merged(model: TrainedModel, directory: Path) -> None:
     adapted = {weight_name(name): _adapted(layer) for name, layer in model.dora_layers().items()}
     _write_json(directory / "config.json", transformers_config(model))
     _write_tensors(directory / "model.safetensors", {**model.backbone.weights, **adapted})
-    for name, path in find_tokenizer_files(model.config.tokenizer or resolve_backbone(model.config.backbone)).items():
+    for name, path in find_tokenizer_files(
+        model.config.tokenizer or resolve_backbone(model.config.backbone)
+    ).items():
         (directory / name).write_bytes(path.read_bytes())
     content = io.BytesIO()
     np.save(content, model.embed_prompts().numpy(), allow_pickle=False)
@@ -103,8 +105,17 @@ def transformers_config(model: TrainedModel) -> dict[str, Any]:
         "dtype": "float32",
         **together,
         "logit_scale_init_value": model.backbone.weights["logit_scale"].item(),
-        "text_config": {"model_type": "clip_text_model", **architecture.text_config.model_dump(), **together, **tokens},
-        "vision_config": {"model_type": "clip_vision_model", **architecture.vision_config.model_dump(), **together},
+        "text_config": {
+            "model_type": "clip_text_model",
+            **architecture.text_config.model_dump(),
+            **together,
+            **tokens,
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            **architecture.vision_config.model_dump(),
+            **together,
+        },
     }
 
 

@@ -6,6 +6,9 @@ from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.directory import RunDirectory
 
 FORMATS = ("peft", "merged")
+CHANCE = 1 / 3
+# How well people's choices in repeated triplets of THINGS agree: no model can be expected to do better.
+CEILINGS = {"brain-score": (0.6767, "of THINGS' triplets, by Brain-Score's benchmark Hebart2023")}
 
 
 def named_checkpoint(run: Path, epoch: int | None) -> Path:
@@ -46,3 +49,42 @@ def refuse_taken(*paths: Path) -> None:
     for path in paths:
         if path.exists():
             raise BadInputError(f"{path} is there already, and is not replaced\n  give another --out, or move it")
+
+
+def refuse_bad_triplets(triplets: Path, images: Path, odd: str) -> None:
+    """Return if triplets and images are there, and `odd` names a column.
+
+    Raises:
+        BadInputError: says what is not.
+    """
+    if odd not in ("first", "last"):
+        raise BadInputError(f"--odd {odd}: expected first or last")
+    if not triplets.is_file():
+        raise BadInputError(f"there is no file of triplets {triplets}\n  give a text file, three indices a line")
+    if not images.exists():
+        raise BadInputError(
+            f"there is nothing at --images {images}\n"
+            "  give a directory of images, or a text file with one path a line"
+        )
+
+
+def noise_ceiling(name: str | None) -> tuple[float, str] | None:
+    """Return a noise ceiling of odd-one-out choices, and where it comes from.
+
+    Args:
+        name: one of `CEILINGS`, or a number.
+
+    Raises:
+        BadInputError: it is neither, or the number is not above chance.
+    """
+    if name is None or name in CEILINGS:
+        return None if name is None else CEILINGS[name]
+    try:
+        value = float(name)
+    except ValueError:
+        value = 0.0
+    if not CHANCE < value <= 1:
+        raise BadInputError(
+            f"--ceiling {name}: expected {' or '.join(CEILINGS)}, or a number above 1/3 and at most 1"
+        )
+    return value, "as given"
