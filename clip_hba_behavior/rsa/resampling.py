@@ -45,10 +45,7 @@ class MantelTest:
 
 
 def mantel(
-    model_rdm: NDArray[np.floating],
-    human_rdm: NDArray[np.floating],
-    permutations: int = PERMUTATIONS,
-    seed: int = 0,
+    model_rdm: NDArray[np.floating], human_rdm: NDArray[np.floating], permutations: int = PERMUTATIONS, seed: int = 0
 ) -> MantelTest:
     """Test whether two RDMs of the same images agree, by permuting one's images.
 

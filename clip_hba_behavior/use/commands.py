@@ -92,7 +92,11 @@ def rdm(checkpoint: Path, out: Path, keys: Mapping[str, Any] | None, device: str
         report = here.interruptible().report
         predictions = model.predict(held_out.paths, lambda done, total: report("predicting images", done, total))
         read = read_named(checkpoint)
-        about = {"run": run.path.name, "epoch": read.whole_state().epoch, "state_digest": str(read.state_digest)}
+        about: dict[str, str | int] = {
+            "run": run.path.name,
+            "epoch": read.whole_state().epoch,
+            "state_digest": str(read.state_digest),
+        }
         write_rdm(out, model, held_out, predictions, about)
         here.logger.info("Predictions of %d held-out images and their RDM are in %s", len(predictions), out)
     return 0

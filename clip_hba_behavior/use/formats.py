@@ -24,7 +24,8 @@ def write_adapter(model: TrainedModel, directory: Path) -> None:
     `D + (alpha/r) delta_D_B delta_D_A`, with D the rows of W divided by their lengths S. So `A = delta_D_B.T` and
     `B = (delta_D_A S).T` give the same weight, but for the 1e-8 that is added to the norms here.
     """
-    tensors, modules = {}, []
+    tensors: dict[str, torch.Tensor] = {}
+    modules = []
     for name, layer in model.dora_layers().items():
         weight = weight_name(name)
         module = weight.removesuffix(".weight")

@@ -1,5 +1,6 @@
 """`clip-hba odd-one-out`: how often a model picks the image that people found least like the other two."""
 
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,20 +84,20 @@ def read_triplets(path: Path, odd: str, num_images: int) -> NDArray[np.int64]:
         `[triplets, 3] int64`, the odd one out last.
 
     Raises:
-        BadInputError: the file cannot be read, or a line has no three different indices of images; with its number.
+        BadInputError: the file cannot be read; or a line, which is named, has not three indices of images.
     """
-    found: list[tuple[int, int, int]] = []
+    found = array("q")
     try:
         with open_text(path, _MAX_BYTES, encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
-                found.append(_triplet(path, number, line, num_images))
+                found.extend(_triplet(path, number, line, num_images))
     except (OSError, UnicodeDecodeError) as error:
         raise BadInputError(
             f"{path} cannot be read: {error}\n  give a text file with three indices a line"
         ) from error
     if not found:
         raise BadInputError(f"{path} has no triplets: it is empty\n  give three indices a line")
-    triplets = np.array(found, dtype=np.int64)
+    triplets = np.frombuffer(found, dtype=np.int64).reshape(-1, 3)
     return triplets if odd == "last" else triplets[:, [1, 2, 0]]
 
 

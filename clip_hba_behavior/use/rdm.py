@@ -3,7 +3,7 @@
 import csv
 import io
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,9 @@ from clip_hba_behavior.use.trained_model import TrainedModel
 
 def model_rdm(model: TrainedModel, predictions: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the RDM of predictions, `[n, n]`: 1 - Pearson's correlation, computed as training does."""
-    rsa = portable if model.config.is_portable() else rank_correlation
-    return rsa.correlation_distances(predictions)
+    if model.config.is_portable():
+        return portable.correlation_distances(predictions)
+    return rank_correlation.correlation_distances(predictions)
 
 
 def write_rdm(
@@ -27,7 +28,7 @@ def write_rdm(
     model: TrainedModel,
     held_out: HeldOut,
     predictions: NDArray[np.float32],
-    about: dict[str, str | int],
+    about: Mapping[str, str | int],
 ) -> None:
     """Write a new directory; the same predictions give the same bytes.
 
@@ -70,7 +71,7 @@ def _csv(names: Sequence[str], rdm: NDArray[np.float64]) -> bytes:
     return text.getvalue().encode()
 
 
-def _for_rsatoolbox(names: Sequence[str], rdm: NDArray[np.float64], about: dict[str, str | int]) -> bytes:
+def _for_rsatoolbox(names: Sequence[str], rdm: NDArray[np.float64], about: Mapping[str, str | int]) -> bytes:
     """Return the dict that rsatoolbox (0.3) makes RDMs of, pickled: builtins, and one NumPy array.
 
     Its other format, HDF5, would take a library more.
@@ -78,7 +79,7 @@ def _for_rsatoolbox(names: Sequence[str], rdm: NDArray[np.float64], about: dict[
     content = {
         "dissimilarities": rdm[np.triu_indices(len(rdm), k=1)][None],
         "dissimilarity_measure": "correlation",
-        "descriptors": about,
+        "descriptors": dict(about),
         "rdm_descriptors": {"index": [0]},
         "pattern_descriptors": {"index": list(range(len(names))), "image": list(names)},
     }
