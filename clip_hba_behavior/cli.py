@@ -310,11 +310,11 @@ def odd_one_out(
 ) -> None:
     """Say how often the model picks the odd one out of three images as people did."""
     from clip_hba_behavior.config import read_config_file
-    from clip_hba_behavior.use.request import named_checkpoint, noise_ceiling, refuse_bad_triplets
+    from clip_hba_behavior.use.request import named_checkpoint, refuse_bad_triplets, triplet_ceiling
 
     keys = read_config_file(config) if config is not None else None
     refuse_bad_triplets(triplets, images, odd)
-    known, checkpoint = noise_ceiling(ceiling), named_checkpoint(run, epoch)
+    known, checkpoint = triplet_ceiling(ceiling), named_checkpoint(run, epoch)
     from clip_hba_behavior.use.commands import odd_one_out
 
     raise typer.Exit(odd_one_out(checkpoint, triplets, images, odd, known, keys, device))
@@ -440,6 +440,30 @@ def verify_results(
     from clip_hba_behavior.verification.commands import verify_run
 
     raise typer.Exit(verify_run(checkpoints, csv, config, settings or [], epochs, None, json))
+
+
+@app.command()
+def alignment(
+    run: RunOfModel,
+    epoch: EpochOfModel = None,
+    permutations: Annotated[int, typer.Option("--permutations", min=1, help="Of the images, for each p.")] = 9999,
+    split_half: Annotated[
+        Path | None, typer.Option("--split-half", help="RDM48_triplet_splithalf.mat, for the noise ceiling.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    config: WhereDataAre = None,
+) -> None:
+    """Show how well a run's model agrees with people: rho, its test and interval, each dimension."""
+    from clip_hba_behavior.config import read_config_file
+    from clip_hba_behavior.use.request import named_checkpoint, refuse_no_file
+
+    named_checkpoint(run, epoch)
+    if split_half is not None:
+        refuse_no_file(split_half, "--split-half")
+    keys = read_config_file(config) if config is not None else None
+    from clip_hba_behavior.use.commands import alignment
+
+    raise typer.Exit(alignment(run, epoch, permutations, split_half, as_json, keys))
 
 
 @app.command()

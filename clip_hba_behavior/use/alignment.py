@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-PERMUTATIONS = 9_999
-RESAMPLES = 10_000
-LEVEL = 0.95
+from clip_hba_behavior.rsa.rank_correlation import correlation_distances
+from clip_hba_behavior.rsa.resampling import LEVEL, PERMUTATIONS, RESAMPLES, bootstrap, mantel, spread
 
 
 @dataclass(frozen=True)
@@ -21,8 +20,8 @@ class Alignment:
         null_sd: the standard deviation of rho under these permutations.
         permutations: how many.
         sd: the standard deviation of rho over resampled images.
-        interval: its percentile interval, low and high, at `level`.
-        level: of the interval, 0.95.
+        interval: the percentile interval of rho over them, low and high.
+        level: the share of the resamples within the interval, 0.95.
         resamples: how many.
         num_images: how many images the RDMs are of.
         seed: of the permutations and the resamples.
@@ -58,6 +57,21 @@ def alignment_of(
         resamples: of the images.
 
     Raises:
-        ValueError: the two are not of the same images.
+        ValueError: the two are not of the same images, or a number of draws is too small.
     """
-    raise NotImplementedError
+    model_rdm = correlation_distances(predictions)
+    test = mantel(model_rdm, human_rdm, permutations, seed)
+    sd, low, high = spread(bootstrap([model_rdm], human_rdm, resamples, seed)[:, 0])
+    return Alignment(
+        rho=test.rho,
+        p_greater=test.p_greater,
+        p_two_sided=test.p_two_sided,
+        null_sd=test.null_sd,
+        permutations=permutations,
+        sd=sd,
+        interval=(low, high),
+        level=LEVEL,
+        resamples=resamples,
+        num_images=len(human_rdm),
+        seed=seed,
+    )

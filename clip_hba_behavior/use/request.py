@@ -35,9 +35,21 @@ def export_request(run: Path, epoch: int | None, format: str, out: Path, certifi
     if format not in FORMATS:
         raise BadInputError(f"--format {format}: expected {' or '.join(FORMATS)}")
     refuse_taken(out)
-    if certificate is not None and not certificate.is_file():
-        raise BadInputError(f"there is no certificate {certificate}\n  give the file that verify wrote by --json")
+    if certificate is not None:
+        refuse_no_file(certificate, "--certificate")
     return named_checkpoint(run, epoch)
+
+
+def refuse_no_file(path: Path, option: str) -> None:
+    """Return if a file that an option names is there.
+
+    Raises:
+        BadInputError: it is not.
+    """
+    if not path.is_file():
+        raise BadInputError(
+            f"{option} {path}: there is no such file\n  give the path of a file, or leave {option} out"
+        )
 
 
 def refuse_taken(*paths: Path) -> None:
@@ -68,7 +80,7 @@ def refuse_bad_triplets(triplets: Path, images: Path, odd: str) -> None:
         )
 
 
-def noise_ceiling(name: str | None) -> tuple[float, str] | None:
+def triplet_ceiling(name: str | None) -> tuple[float, str] | None:
     """Return a noise ceiling of odd-one-out choices, and where it comes from.
 
     Args:
