@@ -84,8 +84,8 @@ def _certificates(run: RunDirectory, checkpoint: Checkpoint, named: Path | None)
         found[named] = _certified(named, checkpoint)
         if found[named] is None:
             raise BadInputError(
-                f"{named} is no certificate of this state\n  expected: a verification in which a recorded_digest is "
-                f"{checkpoint.state_digest}\n"
+                f"{named} is no certificate of this state\n"
+                f"  expected: a verification in which a recorded_digest is {checkpoint.state_digest}\n"
                 "  make one by `clip-hba verify checkpoints RUN --json FILE`, or leave --certificate out"
             )
     return tuple(sentence for sentence in found.values() if sentence is not None)
