@@ -116,7 +116,6 @@ def test_the_snippet_of_the_card_predicts_what_the_run_does(
     [
         {"rank": 8, "vision_layers": 1, "transformer_layers": 3},
         {"rank": 8, "vision_layers": 3, "transformer_layers": 1},
-        {"rank": 32, "vision_layers": 4, "transformer_layers": 4},
         {"rank": 8, "vision_layers": 3, "transformer_layers": 3, "arithmetic": "portable"},
     ],
 )
@@ -137,7 +136,8 @@ def test_any_rank_and_number_of_layers_goes_there_and_back(
 def test_a_backbone_in_openais_format_is_exported_too(tmp_path: Path) -> None:
     backbone = standin_backbone_directory()
     weights = tmp_path / "clip.pt"
-    torch.save(dict(openai_names(CLIPModel.from_pretrained(backbone))), weights)
+    theirs = CLIPModel.from_pretrained(backbone)
+    torch.save({name: value.detach() for name, value in openai_names(theirs)}, weights)
     model = drawn_model(backbone=str(weights), tokenizer=str(backbone), rank=4)
     same = drawn_model(backbone=str(backbone), rank=4)
     for format in FORMATS:
@@ -159,17 +159,9 @@ def test_what_predicts_otherwise_is_refused_and_leaves_nothing(
     honest = formats._write_tensors
 
     def spoil(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-        honest(path, {name: value * (1.001 if spoilt in name else 1.0) for name, value in tensors.items()})
+        honest(path, {name: value + (1e-3 if spoilt in name else 0.0) for name, value in tensors.items()})
 
     monkeypatch.setattr(formats, "_write_tensors", spoil)
-    if format == "merged":  # a scaled projection gives the same unit vectors: turn it
-        monkeypatch.setattr(
-            formats,
-            "_write_tensors",
-            lambda path, tensors: honest(
-                path, {name: value + (1e-3 if spoilt in name else 0.0) for name, value in tensors.items()}
-            ),
-        )
     with pytest.raises(StoppedError, match=r"predicts otherwise than the run, by .*transformers"):
         export_model(last(finished_run), format, tmp_path / "out", None, None, HERE)
     assert list(tmp_path.iterdir()) == []
@@ -205,7 +197,7 @@ def test_the_same_model_gives_the_same_bytes(finished_run: Path, tmp_path: Path)
             for each in ("one", "two")
         )
         assert one == two
-        assert {oct(path.stat().st_mode)[-3:] for path in tmp_path.glob(f"{format}_one/*")} == {"644"}
+        assert {oct(path.stat().st_mode)[-3:] for path in one} == {"644"}
 
 
 def test_a_certificate_of_another_state_is_refused(finished_run: Path, tmp_path: Path) -> None:
