@@ -253,8 +253,12 @@ def predict(
 ) -> None:
     """Predict the 66 dimensions of any images."""
     from clip_hba_behavior.config import read_config_file
+    from clip_hba_behavior.use.request import refuse_bad_table, refuse_no_model
 
     keys = read_config_file(config) if config is not None else None
+    if out is not None:
+        refuse_bad_table(out)
+    refuse_no_model(source)
     from clip_hba_behavior.use.commands import predict
 
     raise typer.Exit(predict(source, images, out, top, keys, device))

@@ -23,7 +23,7 @@ from clip_hba_behavior.use.odd_one_out import (
     odd_one_out_accuracy,
     read_triplets,
 )
-from clip_hba_behavior.use.predict import find_images, predict_images, refuse_bad_output, write_predictions
+from clip_hba_behavior.use.predict import find_images, predict_images, write_predictions
 from clip_hba_behavior.use.rdm import write_rdm
 from clip_hba_behavior.use.request import CHANCE
 from clip_hba_behavior.use.run_alignment import align_run
@@ -72,8 +72,6 @@ def predict(
     Raises:
         BadInputError: the model cannot be loaded, there are no images, or nothing can be written to `out`.
     """
-    if out is not None:
-        refuse_bad_output(out)
     images, notes = find_images(asked)
     for note in notes:
         print(note, file=sys.stderr)

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+from clip_hba_behavior.reproducibility.state.archive import open_archive
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.directory import RunDirectory
 
+TABLE_SUFFIXES = (".csv", ".parquet", ".npy")
 FORMATS = ("peft", "merged")
 CHANCE = 1 / 3
 # How well people's choices in repeated triplets of THINGS agree: no model can be expected to do better.
@@ -24,6 +26,38 @@ def named_checkpoint(run: Path, epoch: int | None) -> Path:
     directory = RunDirectory.at(run)
     directory.refuse_if_no_run()
     return directory.checkpoint_of(directory.read_best()[0] if epoch is None else epoch, "--epoch")
+
+
+def refuse_no_model(source: Path) -> None:
+    """Return if a run, or a checkpoint, is there.
+
+    Raises:
+        BadInputError: it is not, or is a torn file.
+    """
+    if source.is_dir():
+        RunDirectory.at(source).refuse_if_no_run()
+        return
+    with open_archive(source, "checkpoint"):
+        pass
+
+
+def refuse_bad_table(path: Path) -> None:
+    """Return if predictions can be written to a file.
+
+    Raises:
+        BadInputError: its ending names no format, or it is there already.
+    """
+    if path.suffix not in TABLE_SUFFIXES:
+        raise BadInputError(
+            f"--out {path}: its ending names no format\n  found:    {path.suffix or 'none'}\n"
+            f"  expected: {', '.join(TABLE_SUFFIXES)}"
+        )
+    refuse_taken(path, *([names_file(path)] if path.suffix == ".npy" else []))
+
+
+def names_file(path: Path) -> Path:
+    """Return the path of the file with the names of a `.npy`'s rows."""
+    return path.with_name(f"{path.stem}_file_names.txt")
 
 
 def export_request(run: Path, epoch: int | None, format: str, out: Path, certificate: Path | None) -> Path:
