@@ -80,7 +80,7 @@ WRONG = {
     "export none --format peft --out new": "there is no run in",
     "export run --format onnx --out new": "--format onnx: expected peft or merged",
     "export run --format peft --out other": "is there already, and is not replaced",
-    "export run --format merged --out new --certificate none.json": "--certificate none.json: there is no such file",
+    "export run --format peft --out new --certificate no.json": "--certificate no.json: there is no such file",
     "odd-one-out run none.txt --images run": "there is no file of triplets none.txt",
     "odd-one-out run good.yaml --images none": "there is nothing at --images none",
     "odd-one-out run good.yaml --images run --odd middle": "--odd middle: expected first or last",
