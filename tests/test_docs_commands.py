@@ -31,7 +31,9 @@ REPOSITORY = Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"
 SCRIPTS = Path("clip_hba_behavior/training_scripts")
 QUICK_SCRIPT = "test_checkpoint_quick.py"  # only looked up here: tests/verification/test_quick.py runs it
-DOCUMENTS = ["QUICK_START", "TEST_README", "TEST_YOUR_CHECKPOINTS", "REPRODUCIBILITY_GUIDE", "PERTURBATIONS", "USE"]
+DOCUMENTS = [
+    *("QUICK_START", "TEST_README", "TEST_YOUR_CHECKPOINTS", "REPRODUCIBILITY_GUIDE", "PERTURBATIONS", "USE"),
+]
 NUMBER = re.compile(r"\b[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?\b|\b[0-9a-f]{12,64}\b")
 
 
