@@ -21,6 +21,7 @@ from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.errors import StoppedError
 from clip_hba_behavior.run.checkpoint import read_checkpoint
 from clip_hba_behavior.use import check_export, formats
+from clip_hba_behavior.use import export as export_module
 from clip_hba_behavior.use.alignment import alignment_of
 from clip_hba_behavior.use.check_export import compare_export, drawn_images
 from clip_hba_behavior.use.export import export_model
@@ -42,7 +43,7 @@ pytestmark = pytest.mark.filterwarnings(  # PEFT 0.21 with transformers 5.23
 
 @pytest.fixture(autouse=True)
 def _few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "alignment_of", partial(alignment_of, permutations=99, resamples=100))
+    monkeypatch.setattr(export_module, "alignment_of", partial(alignment_of, permutations=99, resamples=100))
 
 
 @pytest.fixture(scope="module")

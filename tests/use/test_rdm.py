@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from clip_hba_behavior.use.held_out import held_out_of
 from fresh_process import Outcome
 
 ClipHba = Callable[..., Outcome]
+EXACT: dict[str, Any] = {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +43,13 @@ def test_what_is_written_is_read_by_other_tools(
     features = np.load(out / "features.npy")
     assert features.tobytes() == expected.tobytes()
     assert (out / "file_names.txt").read_text().splitlines() == names
-    table = pd.read_csv(out / "predictions.csv", float_precision="round_trip", index_col="image")
+    table = pd.read_csv(out / "predictions.csv", **EXACT, index_col="image")
     assert list(table.index) == names
     assert list(table.columns) == list(model.prompts)
     assert table.to_numpy().astype(np.float32).tobytes() == expected.tobytes()
 
     rdm = np.load(out / "rdm.npy")
-    as_table = pd.read_csv(out / "rdm.csv", float_precision="round_trip", index_col="image")
+    as_table = pd.read_csv(out / "rdm.csv", **EXACT, index_col="image")
     assert list(as_table.index) == list(as_table.columns) == names
     assert as_table.to_numpy().tobytes() == rdm.tobytes()
     rho, _ = portable.rank_correlation(rdm, read_human_rdm(data / "RDM48_triplet.mat"))
@@ -78,7 +80,7 @@ def test_predictions_as_csv_and_parquet_are_exact_in_pandas(
     for name in ("p.csv", "p.parquet"):
         done = clip_hba("predict", finished_run, *images, "--out", tmp_path / name, "--device", "cpu")
         assert done.code == 0, done.output
-    from_csv = pd.read_csv(tmp_path / "p.csv", float_precision="round_trip", index_col="image")
+    from_csv = pd.read_csv(tmp_path / "p.csv", **EXACT, index_col="image")
     from_parquet = pd.read_parquet(tmp_path / "p.parquet").set_index("image")
     assert from_csv.to_numpy().astype(np.float32).tobytes() == expected.tobytes()
     assert from_parquet.to_numpy().tobytes() == expected.tobytes()
