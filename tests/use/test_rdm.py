@@ -25,7 +25,7 @@ def data(finished_run: Path) -> Path:
     return finished_run.parent / "data"
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:rsatoolbox")
+@pytest.mark.filterwarnings("ignore:unclosed file .*rdm.pkl:ResourceWarning")  # rsatoolbox 0.3.2 leaves it open
 def test_what_is_written_is_read_by_other_tools(
     finished_run: Path, data: Path, clip_hba: ClipHba, tmp_path: Path
 ) -> None:
