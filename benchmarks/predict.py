@@ -4,8 +4,8 @@
 
 Both read the same files, `[images, 66]`: this project by `load_model(...).predict(paths)`, in native and in
 portable arithmetic; transformers from the same model's merged export, by its image processor and `CLIPModel`, 32
-images at a time, the prompts encoded once. Weights are random. How far the predictions are apart is printed too. With
-one thread the processor's time is measured, which other programs disturb less than the clock's.
+images at a time, the prompts encoded once. Weights are random. How far the predictions are apart is printed too.
+With one thread the processor's time is measured, which other programs disturb less than the clock's.
 """
 
 import argparse

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from clip_hba_behavior.config import Config
 from clip_hba_behavior.model.backbone_names import HUB_NAMES, resolve_backbone
 from clip_hba_behavior.model.dora import ALPHA, DoRALinear
 from clip_hba_behavior.model.openai_format import hugging_face_name
@@ -40,7 +41,7 @@ def write_adapter(model: TrainedModel, directory: Path) -> None:
     config = {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": HUB_NAMES.get(model.config.backbone, model.config.backbone),
+        "base_model_name_or_path": base_name(model.config),
         "inference_mode": True,
         "target_modules": modules,
         "r": model.config.rank,
@@ -63,9 +64,7 @@ def write_merged(model: TrainedModel, directory: Path) -> None:
     adapted = {weight_name(name): _adapted(layer) for name, layer in model.dora_layers().items()}
     _write_json(directory / "config.json", transformers_config(model))
     _write_tensors(directory / "model.safetensors", {**model.backbone.weights, **adapted})
-    for name, path in find_tokenizer_files(
-        model.config.tokenizer or resolve_backbone(model.config.backbone)
-    ).items():
+    for name, path in find_tokenizer_files(tokenizer_name(model.config)).items():
         (directory / name).write_bytes(path.read_bytes())
     content = io.BytesIO()
     np.save(content, model.embed_prompts().numpy(), allow_pickle=False)
@@ -118,6 +117,17 @@ def transformers_config(model: TrainedModel) -> dict[str, Any]:
             **together,
         },
     }
+
+
+def base_name(config: Config) -> str | None:
+    """Return what transformers opens as the backbone; None where it is a weight file of OpenAI's."""
+    name = HUB_NAMES.get(config.backbone, config.backbone)
+    return None if Path(name).is_file() else name
+
+
+def tokenizer_name(config: Config) -> str:
+    """Return the directory, or the name on the hub, of the backbone's tokenizer."""
+    return config.tokenizer or resolve_backbone(config.backbone)
 
 
 def weight_name(layer: str) -> str:

@@ -4,20 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip_hba_behavior.config import Config
-from clip_hba_behavior.model.backbone_names import HUB_NAMES, is_a_path, resolve_backbone
+from clip_hba_behavior.model.backbone_names import is_a_path
 from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.run.checkpoint import Checkpoint
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.listing import parent_of
 from clip_hba_behavior.use.alignment import Alignment
 from clip_hba_behavior.use.check_export import Comparison
+from clip_hba_behavior.use.formats import base_name, tokenizer_name
 from clip_hba_behavior.use.trained_model import TrainedModel
-from clip_hba_behavior.version import __version__
 
 CONFIG_NAME = "training_config.yaml"
 _TEMPLATE = "model_card.md.jinja"
 _SETTINGS = ("rank", "vision_layers", "transformer_layers", "lr", "batch_size", "random_seed")
+_NO_BASE = "...  # that CLIP in Hugging Face format: transformers does not open OpenAI's files"
 _LIBRARIES = {"peft": "peft", "merged": "transformers"}
 
 
@@ -67,15 +67,16 @@ def _values(
 ) -> dict[str, Any]:
     config, environment, state = model.config, run.read_environment(), checkpoint.whole_state()
     num_held_out = len(environment["images"]) - len(environment["targets"])
-    base, tokenizer = _names(config)
+    base = base_name(config)
+    is_on_hub = base is not None and not is_a_path(base) and not Path(base).exists()
+    package = environment.get("package", {}).get("version", "of unknown version")
     trained_with = ", ".join(f"{key} {getattr(config, key)}" for key in _SETTINGS)
     return {
         "format": format,
         "library": _LIBRARIES[format],
-        "hub_name": None if _is_local(base) else base,
-        "backbone": base,
-        "base_literal": repr(base),
-        "tokenizer_literal": repr(tokenizer),
+        "hub_name": base if is_on_hub else None,
+        "base_code": repr(base) if base is not None else _NO_BASE,
+        "tokenizer_code": repr(tokenizer_name(config)),
         "epoch": state.epoch,
         "run_name": run.path.name,
         "num_prompts": len(model.prompts),
@@ -88,7 +89,7 @@ def _values(
         "arithmetic": config.arithmetic_kind(),
         "settings": f"DoRA of {trained_with}",
         "versions": ", ".join(
-            [f"clip_hba_behavior {__version__}", *(f"{k} {v}" for k, v in sorted(environment["versions"].items()))]
+            [f"clip_hba_behavior {package}", *(f"{k} {v}" for k, v in sorted(environment["versions"].items()))]
         ),
         "device": environment["device"],
         "origin": _origin(environment),
@@ -100,16 +101,6 @@ def _values(
         "certificates": findings.certificates,
         "comparison": str(findings.comparison)[0].upper() + str(findings.comparison)[1:],
     }
-
-
-def _names(config: Config) -> tuple[str, str]:
-    """Return what transformers opens as the backbone, and as its tokenizer."""
-    base = HUB_NAMES.get(config.backbone, config.backbone)
-    return base, config.tokenizer or resolve_backbone(config.backbone)
-
-
-def _is_local(name: str) -> bool:
-    return is_a_path(name) or Path(name).exists()
 
 
 def _origin(environment: dict[str, Any]) -> list[str]:
