@@ -1,7 +1,7 @@
 """How well any model could agree with a measured RDM, from RDMs of two halves of the same data."""
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from clip_hba_behavior.rsa.rank_correlation import rank_correlation
 
 
-@dataclass(frozen=True)
-class NoiseCeiling:
+class NoiseCeiling(NamedTuple):
     """The reliability of a human RDM, and the correlation that it lets a model reach.
 
     Attributes:

@@ -9,7 +9,7 @@ was observed is counted as one, on every machine.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,7 @@ LEVEL = 0.95
 _AT_ONCE = 512  # rows of draws, to bound memory
 
 
-@dataclass(frozen=True)
-class MantelTest:
+class MantelTest(NamedTuple):
     """Mantel's test of a rank correlation.
 
     A p is (1 + number of permutations that reach the observed correlation) / (1 + number of permutations).

@@ -1,15 +1,14 @@
 """`clip-hba export`: a run's model as a PEFT adapter, or merged into CLIP as a Hugging Face directory."""
 
 import hashlib
-import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.files import published_directory
-from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_text
 from clip_hba_behavior.run.checkpoint import Checkpoint, read_named
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.use.alignment import Alignment, alignment_of
@@ -18,8 +17,8 @@ from clip_hba_behavior.use.formats import write_adapter, write_merged, write_pre
 from clip_hba_behavior.use.held_out import held_out_of
 from clip_hba_behavior.use.load import load_model
 from clip_hba_behavior.use.model_card import CONFIG_NAME, Findings, model_card
+from clip_hba_behavior.verification.certificate_file import read_verification
 
-_MAX_CERTIFICATE_BYTES = 64 * MIB
 _WRITERS = {"peft": write_adapter, "merged": write_merged}
 
 
@@ -53,9 +52,9 @@ def export_model(
     model = load_model(path, config=keys, device="cpu")
     try:
         held_out = held_out_of(model.config, run)
-        images, problem = read_images(model, held_out.paths), ""
+        images = read_images(model, held_out.paths)
     except BadInputError as error:
-        held_out, images, problem = None, drawn_images(model), str(error).splitlines()[0]
+        held_out, images = None, drawn_images(model)
         session.logger.warning("The held-out images are not at hand, so drawn ones are compared: %s", error)
     with published_directory(out) as directory:
         write_preprocessing(model, directory)
@@ -66,7 +65,7 @@ def export_model(
         alignment: Alignment | None = None
         if held_out is not None:
             alignment = alignment_of(predictions, held_out.human_rdm)
-        findings = Findings(comparison, alignment, problem, certificates)
+        findings = Findings(comparison, alignment, certificates)
         (directory / CONFIG_NAME).write_bytes(run.config_file.read_bytes())
         card = model_card(format, model, run, checkpoint, findings)
         (directory / "README.md").write_bytes(card.encode())
@@ -77,32 +76,30 @@ def _certificates(run: RunDirectory, checkpoint: Checkpoint, named: Path | None)
     """Return a sentence on each certificate that tells of a checkpoint's state.
 
     Raises:
-        BadInputError: the one that is named does not.
+        BadInputError: the one that is named is no certificate, or tells of other states.
     """
-    found = {path: _certified(path, checkpoint) for path in sorted(run.path.glob("*.json"))}
+    found = {}
+    for path in sorted(run.path.glob("*.json")):
+        with suppress(BadInputError):  # no certificate, as the run's other files are none
+            found[path] = _certified(path, checkpoint)
     if named is not None:
         found[named] = _certified(named, checkpoint)
         if found[named] is None:
             raise BadInputError(
                 f"{named} is no certificate of this state\n"
                 f"  expected: a verification in which a recorded_digest is {checkpoint.state_digest}\n"
-                "  make one by `clip-hba verify checkpoints RUN --json FILE`, or leave --certificate out"
+                "  name one of this run and epoch, or leave --certificate out"
             )
     return tuple(sentence for sentence in found.values() if sentence is not None)
 
 
 def _certified(path: Path, checkpoint: Checkpoint) -> str | None:
-    """Return what a certificate says of a checkpoint's state; None if it says nothing of it, or is none."""
-    try:
-        with open_text(path, _MAX_CERTIFICATE_BYTES) as file:
-            text = file.read()
-        content = json.loads(text)
-        digests = {each["recorded_digest"]: each["word"] for each in content["epochs"]}
-        word, claim, date = digests.get(checkpoint.state_digest), content["claim"], content["date"]
-        level = f" at level {claim['level']} ({claim['meaning']})" if claim else ""
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+    """Return what a certificate says of a checkpoint's state; None if it says nothing of it."""
+    content = read_verification(path)
+    words = {each["recorded_digest"]: each["word"] for each in content["epochs"]}
+    if checkpoint.state_digest not in words:
         return None
-    if word is None:
-        return None
-    sha256 = hashlib.sha256(text.encode()).hexdigest()
-    return f"{path.name} (SHA-256 `{sha256}`) of {date}: this state is {word}{level}"
+    claim = content["claim"]
+    level = f" at level {claim['level']} ({claim['meaning']})" if claim else ""
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return f"{path.name} (SHA-256 `{sha256}`): this state is {words[checkpoint.state_digest]}{level}"

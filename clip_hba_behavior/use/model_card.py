@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clip_hba_behavior.config import Config
 from clip_hba_behavior.model.backbone_names import is_a_path
 from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.run.checkpoint import Checkpoint
+from clip_hba_behavior.run.checkpoint_files import name_epochs
 from clip_hba_behavior.run.directory import RunDirectory
-from clip_hba_behavior.run.listing import parent_of
 from clip_hba_behavior.use.alignment import Alignment
 from clip_hba_behavior.use.check_export import Comparison
 from clip_hba_behavior.use.formats import base_name, tokenizer_name
@@ -27,14 +28,12 @@ class Findings:
 
     Attributes:
         comparison: with what the libraries make of the export.
-        alignment: with people; None where it could not be computed.
-        no_alignment: why not.
+        alignment: with people; None where the held-out images were not at hand.
         certificates: sentences on those that vouch for the exported state.
     """
 
     comparison: Comparison
     alignment: Alignment | None
-    no_alignment: str
     certificates: tuple[str, ...]
 
 
@@ -92,22 +91,23 @@ def _values(
             [f"clip_hba_behavior {package}", *(f"{k} {v}" for k, v in sorted(environment["versions"].items()))]
         ),
         "device": environment["device"],
-        "origin": _origin(environment),
+        "origin": _origin(config, environment),
         "state_digest": checkpoint.state_digest,
-        "verify_command": command_line("verify", "checkpoints", run.path, "--json", "certificate.json"),
+        "verify_command": command_line("verify", "checkpoints", run.path.name, "--json", "certificate.json"),
         "repeat_command": command_line("train", CONFIG_NAME, "--run-dir", f"runs/{run.path.name}-again"),
         "alignment": findings.alignment,
-        "no_alignment": findings.no_alignment,
         "certificates": findings.certificates,
         "comparison": str(findings.comparison)[0].upper() + str(findings.comparison)[1:],
     }
 
 
-def _origin(environment: dict[str, Any]) -> list[str]:
-    """Return what a reader must know of the run's way."""
+def _origin(config: Config, environment: dict[str, Any]) -> list[str]:
+    """Return what a reader must know of the run's way; no path, which would tell of a machine."""
     lines = []
-    if environment["parent"]:
-        lines.append(f"a fork of another run: {parent_of(environment)}")
-    if environment["continued_from"]:
-        lines.append(f"continued from another run: {parent_of({'parent': environment['continued_from']})}")
+    for key, what in (("parent", "a fork of"), ("continued_from", "continued from")):
+        if origin := environment[key]:
+            lines.append(f"{what} the run {Path(str(origin['run'])).name}, after epoch {origin['epoch']}")
+    if config.perturb_type != "none" and config.perturb_epoch is not None:
+        epochs = range(config.perturb_epoch, config.perturb_epoch + config.perturb_length)
+        lines.append(f"perturbed by {config.perturb_type} in {name_epochs(epochs)}")
     return lines + [f"changed on the way: {each}" for each in environment["drift"]]

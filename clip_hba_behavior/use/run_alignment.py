@@ -70,7 +70,7 @@ class RunAlignment:
             "epoch": self.epoch,
             "alignment": dataclasses.asdict(self.alignment),
             "recorded_rho": self.recorded_rho,
-            "noise_ceiling": None if self.ceiling is None else dataclasses.asdict(self.ceiling),
+            "noise_ceiling": None if self.ceiling is None else self.ceiling._asdict(),
             "dimensions": {
                 "correction": CORRECTION,
                 "num_tests": self.dimensions.num_tests,
@@ -119,9 +119,10 @@ class RunAlignment:
             order = [index for index in np.argsort(-found.r, kind="stable") if not np.isnan(found.r[index])]
             for name, some in (("highest", order[:_NAMED]), ("lowest", order[::-1][:_NAMED])):
                 yield f"  {name}: " + ", ".join(f"{self.prompts[each]} {found.r[each]:.3f}" for each in some)
-        left_out = [self.prompts[index] for index in np.flatnonzero(np.isnan(found.r))]
-        if left_out:
-            yield f"  not tested, because predictions or targets are constant: {', '.join(left_out)}"
+            if left_out := [self.prompts[index] for index in np.flatnonzero(np.isnan(found.r))]:
+                yield f"  not tested, because predictions or targets are constant: {', '.join(left_out)}"
+        else:
+            yield "  none could be tested: they are constant, or there are less than three images"
 
 
 @numerics_left_as_they_were()
