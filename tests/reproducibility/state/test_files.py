@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from clip_hba_behavior.reproducibility.state.files import publish, replace
+from clip_hba_behavior.reproducibility.state.files import publish, published_directory, replace
 
 
 def test_a_published_file_is_never_replaced(tmp_path: Path) -> None:
@@ -20,3 +20,26 @@ def test_a_replaced_file_has_the_new_content_and_leaves_nothing_beside_it(tmp_pa
     replace(path, b"second")
     assert path.read_bytes() == b"second"
     assert [each.name for each in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_directory_appears_complete_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "above" / "out"
+    with published_directory(out) as directory:
+        (directory / "one").write_text("1")
+        assert not out.exists()
+    assert {path.name: path.read_text() for path in out.iterdir()} == {"one": "1"}
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    with pytest.raises(RuntimeError), published_directory(tmp_path / "failed") as directory:
+        (directory / "one").write_text("1")
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["above"]
+
+
+def test_a_directory_takes_no_others_place(tmp_path: Path) -> None:
+    for name in ("empty", "full"):
+        with pytest.raises(FileExistsError), published_directory(tmp_path / name) as directory:
+            (directory / "mine").write_text("mine")
+            (tmp_path / name).mkdir()  # another process came first
+            if name == "full":
+                (tmp_path / name / "theirs").write_text("theirs")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "full", "theirs"]
