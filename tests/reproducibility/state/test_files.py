@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,24 +23,31 @@ def test_a_replaced_file_has_the_new_content_and_leaves_nothing_beside_it(tmp_pa
     assert [each.name for each in tmp_path.iterdir()] == ["state"]
 
 
+def write_theirs(directory: Path) -> None:
+    directory.mkdir()
+    (directory / "theirs").write_text("theirs")
+
+
+def fill(path: Path, then: Callable[[], object] = lambda: None) -> None:
+    with published_directory(path) as directory:
+        (directory / "one").write_text("1")
+        assert not path.exists()
+        then()
+
+
 def test_a_directory_appears_complete_or_not_at_all(tmp_path: Path) -> None:
     out = tmp_path / "above" / "out"
-    with published_directory(out) as directory:
-        (directory / "one").write_text("1")
-        assert not out.exists()
+    fill(out)
     assert {path.name: path.read_text() for path in out.iterdir()} == {"one": "1"}
     assert [path.name for path in out.parent.iterdir()] == ["out"]
-    with pytest.raises(RuntimeError), published_directory(tmp_path / "failed") as directory:
-        (directory / "one").write_text("1")
-        raise RuntimeError
+    with pytest.raises(ZeroDivisionError):
+        fill(tmp_path / "failed", lambda: 1 / 0)
     assert [path.name for path in tmp_path.iterdir()] == ["above"]
 
 
 def test_a_directory_takes_no_others_place(tmp_path: Path) -> None:
-    for name in ("empty", "full"):
-        with pytest.raises(FileExistsError), published_directory(tmp_path / name) as directory:
-            (directory / "mine").write_text("mine")
-            (tmp_path / name).mkdir()  # another process came first
-            if name == "full":
-                (tmp_path / name / "theirs").write_text("theirs")
+    with pytest.raises(FileExistsError):  # another process came first
+        fill(tmp_path / "empty", (tmp_path / "empty").mkdir)
+    with pytest.raises(FileExistsError):
+        fill(tmp_path / "full", lambda: write_theirs(tmp_path / "full"))
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "full", "theirs"]
