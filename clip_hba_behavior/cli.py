@@ -259,6 +259,22 @@ def predict(
     raise typer.Exit(predict(source, images, out, top, keys, device))
 
 
+@app.command()
+def report(
+    asked: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN_OR_SWEEP...", help="A run, several runs or results CSVs, or a sweep."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Directory of the report. Default: RUN/report, for one run.")
+    ] = None,
+) -> None:
+    """Show what runs did: pages that open from disk, and the same figures for a paper."""
+    from clip_hba_behavior.report.commands import report
+
+    raise typer.Exit(report(asked, out))
+
+
 @data_app.command("check")
 def data_check(
     config: Annotated[Path, typer.Argument(help="YAML file with the data's five keys.")], settings: Settings = None
