@@ -156,7 +156,9 @@ def fork(
     ],
     perturb: Annotated[
         str,
-        typer.Option("--perturb", help="random_target, label_shuffle, image_noise, uniform_images or none."),
+        typer.Option(
+            "--perturb", help="random_target, label_shuffle, image_noise, uniform_images, reorder or none."
+        ),
     ],
     run_dir: Annotated[Path, typer.Option("--run-dir", help="The fork's new directory.")],
     perturb_length: Annotated[

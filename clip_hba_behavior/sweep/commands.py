@@ -45,6 +45,9 @@ def plan(sweep: Path) -> int:
     runs, trained, alone = len(planned.runs()), planned.epochs_to_train(), planned.epochs_alone()
     files = trained + runs
     print(f"{runs} runs, {trained} epochs to train; {alone} if each began at the baseline")
+    if null := sum(run.kind == "reorder" for run in planned.runs()):
+        seeds = planned.file.null_seeds
+        print(f"{null} of them are the null: reorder, seeds 1 to {seeds}, for each start and length")
     if seconds is None:
         print("the baseline's log tells no times")
     else:
@@ -145,13 +148,17 @@ def table(sweep: Path) -> int:
 
 def collect(planned: Plan) -> int:
     """Aggregate the finished runs into the table; return 0 if that is all of them and every control holds."""
+    from clip_hba_behavior.sweep.effects import effects_of
     from clip_hba_behavior.sweep.table import aggregate, write_table
 
     states = {each.name: status_of(planned, each) for each in planned.runs()}
     finished = {name: int(found.epoch or 0) for name, found in states.items() if found.state == "done"}
     rows, problems = aggregate(planned, finished)
-    for path in write_table(planned, rows):
+    effects = effects_of(rows)
+    for path in write_table(planned, rows, effects):
         print(path)
+    for note in effects.notes:
+        print(note)
     problems |= {name: found.detail for name, found in states.items() if found.state == "failed"}
     for name, problem in problems.items():
         print(f"{name} is not in the table\n  {_indented(problem)}")
