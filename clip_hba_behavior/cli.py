@@ -270,11 +270,19 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="Directory of the report. Default: RUN/report, for one run.")
     ] = None,
+    config: WhereDataAre = None,
+    split_half: Annotated[
+        Path | None, typer.Option("--split-half", help="RDM48_triplet_splithalf.mat, for the noise ceiling.")
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option("--certificate", help="Of a verification; those in the run are found.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Show what runs did: pages that open from disk, and the same figures for a paper."""
     from clip_hba_behavior.report.commands import report
 
-    raise typer.Exit(report(asked, out))
+    raise typer.Exit(report(asked, out, config, split_half, certificate, device))
 
 
 @data_app.command("check")

@@ -3,9 +3,12 @@
 What needs torch or draws is imported once the checks are done: a wrong path is told at once.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from clip_hba_behavior.config import make_config, read_config_file
+from clip_hba_behavior.report.certificates import certificates_of
 from clip_hba_behavior.report.output import refuse_foreign, write_report
 from clip_hba_behavior.report.sources import Source, find_sources, read_records
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
@@ -14,8 +17,18 @@ from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.log import session
 
 
-def report(asked: Sequence[Path], out: Path | None) -> int:
-    """Write the report of a run, or of several runs beside each other; return the exit code.
+def report(
+    asked: Sequence[Path],
+    out: Path | None,
+    config: Path | None,
+    split_half: Path | None,
+    certificate: Path | None,
+    device: str,
+) -> int:
+    """Write the report of a run, or of several runs beside each other.
+
+    Returns:
+        The exit code: 1 if something could not be read and was left out.
 
     Raises:
         BadInputError: something given cannot be used; nothing was written.
@@ -23,15 +36,27 @@ def report(asked: Sequence[Path], out: Path | None) -> int:
     sources = find_sources(asked)
     directory = out if out is not None else _default_directory(sources)
     refuse_foreign(directory)
+    keys = read_config_file(config) if config is not None else {}
+    make_config(keys)
     records = read_records(sources)
-    from clip_hba_behavior.report.run_page import run_page
+    certificates, notes = certificates_of(records[0], certificate)
+    if split_half is not None and not split_half.is_file():
+        raise BadInputError(f"there is no file {split_half}\n  give --split-half RDM48_triplet_splithalf.mat")
+    from clip_hba_behavior.data.things import read_human_halves
+    from clip_hba_behavior.rsa.noise_ceiling import noise_ceiling
+
+    ceiling = None if split_half is None else noise_ceiling(*read_human_halves(split_half))
+    from clip_hba_behavior.report.run_page import Request, run_page
     from clip_hba_behavior.report.site import render_site
 
     with session() as here:
-        pages = [run_page(records[0])]
-        write_report(directory, render_site(pages, here.interruptible().report))
+        page, left_out = run_page(records[0], Request(keys, device, ceiling, certificates), here)
+        write_report(directory, render_site([page], here.interruptible().report))
         here.logger.info("The report is in %s", directory / "index.html")
-    return 0
+    left_out = [*notes, *left_out]
+    for each in left_out:
+        print(f"left out: {each}", file=sys.stderr)
+    return 1 if left_out else 0
 
 
 def _default_directory(sources: Sequence[Source]) -> Path:

@@ -1,11 +1,15 @@
 """Figures of what a run's results tell, epoch by epoch."""
 
+import statistics
 from collections.abc import Sequence
 from typing import Literal
 
 from clip_hba_behavior.report.colours import INK
 from clip_hba_behavior.report.figure import Figure, Level, Mark, Panel, Series, Span, Table, epoch_step
 from clip_hba_behavior.report.sources import RunRecord
+from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.listing import in_time
+from clip_hba_behavior.run.log import epoch_seconds
 
 
 def epochs_of(record: RunRecord) -> list[float]:
@@ -78,3 +82,51 @@ def named_epochs(epochs: Sequence[int], most: int = 8) -> list[str]:
 
 def _kind(x: Sequence[float]) -> Literal["line", "both"]:
     return "both" if len(x) <= 30 else "line"
+
+
+def alignment_recorded(record: RunRecord) -> Figure:
+    """Return the figure of behavioural RSA as the run recorded it: without an interval."""
+    x, rho = epochs_of(record), record.column("behavioral_rsa_rho")
+    return Figure(
+        "alignment",
+        "Behavioural RSA over epochs, as recorded",
+        "Spearman’s rho of the model’s and the human RDM of the held-out images. It has no interval here: that takes "
+        "the predictions.",
+        f"Behavioural RSA over {len(x)} epochs: {rho[0]:.3f} at first, {rho[-1]:.3f} at the end.",
+        (
+            Panel(
+                (*perturbed_span(record), Series(x, rho, style=0, kind=_kind(x))),
+                "epoch",
+                "behavioural RSA (Spearman’s rho)",
+                x_step=epoch_step(x[0], x[-1]),
+            ),
+        ),
+        Table(("epoch", "behavioral_rsa_rho"), list(zip(record.rows, rho, strict=True))),
+    )
+
+
+def epoch_times(record: RunRecord) -> Figure | None:
+    """Return the figure of the seconds of each epoch, as the run's log has them; None if it has none."""
+    found = dict(epoch_seconds(RunDirectory.at(record.path).log_file))  # of an epoch trained twice, the last
+    if not found:
+        return None
+    x = [float(epoch) for epoch in sorted(found)]
+    seconds = [found[int(epoch)] for epoch in x]
+    total = in_time(sum(seconds))
+    return Figure(
+        "times",
+        "Seconds of each epoch",
+        f"With its evaluation, from the run’s log: {total} in all, median {statistics.median(seconds):.3g} s.",
+        f"Seconds of {len(x)} epochs, {total} in all.",
+        (
+            Panel(
+                (Series(x, seconds, kind=_kind(x)),),
+                "epoch",
+                "seconds",
+                x_step=epoch_step(x[0], x[-1]),
+                y_range=(0.0, 1.1 * max(*seconds, 0.1)),
+                height=280,
+            ),
+        ),
+        Table(("epoch", "seconds"), list(zip(map(int, x), seconds, strict=True))),
+    )

@@ -4,7 +4,6 @@ What needs torch is imported once the file is read: a wrong path or key is told 
 """
 
 import random
-import re
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -15,7 +14,7 @@ from clip_hba_behavior.reproducibility.state.files import replace
 from clip_hba_behavior.run.advice import command_line, go_on_with
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
-from clip_hba_behavior.run.log import session
+from clip_hba_behavior.run.log import epoch_seconds, session
 from clip_hba_behavior.sweep import slurm
 from clip_hba_behavior.sweep.collected import collect, not_in_the_table
 from clip_hba_behavior.sweep.local import cancel_local, refuse_no_fork_server, run_locally
@@ -23,7 +22,6 @@ from clip_hba_behavior.sweep.plan import Plan, Run, make_plan, read_sweep_file
 from clip_hba_behavior.sweep.progress import SweepProgress
 from clip_hba_behavior.sweep.status import Status, status_of
 
-_EPOCH_SECONDS = re.compile(r"Epoch \d+/\d+: .* ([0-9.]+) s$")
 
 
 def read_plan(sweep: Path) -> Plan:
@@ -63,8 +61,7 @@ def plan(sweep: Path) -> int:
 def _cost_of_an_epoch(planned: Plan) -> tuple[float | None, int]:
     """Return an epoch's median seconds and a checkpoint's bytes, of the baseline."""
     baseline = RunDirectory(planned.baseline)
-    lines = baseline.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
-    found = [float(match[1]) for line in lines if (match := _EPOCH_SECONDS.search(line))]
+    found = [seconds for _, seconds in epoch_seconds(baseline.log_file)]
     newest = list_checkpoints(baseline.checkpoints)[planned.last_epoch]
     return (statistics.median(found) if found else None), newest.stat().st_size
 
