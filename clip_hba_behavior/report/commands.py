@@ -11,6 +11,7 @@ from clip_hba_behavior.config import make_config, read_config_file
 from clip_hba_behavior.report.certificates import certificates_of
 from clip_hba_behavior.report.output import refuse_foreign, write_report
 from clip_hba_behavior.report.sources import Source, find_sources, read_records
+from clip_hba_behavior.report.sweeps.commands import report_sweeps
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.run.directory import RunDirectory
@@ -34,6 +35,9 @@ def report(
         BadInputError: something given cannot be used; nothing was written.
     """
     sources = find_sources(asked)
+    if any(source.kind == "sweep" for source in sources):
+        _refuse_what_is_of_a_run(sources, config, split_half, certificate)
+        return report_sweeps(sources, out)
     directory = out if out is not None else _default_directory(sources)
     refuse_foreign(directory)
     keys = read_config_file(config) if config is not None else {}
@@ -57,6 +61,26 @@ def report(
     for each in left_out:
         print(f"left out: {each}", file=sys.stderr)
     return 1 if left_out else 0
+
+
+def _refuse_what_is_of_a_run(sources: Sequence[Source], *options: Path | None) -> None:
+    """Return if all that is given is of sweeps.
+
+    Raises:
+        BadInputError: a run is given beside a sweep, or an option that only a run's page uses.
+    """
+    sweeps = [source.path for source in sources if source.kind == "sweep"]
+    if others := [source.path for source in sources if source.kind != "sweep"]:
+        raise BadInputError(
+            f"a report is of runs or of sweeps\n  sweeps: {', '.join(map(str, sweeps))}\n"
+            f"  others: {', '.join(map(str, others))}\n"
+            f"  report each alone: {command_line('report', sweeps[0])}"
+        )
+    if any(option is not None for option in options):
+        raise BadInputError(
+            "--config, --split-half and --certificate are of a run's report; a sweep's uses none of them\n"
+            f"  leave them out: {command_line('report', *sweeps)}"
+        )
 
 
 def _default_directory(sources: Sequence[Source]) -> Path:
