@@ -59,7 +59,7 @@ COLUMNS: dict[str, Column] = {
     ),
     "followed_epochs": Column(
         int,
-        "The largest recovery_epochs that could have been seen before the run's end; the time of a censored run in "
+        "The largest recovery_epochs that could be seen before the run's end: the time of a censored run in "
         "a Kaplan-Meier estimate.",
     ),
     "censored": Column(bool, "Whether the run ended before it recovered; empty for unperturbed runs."),
@@ -103,7 +103,8 @@ EFFECT_COLUMNS: dict[str, Column] = {
     "family_p_value": Column(
         float,
         "(1 + number of null seeds whose largest statistic over the m start epochs is at least the perturbed "
-        "runs') / (K + 1); a statistic is the absolute difference divided by the root mean square of the other K runs'.",
+        "runs') / (K + 1); a statistic is the absolute difference divided by the root mean square of the other "
+        "K runs'.",
     ),
     "adjusted_p_value": Column(
         float, "matched_p_value by Benjamini and Hochberg over the m; empty where (K + 1) is less than m / 0.05."

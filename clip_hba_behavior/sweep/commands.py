@@ -45,7 +45,7 @@ def plan(sweep: Path) -> int:
     print(f"{runs} runs, {trained} epochs to train; {alone} if each began at the baseline")
     if null := sum(run.kind == "reorder" for run in planned.runs()):
         seeds = planned.file.null_seeds
-        print(f"{null} of them are the null: reorder, seeds 1 to {seeds}, for each start and length")
+        print(f"{null} of them are the null of effects: reorder, seeds 1 to {seeds}, for each start and length")
     if seconds is None:
         print("the baseline's log tells no times")
     else:

@@ -285,7 +285,9 @@ def trained_with(run: Path, epoch: int) -> list[str]:
     step = trainer._step
 
     def look(batch: Any) -> float:
-        seen.extend(digest([features, targets]) for features, targets in zip(batch.features, batch.targets, strict=True))
+        seen.extend(
+            digest([features, targets]) for features, targets in zip(batch.features, batch.targets, strict=True)
+        )
         return step(batch)
 
     trainer._step = look  # type: ignore[method-assign]

@@ -34,7 +34,9 @@ def family_p_value_by_the_nulls_spread(values: np.ndarray, null: np.ndarray) -> 
     return p_value(float(np.abs(values / spread).max()), np.abs(null / spread).max(axis=1).tolist())
 
 
-def family_of(chance: np.random.Generator, num_null: int, num_epochs: int, effect: float) -> tuple[np.ndarray, ...]:
+def family_of(
+    chance: np.random.Generator, num_null: int, num_epochs: int, effect: float
+) -> tuple[np.ndarray, ...]:
     """A perturbed run and a null over epochs whose spreads differ and which correlate, as a sweep's do."""
     shared = chance.standard_normal((num_null + 1, 1))
     drawn = (shared + chance.standard_normal((num_null + 1, num_epochs))) / np.sqrt(2)
@@ -45,9 +47,7 @@ def family_of(chance: np.random.Generator, num_null: int, num_epochs: int, effec
 
 def share_found(claim: Claim, cases: int, effect: float = 0.0, num_null: int = 19, num_epochs: int = 12) -> float:
     chance = np.random.Generator(np.random.Philox(1))
-    return float(
-        np.mean([claim(*family_of(chance, num_null, num_epochs, effect)) <= 0.05 for _ in range(cases)])
-    )
+    return float(np.mean([claim(*family_of(chance, num_null, num_epochs, effect)) <= 0.05 for _ in range(cases)]))
 
 
 SOME = 400
