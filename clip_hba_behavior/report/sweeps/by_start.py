@@ -171,7 +171,7 @@ def _panel(by_kind: ByKind, measure: str, title: str, styles: Mapping[str, int])
     return Panel(
         tuple(marks),
         "first perturbed epoch",
-        f"change of {MEASURE_NAMES[measure]} ({UNITS[measure]})",
+        f"change ({UNITS[measure]})",
         title,
         x_step=epoch_step(starts[0], starts[-1]),
     )

@@ -179,4 +179,4 @@ def _marks_text(record: SweepRecord) -> str:
     if not record.has_null():
         return "There is no null to judge cells against: see the effects below."
     several = ", in every seed" if len(record.plan.file.seeds) > 1 else ""
-    return f"A cross is {RULE}{several}."
+    return f"A cross marks {RULE}{several}."

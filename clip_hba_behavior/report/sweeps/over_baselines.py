@@ -1,7 +1,6 @@
 """The page of several sweeps: effects over their baselines, each of which counts once."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from clip_hba_behavior.report.blocks import Block, Facts, Page, Section, Text, Titled
 from clip_hba_behavior.report.figure import Figure, Level, Mark, Panel, Series, Table, epoch_step
@@ -100,10 +99,9 @@ def _panel(
                 hover=[f"{kind}, {name.rpartition('/')[2]}" for _, _, name in points], is_faint=True,
             )
         )  # fmt: skip
-        drawn: Literal["both"] = "both"
         marks.append(
             Series(
-                [each.start_epoch + shift for each in of], [each.mean for each in of], kind, styles[kind], drawn,
+                [each.start_epoch + shift for each in of], [each.mean for each in of], kind, styles[kind], "both",
                 [each.low for each in of], [each.high for each in of],
                 hover=[f"{kind}, start {each.start_epoch}" for each in of],
             )
@@ -112,7 +110,7 @@ def _panel(
     return Panel(
         tuple(marks),
         "first perturbed epoch",
-        f"change of {MEASURE_NAMES[measure]} ({UNITS[measure]})",
+        f"change ({UNITS[measure]})",
         title,
         x_step=epoch_step(starts[0], starts[-1]),
     )

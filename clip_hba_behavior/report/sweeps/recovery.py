@@ -96,7 +96,7 @@ def recovery_medians(record: SweepRecord) -> Titled:
     return Titled(
         f"{record.prefix}recovery-medians",
         "Median recovery",
-        f"A run has recovered when its test loss comes within {band:.3g} times the baseline’s and stays there for "
+        f"A run has recovered when its test loss comes within {100 * band:g} % of the baseline’s and stays there for "
         f"{band_epochs} consecutive epochs; its time is counted from the last perturbed epoch to the first of these, "
         "and from the first perturbed epoch. Runs that were never outside had nothing to recover from and are counted "
         "apart. A run that ended before it recovered is censored there. The median is Kaplan and Meier’s: the first "

@@ -1,21 +1,21 @@
 """Tables of a sweep: its controls, effects and claims, and the runs that are not in it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clip_hba_behavior.report.blocks import Block, Command, Missing, Text, Titled
+from clip_hba_behavior.report.blocks import Block, Command, Facts, Missing, Text, Titled
 from clip_hba_behavior.report.figure import Cell, Table
 from clip_hba_behavior.report.sweeps.record import SweepRecord
 from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.sweep.collected import not_in_the_table
 from clip_hba_behavior.sweep.columns import EFFECT_COLUMNS
+from clip_hba_behavior.sweep.nulls import FALSE_DISCOVERY_RATE
 
 _SHOWN_EFFECTS = (
     "kind", "length", "start_epoch", "seed", "measure", "when", "epoch", "effect", "matched_null_runs",
     "matched_null_mean", "matched_null_spread", "matched_p_value", "adjusted_p_value", "wider_null_runs",
     "wider_p_value",
 )  # fmt: skip
-_CLAIM_RULES = ("family_p_value", "adjusted_p_value")
 
 
 def controls(record: SweepRecord) -> list[Block]:
@@ -60,23 +60,27 @@ def effects(record: SweepRecord) -> list[Block]:
         blocks.append(Missing("p-values", why, _run(record)))
     blocks += [Text(_sentence(note)) for note in record.effects.notes if record.has_null()]
     if record.effects.families:
-        blocks.append(_claims(record))
+        blocks += [_claims(record), _rules("family_p_value", "adjusted_p_value")]
     rows = list(record.effects.rows())
     if rows:
-        rules = [f"{name}: {_uncapitalised(EFFECT_COLUMNS[name].rule)}" for name in _SHOWN_EFFECTS[5:]]
-        blocks.append(
+        blocks += [
             Titled(
                 f"{record.prefix}effects",
                 "Effects beside their nulls",
-                "\n".join(rules),
+                "Each run alone, not corrected for their number. The rules of the columns stand below.",
                 Table(_SHOWN_EFFECTS, [tuple(row[name] for name in _SHOWN_EFFECTS) for row in rows]),
-            )
-        )
+            ),
+            _rules(*_SHOWN_EFFECTS[5:]),
+        ]
     return blocks
 
 
+def _rules(*columns: str) -> Facts:
+    """Return how columns come about, each beside its name."""
+    return Facts([(name, EFFECT_COLUMNS[name].rule) for name in columns])
+
+
 def _claims(record: SweepRecord) -> Titled:
-    rules = "\n".join(f"{name}: {_uncapitalised(EFFECT_COLUMNS[name].rule)}" for name in _CLAIM_RULES)
     rows: list[tuple[Cell, ...]] = [
         (
             each.kind,
@@ -87,13 +91,13 @@ def _claims(record: SweepRecord) -> Titled:
             len(each.start_epochs),
             len(each.null_seeds),
             each.p_value,
-            _smallest(each.start_epochs, each.statistics),
+            _largest_at(each.start_epochs, each.statistics),
             "too few null runs"
             if each.adjusted_p_values is None
             else ", ".join(
                 str(start)
                 for start, p in zip(each.start_epochs, each.adjusted_p_values, strict=True)
-                if p <= 0.05
+                if p <= FALSE_DISCOVERY_RATE
             )
             or "none",
         )
@@ -103,18 +107,18 @@ def _claims(record: SweepRecord) -> Titled:
         f"{record.prefix}claims",
         "One claim for all start epochs",
         "Each row asks once whether the perturbation did anything at any start epoch; nothing corrects across the "
-        f"rows.\n{rules}",
+        "rows.",
         Table(
             (
-                "kind", "length", "seed", "measure", "when", "start epochs (m)", "null runs (K)", "family p",
-                "start epoch with the largest statistic", "start epochs with adjusted p ≤ 0.05",
+                "kind", "length", "seed", "measure", "when", "m", "K", "family_p_value", "largest at epoch",
+                "adjusted_p_value ≤ 0.05 at epoch",
             ),
             rows,
         ),
     )  # fmt: skip
 
 
-def _smallest(starts: Sequence[int], statistics: Sequence[float]) -> int:
+def _largest_at(starts: Sequence[int], statistics: Sequence[float]) -> int:
     return max(zip(statistics, starts, strict=True), key=lambda pair: (pair[0], -pair[1]))[1]
 
 
@@ -143,27 +147,12 @@ def not_there(record: SweepRecord) -> list[Block]:
         ]
     else:
         blocks.append(Text(f"All {len(collected.states)} runs of the sweep are done and in this report."))
-    blocks += [Text(line) for line in _paragraphs(not_in_the_table(record.plan))]
+    blocks += [Text(_sentence(line.strip())) for line in not_in_the_table(record.plan)]
     return blocks
 
 
-def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
-    """Join each line that is indented to the one before it."""
-    found: list[str] = []
-    for line in lines:
-        if found and line.startswith(" "):
-            found[-1] += f"\n{line.strip()}"
-        else:
-            found.append(_sentence(line))
-    yield from found
-
-
 def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}"
-
-
-def _uncapitalised(text: str) -> str:
-    return f"{text[0].lower()}{text[1:]}"
+    return f"{text[0].upper()}{text[1:]}{'' if text.endswith((':', '.')) else '.'}"
 
 
 def _run(record: SweepRecord) -> str:
