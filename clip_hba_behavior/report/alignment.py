@@ -83,8 +83,8 @@ def matrices(evaluation: Evaluation) -> Figure:
         "Each cell is a pair of images. RDMs are compared by rank, so both are shown as percentiles of "
         f"{len(np.triu_indices(len(human), 1)[0]):,} pairs: 100 is the most dissimilar pair. Red in "
         "the difference: the model takes a pair for less alike than people do. All three are in the order of an "
-        f"average-linkage clustering of the human RDM. The model is that of epoch {evaluation.best}. The numbers are in the table "
-        "of the next figure.",
+        f"average-linkage clustering of the human RDM. The model is that of epoch {evaluation.best}. The numbers "
+        "are in the table of the next figure.",
         "Three matrices: dissimilarity by the model, by people, and their difference.",
         tuple(panels),
     )
