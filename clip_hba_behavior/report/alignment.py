@@ -27,14 +27,14 @@ def alignment_over_epochs(record: RunRecord, evaluation: Evaluation, ceiling: No
     x = [float(epoch) for epoch in epochs]
     marks: list[Mark] = [
         *perturbed_span(record),
-        Series(x, rho, "model and people", 0, "line", low, high),
+        Series(x, rho, "this run", 0, "line", low, high),
         Series(x, rho, style=0, kind="points"),
     ]
     text = (
-        f"Spearman’s rho of the model’s and the human RDM of {len(evaluation.human_rdm)} images on which nothing was "
-        f"trained. The band holds {LEVEL:.0%} of the values when images are drawn with replacement "
-        f"({RESAMPLES:,} draws, the same for every epoch, pairs of an image with itself left out). The draws are shared, "
-        "so a difference between epochs can be surer than the bands suggest."
+        f"Spearman’s rho of the model’s and the human RDM of {len(evaluation.human_rdm)} images on which nothing "
+        f"was trained. The band holds {LEVEL:.0%} of the values when images are drawn with replacement "
+        f"({RESAMPLES:,} draws, pairs of an image with itself left out). Every epoch has the same draws, so a "
+        "difference between epochs can be surer than the bands suggest."
     )
     if ceiling is not None and not math.isnan(ceiling.maximum):
         marks += [
@@ -42,15 +42,14 @@ def alignment_over_epochs(record: RunRecord, evaluation: Evaluation, ceiling: No
             Level(ceiling.reliability, f"a second measurement of people: {ceiling.reliability:.3f}", 3),
         ]
         text += (
-            f" Lines: the RDMs of two halves of the human data correlate at {ceiling.split_half:.3f}; by Spearman and "
-            "Brown a second, equally large measurement would at the lower line, and a model without noise at the upper."
+            f" Lines: the RDMs of two halves of the human data correlate at {ceiling.split_half:.3f}. By Spearman "
+            "and Brown, a second measurement of this size would reach the lower line, a perfect model the upper."
         )
-    best = evaluation.best
     return Figure(
         "alignment",
         "Behavioural RSA over epochs",
         text,
-        f"Behavioural RSA from epoch {epochs[0]} to {epochs[-1]}: {rho[0]:.3f} at first, {rho[-1]:.3f} at the end.",
+        f"Behavioural RSA: {rho[0]:.3f} after epoch {epochs[0]}, {rho[-1]:.3f} after epoch {epochs[-1]}.",
         (
             Panel(
                 tuple(marks), "epoch", "behavioural RSA (Spearman’s rho)",
@@ -73,18 +72,19 @@ def matrices(evaluation: Evaluation) -> Figure:
     largest = float(np.nanmax(np.abs(difference)))
     pairs = (("Model", shown[0]), ("People", shown[1]))
     panels = [
-        Panel((Heat(rdm.tolist(), names, names, "percentile", 0, 100),), title=title, height=360)
+        Panel((Heat(rdm.tolist(), names, names, "percentile", 0, 100),), title=title, height=400)
         for title, rdm in pairs
     ]
     heat = Heat(difference.tolist(), names, names, "model − people", -largest, largest, "diverging")
-    panels.append(Panel((heat,), title="Difference", height=360))
+    panels.append(Panel((heat,), title="Difference", height=400))
     return Figure(
         "rdms",
         "Dissimilarity of the held-out images",
-        "Each cell is a pair of images. RDMs are compared by rank, so both are shown as percentiles of their own "
-        f"{len(np.triu_indices(len(human), 1)[0]):,} pairs: 100 is the most dissimilar pair. Red in the difference: the "
-        "model takes a pair for less alike than people do. All three are in the order of an average-linkage clustering "
-        f"of the human RDM. The model is that of epoch {evaluation.best}. The numbers are in the table of the next figure.",
+        "Each cell is a pair of images. RDMs are compared by rank, so both are shown as percentiles of "
+        f"{len(np.triu_indices(len(human), 1)[0]):,} pairs: 100 is the most dissimilar pair. Red in "
+        "the difference: the model takes a pair for less alike than people do. All three are in the order of an "
+        f"average-linkage clustering of the human RDM. The model is that of epoch {evaluation.best}. The numbers "
+        "are in the table of the next figure.",
         "Three matrices: dissimilarity by the model, by people, and their difference.",
         tuple(panels),
     )
@@ -101,9 +101,9 @@ def pairs(evaluation: Evaluation) -> Figure:
     return Figure(
         "pairs",
         "Predicted against measured dissimilarity",
-        f"The {len(hover):,} pairs of held-out images, by the model of epoch {evaluation.best}: 1 − Pearson’s correlation "
-        "of two images’ predicted dimensions, against the human dissimilarity. Pairs share images, so they are not "
-        "independent: their number is no sample size.",
+        f"The {len(hover):,} pairs of held-out images, by the model of epoch {evaluation.best}: 1 − Pearson’s "
+        "correlation of two images’ predicted dimensions, against the human dissimilarity. Pairs share images, so "
+        "they are not independent: their number is no sample size.",
         f"{len(hover)} pairs of images; their ranks correlate at {rho:.3f}.",
         (
             Panel(

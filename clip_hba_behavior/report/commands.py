@@ -4,7 +4,7 @@ What needs torch or draws is imported once the checks are done: a wrong path is 
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clip_hba_behavior.config import make_config, read_config_file
@@ -26,7 +26,7 @@ def report(
     certificate: Path | None,
     device: str,
 ) -> int:
-    """Write the report of a run, or of several runs beside each other.
+    """Write the report of a run, of several runs beside each other, or of sweeps.
 
     Returns:
         The exit code: 1 if something could not be read and was left out.
@@ -35,52 +35,46 @@ def report(
         BadInputError: something given cannot be used; nothing was written.
     """
     sources = find_sources(asked)
+    of_a_run = {"--split-half": split_half, "--certificate": certificate, "--config": config}
     if any(source.kind == "sweep" for source in sources):
-        _refuse_what_is_of_a_run(sources, config, split_half, certificate)
+        _refuse_options_of_a_run(of_a_run)
         return report_sweeps(sources, out)
     directory = out if out is not None else _default_directory(sources)
     refuse_foreign(directory)
+    of_one_run = len(sources) == 1 and sources[0].kind == "run"
+    if not of_one_run:
+        _refuse_options_of_a_run(of_a_run)
     keys = read_config_file(config) if config is not None else {}
     make_config(keys)
-    records = read_records(sources)
-    certificates, notes = certificates_of(records[0], certificate)
     if split_half is not None and not split_half.is_file():
         raise BadInputError(f"there is no file {split_half}\n  give --split-half RDM48_triplet_splithalf.mat")
+    records = read_records(sources)
+    certificates, left_out = certificates_of(records[0], certificate) if of_one_run else ([], [])
     from clip_hba_behavior.data.things import read_human_halves
+    from clip_hba_behavior.report.run_page import Request, run_page
+    from clip_hba_behavior.report.runs_page import runs_page
+    from clip_hba_behavior.report.site import render_site
     from clip_hba_behavior.rsa.noise_ceiling import noise_ceiling
 
     ceiling = None if split_half is None else noise_ceiling(*read_human_halves(split_half))
-    from clip_hba_behavior.report.run_page import Request, run_page
-    from clip_hba_behavior.report.site import render_site
-
     with session() as here:
-        page, left_out = run_page(records[0], Request(keys, device, ceiling, certificates), here)
+        if of_one_run:
+            page, problems = run_page(records[0], Request(keys, device, ceiling, certificates), here)
+            left_out += problems
+        else:
+            page = runs_page(records, here)
+            left_out += [f"{record.path}: {note}" for record in records for note in record.notes]
         write_report(directory, render_site([page], here.interruptible().report))
         here.logger.info("The report is in %s", directory / "index.html")
-    left_out = [*notes, *left_out]
     for each in left_out:
         print(f"left out: {each}", file=sys.stderr)
     return 1 if left_out else 0
 
 
-def _refuse_what_is_of_a_run(sources: Sequence[Source], *options: Path | None) -> None:
-    """Return if all that is given is of sweeps.
-
-    Raises:
-        BadInputError: a run is given beside a sweep, or an option that only a run's page uses.
-    """
-    sweeps = [source.path for source in sources if source.kind == "sweep"]
-    if others := [source.path for source in sources if source.kind != "sweep"]:
-        raise BadInputError(
-            f"a report is of runs or of sweeps\n  sweeps: {', '.join(map(str, sweeps))}\n"
-            f"  others: {', '.join(map(str, others))}\n"
-            f"  report each alone: {command_line('report', sweeps[0])}"
-        )
-    if any(option is not None for option in options):
-        raise BadInputError(
-            "--config, --split-half and --certificate are of a run's report; a sweep's uses none of them\n"
-            f"  leave them out: {command_line('report', *sweeps)}"
-        )
+def _refuse_options_of_a_run(given: Mapping[str, Path | None]) -> None:
+    for option, path in given.items():
+        if path is not None:
+            raise BadInputError(f"{option} {path}: only for the report of one run\n  leave it out")
 
 
 def _default_directory(sources: Sequence[Source]) -> Path:

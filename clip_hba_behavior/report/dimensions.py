@@ -38,11 +38,11 @@ def dimensions(evaluation: Evaluation) -> Figure:
     return Figure(
         "dimensions",
         f"Correlation of each dimension on the {found.num_images} test images",
-        "Pearson’s correlation of predicted and measured values over the test images, of the model of epoch "
-        f"{evaluation.best}. Each p is two-sided, by {found.permutations:,} permutations of the images, because most "
-        "values are near zero and a few are large; the p of all "
-        f"{found.num_tests} dimensions are corrected together ({CORRECTION}). Filled: corrected p of {SHARE_OF_FALSE} at "
-        "most, so that about that share of the filled ones is expected to be false.",
+        "Pearson’s correlation of predicted and measured values over the test images, of the model of "
+        f"epoch {evaluation.best}. Each p is two-sided, by {found.permutations:,} permutations of the images, "
+        "because most values are near zero and a few are large; the p of all "
+        f"{found.num_tests} dimensions are corrected together ({CORRECTION}). Where the corrected p is "
+        f"{SHARE_OF_FALSE} at most, about that share of the dimensions is expected to be there by chance.",
         f"{sure} of {number} dimensions correlate with their targets after correction; the median correlation is "
         f"{median:.2f}.",
         (
@@ -50,9 +50,10 @@ def dimensions(evaluation: Evaluation) -> Figure:
                 (
                     Level(0.0, is_upright=True),
                     Series(*places[True], f"corrected p ≤ {SHARE_OF_FALSE}", 0, "points"),
-                    Series(*places[False], "not", 1, "points"),
+                    Series(*places[False], f"corrected p > {SHARE_OF_FALSE}", 1, "points"),
                 ),
                 "Pearson’s correlation",
+                x_range=(min(0.0, float(np.nanmin(found.r))) - 0.03, 1.03),
                 y_names=names,
                 height=140 + 15 * number,
             ),
@@ -60,7 +61,11 @@ def dimensions(evaluation: Evaluation) -> Figure:
         Table(
             ("dimension", "prompt", "r", "p", "p_adjusted"),
             [
-                (int(row), evaluation.prompts[row], *(float(each[row]) for each in (found.r, found.p, found.p_adjusted)))
+                (
+                    int(row),
+                    evaluation.prompts[row],
+                    *(float(each[row]) for each in (found.r, found.p, found.p_adjusted)),
+                )
                 for row in order
             ],
         ),

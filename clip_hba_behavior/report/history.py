@@ -11,6 +11,8 @@ from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.listing import in_time
 from clip_hba_behavior.run.log import epoch_seconds
 
+_LEAST_DISTANCE = 0.08  # of two labels, as a share of the panel
+
 
 def epochs_of(record: RunRecord) -> list[float]:
     """Return the recorded epochs, as numbers of an axis."""
@@ -61,7 +63,7 @@ def trajectory(record: RunRecord) -> Figure:
             Panel(
                 (
                     Series(
-                        test, rho, style=0, kind="both", labels=named_epochs(list(record.rows)),
+                        test, rho, style=0, kind="both", labels=named_epochs(list(record.rows), test, rho),
                         hover=[f"epoch {epoch}" for epoch in record.rows],
                     ),
                 ),
@@ -73,11 +75,22 @@ def trajectory(record: RunRecord) -> Figure:
     )  # fmt: skip
 
 
-def named_epochs(epochs: Sequence[int], most: int = 8) -> list[str]:
-    """Return a label for each epoch: a few of them named, the first and the last among them."""
-    step = epoch_step(0, len(epochs) * 10 / most)
-    ends = (0, len(epochs) - 1)
-    return [str(epoch) if index in ends or epoch % step == 0 else "" for index, epoch in enumerate(epochs)]
+def named_epochs(epochs: Sequence[int], x: Sequence[float], y: Sequence[float]) -> list[str]:
+    """Return a label for each point of a curve: its epoch, or nothing where another label is too near.
+
+    The last and the first epoch come first, then those that end in zeros.
+    """
+    width, height = (max(values) - min(values) or 1.0 for values in (x, y))
+    places = [(a / width, b / height) for a, b in zip(x, y, strict=True)]
+    chosen: list[int] = []
+    order = sorted(
+        range(1, len(epochs) - 1), key=lambda index: (epochs[index] % 10 > 0, epochs[index] % 5 > 0, index)
+    )
+    for index in (len(epochs) - 1, 0, *order):
+        apart = (max(abs(places[index][axis] - places[each][axis]) for axis in (0, 1)) for each in chosen)
+        if index not in chosen and all(distance >= _LEAST_DISTANCE for distance in apart):
+            chosen.append(index)
+    return [str(epoch) if index in chosen else "" for index, epoch in enumerate(epochs)]
 
 
 def _kind(x: Sequence[float]) -> Literal["line", "both"]:
@@ -90,8 +103,8 @@ def alignment_recorded(record: RunRecord) -> Figure:
     return Figure(
         "alignment",
         "Behavioural RSA over epochs, as recorded",
-        "Spearman’s rho of the model’s and the human RDM of the held-out images. It has no interval here: that takes "
-        "the predictions.",
+        "Spearman’s rho of the model’s and the human RDM of the held-out images. It has no interval here: that "
+        "takes the predictions.",
         f"Behavioural RSA over {len(x)} epochs: {rho[0]:.3f} at first, {rho[-1]:.3f} at the end.",
         (
             Panel(

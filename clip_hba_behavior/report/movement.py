@@ -25,12 +25,11 @@ def movement(record: RunRecord, checkpoints: Mapping[int, Parameters]) -> Figure
     epochs = list(checkpoints)
     start = checkpoints[epochs[0]]
     distances = {
-        name: [_distance(checkpoints[epoch][name], value) for epoch in epochs]
-        for name, value in start.items()
+        name: [_distance(checkpoints[epoch][name], value) for epoch in epochs] for name, value in start.items()
     }
     layers = list(dict.fromkeys(_layer_of(name) for name in distances))
     x = [float(epoch) for epoch in epochs]
-    panels = []
+    panels: list[Panel] = []
     for factor in DORA_PARAMETERS:
         marks: list[Mark] = [*perturbed_span(record)]
         for name, values in distances.items():
@@ -47,9 +46,9 @@ def movement(record: RunRecord, checkpoints: Mapping[int, Parameters]) -> Figure
         "movement",
         "What moved in the parameters",
         f"Euclidean distance of each adapted layer’s DoRA parameters from those of epoch {epochs[0]}, "
-        f"{'before training' if epochs[0] == 0 else 'the first with a checkpoint'}. Factors have their own sizes and "
-        "scales, so compare layers within a panel, not panels.",
-        f"Distance of the parameters of {len(layers)} layers from their start, over epochs {epochs[0]} to {epochs[-1]}.",
+        f"{'before training' if epochs[0] == 0 else 'the first with a checkpoint'}. Factors have their own sizes "
+        "and scales, so compare layers within a panel, not panels.",
+        f"Distance of the parameters of {len(layers)} layers from their start, up to epoch {epochs[-1]}.",
         tuple(panels),
         Table(
             ("epoch", *(f"{_layer_of(name)} {name.rpartition('.')[2]}" for name in distances)),

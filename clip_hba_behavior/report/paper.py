@@ -6,8 +6,12 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import MultipleLocator
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from clip_hba_behavior.report.colours import (
     INK,
@@ -39,30 +43,41 @@ _SETTINGS: Any = {
     "lines.markersize": 3.5,
     "legend.frameon": False,
 }
-_METADATA: dict[str, dict[str, Any]] = {
-    "svg": {"Date": None, "Creator": None},
-    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-    "png": {"Software": None},
-}
+_DOTS_PER_INCH = 200
 
 
 def paper_files(figure: Figure) -> dict[str, bytes]:
-    """Return a figure's files for a paper by the ending of their names: svg, pdf, png (200 dots per inch)."""
+    """Return a figure's files for a paper by the ending of their names: svg, pdf, png."""
     with rc_context(_SETTINGS):
         width = _PANEL_WIDTH.get(len(figure.panels), 3.4)
         height = max(panel.height for panel in figure.panels) / 100
         canvas = Canvas(figsize=(width * len(figure.panels), height), layout="constrained")
-        for axes, panel in zip(
-            canvas.subplots(1, len(figure.panels), squeeze=False)[0], figure.panels, strict=True
-        ):
+        several = canvas.subplots(1, len(figure.panels), squeeze=False)[0]
+        entries: dict[str, Any] = {}
+        for axes, panel in zip(several, figure.panels, strict=True):
             _draw(canvas, axes, panel)
-        files = {}
-        for ending, metadata in _METADATA.items():
-            content = io.BytesIO()
-            canvas.savefig(content, format=ending, dpi=200, metadata=metadata)
-            files[ending] = content.getvalue()
-            canvas.set_layout_engine("none")  # where all stands is known from the first time
-        return files
+            handles, names = axes.get_legend_handles_labels()
+            entries = dict(zip(names, handles, strict=True)) | entries  # one legend for all panels
+        if entries:
+            columns = min(len(entries), 2 * len(figure.panels) + 1)
+            canvas.legend([*entries.values()], [*entries], loc="outside upper left", ncols=columns)
+        svg, pdf = io.BytesIO(), io.BytesIO()
+        # not by `savefig`, which draws everything twice
+        FigureCanvasSVG(canvas).print_svg(svg, metadata={"Date": None, "Creator": None})
+        canvas.set_layout_engine("none")  # by now all has its place
+        FigureCanvasPdf(canvas).print_pdf(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+        return {"svg": svg.getvalue(), "pdf": pdf.getvalue(), "png": _png(canvas)}
+
+
+def _png(canvas: Canvas) -> bytes:
+    canvas.set_dpi(_DOTS_PER_INCH)
+    agg = FigureCanvasAgg(canvas)
+    agg.draw()
+    image = Image.fromarray(np.asarray(agg.buffer_rgba())).convert("RGB")
+    content = io.BytesIO()
+    # 256 colours are enough, and a third of the bytes
+    image.quantize(256, dither=Image.Dither.NONE).save(content, "PNG", dpi=(_DOTS_PER_INCH, _DOTS_PER_INCH))
+    return content.getvalue()
 
 
 def _draw(canvas: Canvas, axes: Axes, panel: Panel) -> None:
@@ -74,7 +89,7 @@ def _draw(canvas: Canvas, axes: Axes, panel: Panel) -> None:
     if panel.is_y_log:
         axes.set_yscale("log")
     if panel.x_step is not None:
-        axes.xaxis.set_major_locator(MultipleLocator(panel.x_step))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
     if panel.x_range is not None:
         axes.set_xlim(*panel.x_range)
     if panel.y_range is not None:
@@ -82,12 +97,6 @@ def _draw(canvas: Canvas, axes: Axes, panel: Panel) -> None:
     if panel.y_names:
         axes.set_yticks(range(len(panel.y_names)), panel.y_names, fontsize=6)
         axes.set_ylim(len(panel.y_names) - 0.5, -0.5)
-    handles, names = axes.get_legend_handles_labels()
-    if names:
-        columns = min(len(names), 3)
-        axes.legend(
-            handles, names, loc="lower left", bbox_to_anchor=(0, 1.0 if not panel.title else 1.06), ncols=columns
-        )
 
 
 def _draw_mark(canvas: Canvas, axes: Axes, mark: Mark) -> None:
@@ -115,12 +124,13 @@ def _draw_mark(canvas: Canvas, axes: Axes, mark: Mark) -> None:
 def _draw_series(axes: Axes, mark: Series) -> None:
     x, y = np.asarray(mark.x, dtype=float), np.asarray(mark.y, dtype=float)
     colour = _COLOURS[colour_name(mark.style)]
-    style: dict[str, Any] = {"color": colour, "label": mark.name or None, "alpha": 0.35 if mark.is_faint else 1.0}
+    style: dict[str, Any] = {"color": colour, "label": mark.name or None, "alpha": 0.45 if mark.is_faint else 1.0}
     has_line, has_points = mark.kind in ("line", "both"), mark.kind in ("points", "both")
     style["linestyle"] = PAPER_DASHES[dash_number(mark.style)] if has_line else "none"
     style["marker"] = (
         PAPER_MARKERS[0 if mark.style == INK else mark.style % len(PAPER_MARKERS)] if has_points else ""
     )
+    style["markersize"] = 3.5 if len(mark.x) <= 300 else 2
     style["linewidth"] = 0.7 if mark.is_faint else 1.3
     if mark.low is not None and mark.high is not None:
         low, high = np.asarray(mark.low, dtype=float), np.asarray(mark.high, dtype=float)

@@ -42,9 +42,13 @@ def _series(mark: Series) -> list[dict[str, Any]]:
         "mode": "+".join([*modes, *(["text"] if any(mark.labels) else [])]),
         "name": mark.name,
         "showlegend": bool(mark.name),
-        "opacity": 0.35 if mark.is_faint else 1,
+        "opacity": 0.45 if mark.is_faint else 1,
         "line": {"color": colour, "dash": DASHES[dash_number(mark.style)], "width": 1.2 if mark.is_faint else 2},
-        "marker": {"color": colour, "symbol": MARKERS[max(mark.style, 0) % len(MARKERS)], "size": 7},
+        "marker": {
+            "color": colour,
+            "symbol": MARKERS[max(mark.style, 0) % len(MARKERS)],
+            "size": 7 if len(mark.x) <= 300 else 5,
+        },
         "hovertemplate": ("%{text}<br>" if mark.hover else "") + "%{x:.5~g}, %{y:.5~g}",
     }
     if any(mark.labels):
@@ -73,24 +77,26 @@ def _series(mark: Series) -> list[dict[str, Any]]:
 
 
 def _heat(mark: Heat) -> list[dict[str, Any]]:
-    x, y = list(range(len(mark.x_names))), list(range(len(mark.y_names)))
-    hover = [[f"{row}, {column}" for column in mark.x_names] for row in mark.y_names]
     trace = {
         "type": "heatmap",
         "z": [numbers(row) for row in mark.values],
-        "x": x,
-        "y": y,
-        "text": hover,
-        "hovertemplate": "%{text}<br>%{z:.4~g}<extra></extra>",
+        "x": list(mark.x_names),
+        "y": list(mark.y_names),
+        "hovertemplate": "%{y}, %{x}<br>%{z:.4~g}<extra></extra>",
         "zmin": mark.low,
         "zmax": mark.high,
         "colorscale": scale_steps(mark.scale),
-        "colorbar": {"title": {"text": mark.label, "side": "right"}, "thickness": 12, "outlinewidth": 0},
+        "colorbar": _colour_bar(mark),
         "hoverongaps": False,
     }
     if mark.marked is None:
         return [trace]
-    cells = [(column, row) for row in y for column in x if mark.marked[row][column]]
+    cells = [
+        (column, row)
+        for row, marks in zip(mark.y_names, mark.marked, strict=True)
+        for column, is_marked in zip(mark.x_names, marks, strict=True)
+        if is_marked
+    ]
     crosses = {
         "type": "scatter",
         "mode": "markers",
@@ -103,6 +109,15 @@ def _heat(mark: Heat) -> list[dict[str, Any]]:
         "marker": {"symbol": "x", "size": 9, "color": "#FFFFFF", "line": {"color": "#000000", "width": 1}},
     }
     return [trace, crosses]
+
+
+def _colour_bar(mark: Heat) -> dict[str, Any]:
+    """Return a bar to the right, or below where no names of columns are: more is left for the matrix."""
+    if len(mark.x_names) <= _MOST_NAMES:
+        return {"title": {"text": mark.label, "side": "right"}, "thickness": 12, "outlinewidth": 0}
+    title = {"text": mark.label, "side": "bottom"}
+    place = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.02, "yanchor": "top", "len": 1, "xpad": 0}
+    return {"title": title, "thickness": 10, "outlinewidth": 0, **place}
 
 
 def _level(mark: Level) -> dict[str, Any]:
@@ -145,8 +160,8 @@ def _legend_of(mark: Level | Span) -> dict[str, Any]:
 def _layout(panel: Panel) -> dict[str, Any]:
     heats = [mark for mark in panel.marks if isinstance(mark, Heat)]
     axis = {"gridcolor": "@grid", "zerolinecolor": "@grid", "linecolor": "@faint", "automargin": True}
-    x_axis: dict[str, Any] = axis | {"title": {"text": panel.x_label}}
-    y_axis: dict[str, Any] = axis | {"title": {"text": panel.y_label}}
+    x_axis: dict[str, Any] = axis | {"title": {"text": panel.x_label, "standoff": 8}}
+    y_axis: dict[str, Any] = axis | {"title": {"text": panel.y_label, "standoff": 8}}
     if panel.x_step is not None:
         x_axis |= {"tick0": 0, "dtick": panel.x_step}
     if panel.x_range is not None:
@@ -161,13 +176,15 @@ def _layout(panel: Panel) -> dict[str, Any]:
         y_axis["tickfont"] = {"size": 10}
     for heat in heats:
         for names, of in ((heat.x_names, x_axis), (heat.y_names, y_axis)):
-            of |= {"showgrid": False, "zeroline": False, "constrain": "domain"}
-            of |= _names(names) if len(names) <= _MOST_NAMES else {"showticklabels": False, "ticks": ""}
+            of |= {"type": "category", "showgrid": False, "constrain": "domain", "constraintoward": "top"}
+            of |= {} if len(names) <= _MOST_NAMES else {"showticklabels": False, "ticks": ""}
+        x_axis["constraintoward"] = "left"
         y_axis |= {"range": [len(heat.y_names) - 0.5, -0.5]}
+        if len(heat.x_names) == len(heat.y_names):
+            y_axis |= {"scaleanchor": "x"}
     return {
-        "title": {"text": panel.title, "font": {"size": 14}, "x": 0.02, "xanchor": "left"},
         "height": panel.height,
-        "margin": {"l": 48, "r": 12, "t": 40 if panel.title else 16, "b": 56},
+        "margin": {"l": 48, "r": 12, "t": 16, "b": 56 if panel.x_label else 24},
         "font": {"family": _FONT, "size": 12, "color": "@ink"},
         "paper_bgcolor": "@page",
         "plot_bgcolor": "@page",

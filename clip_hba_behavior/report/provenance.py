@@ -15,8 +15,14 @@ def about_run(record: RunRecord) -> list[Fact]:
     config, environment = record.config, record.environment
     assert config is not None
     facts = [
-        ("Epochs", f"{name_epochs(record.rows).removeprefix('epochs ').removeprefix('epoch ')} of {config.epochs}"),
-        ("Arithmetic", f"{config.arithmetic}{'' if config.is_portable() else ': bits depend on machine and versions'}"),
+        (
+            "Epochs",
+            f"{name_epochs(record.rows).removeprefix('epochs ').removeprefix('epoch ')} of {config.epochs}",
+        ),
+        (
+            "Arithmetic",
+            f"{config.arithmetic}{'' if config.is_portable() else ': bits depend on machine and versions'}",
+        ),
         ("Random seed", str(config.random_seed)),
     ]
     for key, what in (("parent", "Fork of"), ("continued_from", "Continued from")):

@@ -70,7 +70,9 @@ def run_page(record: RunRecord, request: Request, session: Session) -> tuple[Pag
     sections = [
         Section("summary", "Summary", _summary(record, request, evaluation, alignment)),
         Section("training", "Training", [losses(record), trajectory(record)]),
-        Section("alignment-with-people", "Alignment with people", _alignment(record, request, evaluation, problem)),
+        Section(
+            "alignment-with-people", "Alignment with people", _alignment(record, request, evaluation, problem)
+        ),
         Section("dimensions-and-images", "Dimensions and images", _dimensions(record, evaluation, problem)),
         Section("parameters", "Parameters", _parameters(record, checkpoints)),
         Section("time", "Time", _time(record)),
@@ -128,26 +130,28 @@ def _summary(
     blocks += [Facts(each.facts()) for each in request.certificates]
     if not request.certificates:
         verify = command_line("verify", "checkpoints", record.path, "--json", record.path / "certificate.json")
-        blocks.append(Missing("a certificate", "None of this run’s is in its directory, and none was named.", verify))
+        blocks.append(
+            Missing("a certificate", "None of this run’s is in its directory, and none was named.", verify)
+        )
     return blocks
 
 
-def _alignment(
-    record: RunRecord, request: Request, evaluation: Evaluation | None, problem: str
-) -> list[Block]:
+def _alignment(record: RunRecord, request: Request, evaluation: Evaluation | None, problem: str) -> list[Block]:
     if evaluation is None:
         return [alignment_recorded(record), _no_data(record, "intervals, RDMs and pairs", problem)]
     blocks: list[Block] = [alignment_over_epochs(record, evaluation, request.ceiling)]
     if request.ceiling is None:
         again = command_line("report", record.path, "--split-half", "RDM48_triplet_splithalf.mat")
-        blocks.append(Missing("the noise ceiling", "The RDMs of two halves of the human data were not given.", again))
+        blocks.append(
+            Missing("the noise ceiling", "The RDMs of two halves of the human data were not given.", again)
+        )
     return [*blocks, matrices(evaluation), pairs(evaluation)]
 
 
 def _dimensions(record: RunRecord, evaluation: Evaluation | None, problem: str) -> list[Block]:
     if evaluation is None or record.config is None:
         return [_no_data(record, "dimensions and images", problem)]
-    text = "Error: mean squared error over the 66 dimensions. Below it the largest dimensions, predicted and measured."
+    text = "Error: mean squared error over the dimensions. Below it the largest ones, predicted and measured."
     return [dimensions(evaluation), Text(text), *galleries(evaluation, record.config.preprocessing)]
 
 
@@ -171,5 +175,7 @@ def _repeat(record: RunRecord) -> list[Block]:
     again = Path(f"{RunDirectory.at(record.path).path.name}-again")
     return [
         Command("This trains the run again, from its recorded configuration:", repeated(record, again)),
-        Command("This finds the first bit in which the two differ, if any:", command_line("diff", record.path, again)),
+        Command(
+            "This finds the first bit in which the two differ, if any:", command_line("diff", record.path, again)
+        ),
     ]

@@ -23,7 +23,6 @@ from clip_hba_behavior.sweep.progress import SweepProgress
 from clip_hba_behavior.sweep.status import Status, status_of
 
 
-
 def read_plan(sweep: Path) -> Plan:
     """Read a sweep's file and list its runs."""
     return make_plan(read_sweep_file(sweep))

@@ -30,17 +30,21 @@ ClipHba = Callable[..., Outcome]
 
 @pytest.fixture(scope="module")
 def sweep(standin_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a finished sweep: two kinds, starts, lengths and seeds, and two null runs of each."""
+    """The directory of a finished sweep: two kinds, starts, lengths and seeds, and two null runs of each.
+
+    Of uniform_images, which draws nothing, there is one seed.
+    """
     directory = tmp_path_factory.mktemp("sweep")
     keys = {**data_keys(standin_data), "num_threads": 1, "rank": 4, "lr": 1e-3, "device": "cpu", "batch_size": 16}
 
     def clip_hba(*arguments: object) -> Outcome:
         texts = [str(each) for each in arguments]
-        return fresh_process.call(fresh_process.clip_hba, texts, output=directory / "output.txt")
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv(fresh_process.SERVER_IN_ADVANCE, "1")
+            return fresh_process.call(fresh_process.clip_hba, texts, output=directory / "output.txt")
 
-    baseline = trained(clip_hba, directory, keys | {"epochs": 5}, "baseline")
-    kinds = ["random_target", "label_shuffle"]
-    file = write_sweep(directory, baseline, kinds=kinds, seeds=[0, 1], null_seeds=2, reseeds=1, band_epochs=1)
+    baseline = trained(clip_hba, directory, keys | {"epochs": 4}, "baseline")
+    file = write_sweep(directory, baseline, seeds=[0, 1], null_seeds=2, band_epochs=1)
     outcome = clip_hba("sweep", "run", file)
     assert outcome.code == 0, outcome.output
     return directory / "sweep"
@@ -85,7 +89,7 @@ def test_the_page_shows_every_part_and_the_same_sweep_gives_the_same_bytes(
     page = files["first"]["index.html"].decode()
     for title in ("Controls", "At the perturbed epoch", "Effects and claims", "Recovery", "Final performance"):
         assert re.search(f"<h2 id=[^>]*>{title}</h2>", page), title
-    assert "All 28 runs of the sweep are done and in this report." in page
+    assert "All 22 runs of the sweep are done and in this report." in page
     assert "2 of 2 controls are equal to the baseline to the last bit." in page
     assert "with 2 null runs no p-value is below 0.33" in page.lower()
     assert "no p-value is adjusted for 2 epochs by benjamini and hochberg" in page.lower()
@@ -115,7 +119,7 @@ def test_numbers_of_the_change_are_the_tables(record: SweepRecord, sweep: Path) 
     assert figure.table is not None
     with (sweep / "sweep.csv").open(newline="") as file:
         rows = {(row["run"], row["epoch"]): row for row in csv.DictReader(file)}
-    assert len(figure.table.rows) == 2 * 2 * 2 * 2  # kinds, starts, seeds; after one epoch, and after two
+    assert len(figure.table.rows) == 2 * 2 * (2 + 1)  # after one epoch, and after two; starts; seeds of both kinds
     for length, kind, start, seed, epoch, change, null_runs, *_ in figure.table.rows:
         row = rows[f"e{start:03}_{kind}_l{length}_s{seed}", str(epoch)]
         assert change == float(row["test_loss_minus_baseline"])
@@ -131,10 +135,10 @@ def test_numbers_of_the_change_are_the_tables(record: SweepRecord, sweep: Path) 
 
 
 def test_after_the_first_epoch_all_lengths_are_one_run_and_final_ones_have_each_length(record: SweepRecord) -> None:
-    first = at_the_window(record, "test_loss")[1]["label_shuffle"]
+    first = at_the_window(record, "test_loss")[1]["random_target"]
     assert {start: [each.seed for each in effects] for start, effects in first.items()} == {2: [0, 1], 3: [0, 1]}
     last = at_the_end(record, "test_loss")
-    assert {each.epoch for of in last.values() for starts in of.values() for all_ in starts.values() for each in all_} == {5}
+    assert {each.epoch for of in last.values() for starts in of.values() for all_ in starts.values() for each in all_} == {4}
 
 
 def test_heat_maps_have_one_scale_around_zero_and_nothing_before_the_start(record: SweepRecord) -> None:
@@ -146,9 +150,9 @@ def test_heat_maps_have_one_scale_around_zero_and_nothing_before_the_start(recor
     assert heats[0].low == -heats[0].high
     assert max(abs(value) for heat in heats for row in heat.values for value in row if value == value) == heats[0].high
     for heat in heats:
-        assert heat.x_names == ["2", "3", "4", "5"]
-        assert [[value == value for value in row] for row in heat.values] == [[True] * 4, [False, True, True, True]]
-        assert heat.marked == [[False] * 4] * 2  # two null runs can put nothing outside
+        assert heat.x_names == ["2", "3", "4"]
+        assert [[value == value for value in row] for row in heat.values] == [[True] * 3, [False, True, True]]
+        assert heat.marked == [[False] * 3] * 2  # two null runs can put nothing outside
 
 
 def test_cells_outside_the_null_are_marked_where_the_null_is_large_enough(record: SweepRecord) -> None:
@@ -179,7 +183,7 @@ def test_the_band_ends_where_p_falls_to_its_level(size: int) -> None:
 def test_the_best_of_each_run_stands_beside_the_null(record: SweepRecord) -> None:
     figure = heat_maps.best_by_length(record, "test_loss")
     titles = [panel.title for panel in figure.panels]
-    assert titles == ["random_target", "label_shuffle", "null (reorder): mean of 2 runs"]
+    assert titles == ["random_target", "uniform_images", "null (reorder): mean of 2 runs"]
     assert figure.table is not None
     losses = {epoch: row["test_loss"] for epoch, row in record.baseline.rows.items()}
     for kind, start, length, seed, difference, *_ in figure.table.rows:
@@ -191,8 +195,12 @@ def test_the_best_of_each_run_stands_beside_the_null(record: SweepRecord) -> Non
 def test_recovery_counts_runs_and_names_its_rule(record: SweepRecord) -> None:
     titled = recovery_medians(record)
     assert "within 2 % of the baseline’s and stays there for 1 consecutive epochs" in titled.text
-    for _, _, runs, inside, recovered, censored, *_ in titled.table.rows:
-        assert inside + recovered + censored == runs == 4
+    for kind, _, runs, inside, recovered, censored, *_ in titled.table.rows:
+        assert runs == (4 if kind == "random_target" else 2)
+        assert isinstance(inside, int)
+        assert isinstance(recovered, int)
+        assert isinstance(censored, int)
+        assert inside + recovered + censored == runs
     figures = list(recovery_curves(record))
     assert [figure.name for figure in figures] == ["recovery-1", "recovery-2"]
     assert "within 2 % of the baseline" in figures[0].text
@@ -200,7 +208,7 @@ def test_recovery_counts_runs_and_names_its_rule(record: SweepRecord) -> None:
 
 def test_a_control_that_is_not_the_baseline_is_named(own_sweep: Path, clip_hba: ClipHba, tmp_path: Path) -> None:
     ledger = tmp_path / "baseline" / "steps.jsonl"
-    digest = record_of(own_sweep).baseline.digests[5]
+    digest = record_of(own_sweep).baseline.digests[4]
     ledger.write_text(ledger.read_text().replace(digest, "0" * len(digest)))
     outcome = clip_hba("report", own_sweep, "--out", tmp_path / "report")
     assert outcome.code == 1, outcome.output
@@ -208,27 +216,27 @@ def test_a_control_that_is_not_the_baseline_is_named(own_sweep: Path, clip_hba: 
     assert "0 of 2 controls are equal to the baseline to the last bit." in page
     assert "Control e002_none is not the baseline, so no effect here can be trusted." in page
     with (tmp_path / "report" / "figures" / "controls.csv").open(newline="") as file:
-        assert [row["first epoch that differs"] for row in csv.DictReader(file)] == ["5", "5"]
+        assert [row["first epoch that differs"] for row in csv.DictReader(file)] == ["4", "4"]
 
 
 def test_missing_and_damaged_runs_are_named_with_the_command_that_goes_on(
     own_sweep: Path, clip_hba: ClipHba, tmp_path: Path
 ) -> None:
-    shutil.rmtree(own_sweep / "runs" / "e003_label_shuffle_l2_s1")
-    (own_sweep / "runs" / "e002_reseed_s1" / "training_res.csv").unlink()
-    change_file(own_sweep, lengths=[1, 2, 4])
+    shutil.rmtree(own_sweep / "runs" / "e003_random_target_l2_s1")
+    (own_sweep / "runs" / "e002_reorder_l2_s2" / "training_res.csv").unlink()
+    change_file(own_sweep, lengths=[1, 2, 3])
     outcome = clip_hba("report", own_sweep, "--out", tmp_path / "report")
     assert outcome.code == 1, outcome.output
     assert "clip-hba sweep status" in outcome.output
     page = (tmp_path / "report" / "index.html").read_text()
     assert f"clip-hba sweep resume {own_sweep / 'sweep.yaml'}" in page
-    assert "6 runs are left out: the perturbation would go beyond the baseline&#39;s last epoch, 5" in page
+    assert "5 runs are left out: the perturbation would go beyond the baseline&#39;s last epoch, 4" in page
     with (tmp_path / "report" / "figures" / "not-there.csv").open(newline="") as file:
         rows = {row["run"]: (row["state"], row["what is wrong"]) for row in csv.DictReader(file)}
-    assert rows["e003_label_shuffle_l2_s1"][0] == "missing"
-    assert rows["e002_label_shuffle_l4_s0"][0] == "missing"
-    assert rows["e002_reseed_s1"][0] == "damaged"
-    assert "training_res.csv does not have epoch 2" in rows["e002_reseed_s1"][1]
+    assert rows["e003_random_target_l2_s1"][0] == "missing"
+    assert rows["e002_uniform_images_l3_s0"][0] == "missing"
+    assert rows["e002_reorder_l2_s2"][0] == "damaged"
+    assert "training_res.csv does not have epoch 2" in rows["e002_reorder_l2_s2"][1]
 
 
 def test_a_sweep_without_null_says_what_to_add(own_sweep: Path, clip_hba: ClipHba, tmp_path: Path) -> None:
@@ -250,7 +258,7 @@ def test_a_sweep_of_which_no_run_is_done_has_a_page(own_sweep: Path, tmp_path: P
     assert outcome.code == 1, outcome.output
     page = (tmp_path / "report" / "index.html").read_text()
     assert "No perturbed run is done yet." in page
-    assert "28 missing" in page
+    assert "22 missing" in page
 
 
 def test_controls_that_were_not_asked_for_are_named_as_missing(record: SweepRecord) -> None:
@@ -266,8 +274,8 @@ def test_what_is_no_sweep_is_refused_before_torch_is_imported(
     for arguments, expected in [
         ([tmp_path], "there is neither a run nor a sweep in"),
         ([tmp_path / "none.yaml"], "there is no"),
-        ([sweep, sweep.parent / "baseline"], "a report is of runs or of sweeps"),
-        ([sweep, "--split-half", sweep], "--config, --split-half and --certificate are of a run's report"),
+        ([sweep, sweep.parent / "baseline"], "baseline is no sweep"),
+        ([sweep, "--split-half", sweep], "only for the report of one run"),
         ([sweep, sweep / "sweep.yaml", "--out", tmp_path / "out"], "two sweeps have the same baseline"),
     ]:
         outcome = clip_hba("report", *arguments)

@@ -21,6 +21,11 @@ def report_sweeps(sources: Sequence[Source], out: Path | None) -> int:
         BadInputError: something given cannot be used; nothing was written.
         StoppedError: a baseline's own results are not all there.
     """
+    if others := [str(source.path) for source in sources if source.kind != "sweep"]:
+        raise BadInputError(
+            f"a report is of runs or of sweeps, and {', '.join(others)} is no sweep\n"
+            f"  report each alone: {command_line('report', others[0])}"
+        )
     plans = plans_of(sources)
     if out is None and len(plans) > 1:
         raise BadInputError(
