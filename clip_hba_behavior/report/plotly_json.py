@@ -8,6 +8,7 @@ from clip_hba_behavior.report.colours import DASHES, MARKERS, colour_name, dash_
 from clip_hba_behavior.report.figure import Heat, Level, Panel, Series, Span
 
 _MOST_NAMES = 24  # of a matrix's rows, to be written beside it
+_FAINT = {"line": 0.7, "points": 0.45, "both": 0.7}  # lines are thin then, points are many
 _FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif'
 
 
@@ -42,7 +43,7 @@ def _series(mark: Series) -> list[dict[str, Any]]:
         "mode": "+".join([*modes, *(["text"] if any(mark.labels) else [])]),
         "name": mark.name,
         "showlegend": bool(mark.name),
-        "opacity": 0.45 if mark.is_faint else 1,
+        "opacity": _FAINT[mark.kind] if mark.is_faint else 1,
         "line": {"color": colour, "dash": DASHES[dash_number(mark.style)], "width": 1.2 if mark.is_faint else 2},
         "marker": {
             "color": colour,
@@ -190,7 +191,7 @@ def _layout(panel: Panel) -> dict[str, Any]:
         "plot_bgcolor": "@page",
         "hovermode": "closest",
         "hoverlabel": {"bgcolor": "@page", "bordercolor": "@faint", "font": {"color": "@ink"}},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
         "modebar": {"bgcolor": "@page/0", "color": "@faint", "activecolor": "@ink"},
         "xaxis": x_axis,
         "yaxis": y_axis,
