@@ -194,8 +194,8 @@ def _spread(group: Group) -> Facts:
 def _parting(records: Sequence[RunRecord], parted: Sequence[Parting]) -> list[Block]:
     first = records[0].name
     text = (
-        f"The first epoch in which a run differs from {first} in any bit: in its states, its ledger or its results; "
-        "of a table, in its results alone."
+        f"The first epoch in which a run differs from {first} in any bit: in its states, its ledger or its "
+        "results; of a table, in its results alone."
     )
     rows = [(each.run, each.epoch, each.what) for each in parted]
     return [Titled("partings", f"Compared with {first}", text, Table(("run", "first_epoch", "what"), rows))]
