@@ -10,7 +10,7 @@ from typing import Any
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, StoppedError
 from clip_hba_behavior.reproducibility.state.files import replace
 from clip_hba_behavior.run.advice import command_line
-from clip_hba_behavior.run.results import METRICS
+from clip_hba_behavior.run.results import METRICS, P_VALUE_CAVEAT
 from clip_hba_behavior.sweep.plan import Plan, Run
 from clip_hba_behavior.verification.files import RunFiles
 
@@ -32,10 +32,6 @@ COLUMNS = (
     "censored",
     "state_digest",
     "equals_baseline",
-)
-CAVEAT = (
-    "behavioral_rsa_p_value treats the 1,128 pairs of 48 images as independent, which they are not: "
-    "use it to rank, not to test."
 )
 
 
@@ -150,7 +146,7 @@ def write_table(plan: Plan, rows: list[dict[str, Any]]) -> Iterator[Path]:
     replace(path, _parquet(rows))
     yield path
     path = plan.directory / "sweep_columns.json"
-    note = {"caveat": CAVEAT, "band": plan.file.band, "columns": list(COLUMNS)}
+    note = {"caveat": P_VALUE_CAVEAT, "band": plan.file.band, "columns": list(COLUMNS)}
     replace(path, (json.dumps(note, indent=1) + "\n").encode())
     yield path
 
@@ -171,6 +167,8 @@ def _parquet(rows: list[dict[str, Any]]) -> bytes:
     kinds |= {"recovery_epochs": int, "perturbed": bool, "censored": bool, "equals_baseline": bool}
     arrays = [pa.array([row[name] for row in rows], type=types[kinds[name]]) for name in COLUMNS]
     sink = io.BytesIO()
-    schema = pa.schema([pa.field(name, types[kinds[name]]) for name in COLUMNS], metadata={"caveat": CAVEAT})
+    schema = pa.schema(
+        [pa.field(name, types[kinds[name]]) for name in COLUMNS], metadata={"caveat": P_VALUE_CAVEAT}
+    )
     pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink)
     return sink.getvalue()
