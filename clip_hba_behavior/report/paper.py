@@ -33,6 +33,7 @@ _SETTINGS: Any = {
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
     "font.family": "DejaVu Sans",
+    "text.parse_math": False,  # a name may hold dollar signs
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
