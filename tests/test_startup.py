@@ -69,7 +69,16 @@ WRONG = {
     "reconstruct run --config good.yaml --set epoch=3": "epoch: no such key; did you mean epochs?",
     "verify checkpoints run --loop none.py": "is not the run of a training loop of your own",
     "runs none": "there is no directory none",
+    "alignment none": "there is no run in",
+    "alignment run --epoch 9": "has no checkpoint of epoch 9",
+    "alignment run --epoch 3 --split-half none.mat": "--split-half none.mat: there is no such file",
+    "alignment run --epoch 3 --config none.yaml": "there is no configuration file none.yaml",
     "cache list --cache-dir none": "there is no directory of caches",
+    "report none": "there is no none",
+    "report run": "run has no results of any epoch",
+    "report run --out good.yaml": "--out good.yaml is a file",
+    "report run --split-half none.mat": "there is no file none.mat",
+    "report run other": "say where it goes: clip-hba report run other --out report",
     "slurm none.yaml": "there is no configuration file none.yaml",
     "sweep plan none.yaml": "there is no configuration file none.yaml",
     "sweep plan good.yaml": "the sweep file is wrong",
@@ -92,9 +101,9 @@ LOOKING = {
     **{
         f"{command} --help".strip(): "Usage: "
         for command in (
-            *("runs", "slurm", "cache", "cache list", "cache clean"),
+            *("runs", "alignment", "slurm", "cache", "cache list", "cache clean"),
             *("", "train", "resume", "fork", "inspect", "demo", "diff", "reconstruct", "data", "data check"),
-            *("verify", "verify quick", "verify checkpoints", "verify results", "sweep", "sweep plan"),
+            *("report", "verify", "verify quick", "verify checkpoints", "verify results", "sweep", "sweep plan"),
             *("sweep run", "sweep resume", "sweep status", "sweep table", "sweep cancel", "sweep verify"),
         )
     },

@@ -249,7 +249,7 @@ def read_human_rdm(path: Path) -> NDArray[np.float64]:
 
 
 def read_human_halves(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Read the human RDMs of two halves of the triplets, each `[48, 48] float64`, from RDM48_triplet_splithalf.mat.
+    """Read the human RDMs of two halves of the triplets, each `[48, 48] float64`.
 
     Raises:
         DataError: as `read_human_rdm`, of the variables `RDM48_triplet_split1` and `RDM48_triplet_split2`.
@@ -288,9 +288,7 @@ def _read_rdm(path: Path, variable: str, advice: str) -> NDArray[np.float64]:
     expected = f"  expected: {side} x {side} real numbers\n  {advice}"
     described = f"{' x '.join(map(str, shape or ['nothing']))} of class {kind}"
     if kind not in _NUMERIC_CLASSES or tuple(shape or ()) != (side, side):
-        raise DataError(
-            f"{path}: {variable} is no RDM of the {side} images\n  found:    {described}\n{expected}"
-        )
+        raise DataError(f"{path}: {variable} is no RDM of the {side} images\n  found:    {described}\n{expected}")
     try:
         loaded = scipy.io.loadmat(content, variable_names=[variable])[variable]
     except Exception as error:
@@ -300,9 +298,7 @@ def _read_rdm(path: Path, variable: str, advice: str) -> NDArray[np.float64]:
         raise DataError(f"{path}: {variable} cannot be read: {shown(str(loaded))}\n  {advice}")
     if loaded.shape != (side, side) or loaded.dtype.kind not in "fiu":
         described = f"{loaded.shape} of {loaded.dtype}"
-        raise DataError(
-            f"{path}: {variable} is no RDM of the {side} images\n  found:    {described}\n{expected}"
-        )
+        raise DataError(f"{path}: {variable} is no RDM of the {side} images\n  found:    {described}\n{expected}")
     rdm = np.ascontiguousarray(loaded, dtype=np.float64)
     if not np.isfinite(rdm).all():
         row, column = np.argwhere(~np.isfinite(rdm))[0]

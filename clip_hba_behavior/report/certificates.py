@@ -1,6 +1,5 @@
 """The certificates of a run: found in its directory, or named."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,24 +52,25 @@ def certificates_of(record: RunRecord, named: Path | None) -> tuple[list[Certifi
     """
     found: dict[Path, Certificate] = {}
     notes: list[str] = []
-    for path in _in_run(record):
+    for path in sorted(RunDirectory.at(record.path).path.glob("*.json")):
         try:
-            found[path.resolve()] = Certificate(path.name, _of_run(path, record))
+            content = read_verification(path)
+        except BadInputError:  # no certificate, as the run's other files are none
+            continue
+        try:
+            _refuse_other_run(path, content, record)
         except BadInputError as error:
             notes.append(str(error))
+        else:
+            found[path.resolve()] = Certificate(path.name, content)
     if named is not None:
-        found[named.resolve()] = Certificate(named.name, _of_run(named, record))
+        content = read_verification(named)
+        _refuse_other_run(named, content, record)
+        found[named.resolve()] = Certificate(named.name, content)
     return list(found.values()), notes
 
 
-def _in_run(record: RunRecord) -> Sequence[Path]:
-    run = RunDirectory.at(record.path)
-    own = {run.environment_file.name, "best.json"}
-    return [path for path in sorted(run.path.glob("*.json")) if path.name not in own]
-
-
-def _of_run(path: Path, record: RunRecord) -> dict[str, Any]:
-    content = read_verification(path)
+def _refuse_other_run(path: Path, content: dict[str, Any], record: RunRecord) -> None:
     claimed = {int(each["epoch"]): each["recorded_digest"] for each in content["epochs"]}
     compared = {epoch: digest for epoch, digest in claimed.items() if digest and epoch in record.digests}
     for epoch, digest in compared.items():
@@ -85,4 +85,3 @@ def _of_run(path: Path, record: RunRecord) -> dict[str, Any]:
             f"{path} says of no epoch of {record.path} which state it verified\n"
             "  leave --certificate out, or name this run's"
         )
-    return content

@@ -33,6 +33,7 @@ _SETTINGS: Any = {
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
     "font.family": "DejaVu Sans",
+    "text.parse_math": False,  # a name may hold dollar signs
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -44,6 +45,7 @@ _SETTINGS: Any = {
     "legend.frameon": False,
 }
 _DOTS_PER_INCH = 200
+_LETTERS_PER_INCH = 15
 
 
 def paper_files(figure: Figure) -> dict[str, bytes]:
@@ -59,7 +61,8 @@ def paper_files(figure: Figure) -> dict[str, bytes]:
             handles, names = axes.get_legend_handles_labels()
             entries = dict(zip(names, handles, strict=True)) | entries  # one legend for all panels
         if entries:
-            columns = min(len(entries), 2 * len(figure.panels) + 1)
+            room = int(_LETTERS_PER_INCH * canvas.get_figwidth())
+            columns = max(1, min(len(entries), room // (max(map(len, entries)) + 7)))
             canvas.legend([*entries.values()], [*entries], loc="outside upper left", ncols=columns)
         svg, pdf = io.BytesIO(), io.BytesIO()
         # not by `savefig`, which draws everything twice
@@ -124,7 +127,7 @@ def _draw_mark(canvas: Canvas, axes: Axes, mark: Mark) -> None:
 def _draw_series(axes: Axes, mark: Series) -> None:
     x, y = np.asarray(mark.x, dtype=float), np.asarray(mark.y, dtype=float)
     colour = _COLOURS[colour_name(mark.style)]
-    style: dict[str, Any] = {"color": colour, "label": mark.name or None, "alpha": 0.45 if mark.is_faint else 1.0}
+    style: dict[str, Any] = {"color": colour, "label": mark.name or None, "alpha": 0.6 if mark.is_faint else 1.0}
     has_line, has_points = mark.kind in ("line", "both"), mark.kind in ("points", "both")
     style["linestyle"] = PAPER_DASHES[dash_number(mark.style)] if has_line else "none"
     style["marker"] = (

@@ -1,5 +1,6 @@
 """A panel as plotly takes it: data and layout, with the names of colours in place of colours."""
 
+import html
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +9,7 @@ from clip_hba_behavior.report.colours import DASHES, MARKERS, colour_name, dash_
 from clip_hba_behavior.report.figure import Heat, Level, Panel, Series, Span
 
 _MOST_NAMES = 24  # of a matrix's rows, to be written beside it
+_FAINT = {"line": 0.7, "points": 0.45, "both": 0.7}  # lines are thin then, points are many
 _FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif'
 
 
@@ -40,9 +42,9 @@ def _series(mark: Series) -> list[dict[str, Any]]:
         "x": numbers(mark.x),
         "y": numbers(mark.y),
         "mode": "+".join([*modes, *(["text"] if any(mark.labels) else [])]),
-        "name": mark.name,
+        "name": _plain(mark.name),
         "showlegend": bool(mark.name),
-        "opacity": 0.45 if mark.is_faint else 1,
+        "opacity": _FAINT[mark.kind] if mark.is_faint else 1,
         "line": {"color": colour, "dash": DASHES[dash_number(mark.style)], "width": 1.2 if mark.is_faint else 2},
         "marker": {
             "color": colour,
@@ -52,10 +54,14 @@ def _series(mark: Series) -> list[dict[str, Any]]:
         "hovertemplate": ("%{text}<br>" if mark.hover else "") + "%{x:.5~g}, %{y:.5~g}",
     }
     if any(mark.labels):
-        trace |= {"text": list(mark.labels), "textposition": "top right", "textfont": {"size": 11}}
+        trace |= {
+            "text": [_plain(each) for each in mark.labels],
+            "textposition": "top right",
+            "textfont": {"size": 11},
+        }
         trace["hovertemplate"] = "%{x:.5~g}, %{y:.5~g}"
     elif mark.hover:
-        trace["text"] = list(mark.hover)
+        trace["text"] = [_plain(each) for each in mark.hover]
     if mark.low is None or mark.high is None:
         return [trace]
     if mark.kind == "line":
@@ -80,8 +86,8 @@ def _heat(mark: Heat) -> list[dict[str, Any]]:
     trace = {
         "type": "heatmap",
         "z": [numbers(row) for row in mark.values],
-        "x": list(mark.x_names),
-        "y": list(mark.y_names),
+        "x": [_plain(each) for each in mark.x_names],
+        "y": [_plain(each) for each in mark.y_names],
         "hovertemplate": "%{y}, %{x}<br>%{z:.4~g}<extra></extra>",
         "zmin": mark.low,
         "zmax": mark.high,
@@ -100,9 +106,9 @@ def _heat(mark: Heat) -> list[dict[str, Any]]:
     crosses = {
         "type": "scatter",
         "mode": "markers",
-        "x": [column for column, _ in cells],
-        "y": [row for _, row in cells],
-        "name": mark.mark_name,
+        "x": [_plain(column) for column, _ in cells],
+        "y": [_plain(row) for _, row in cells],
+        "name": _plain(mark.mark_name),
         "showlegend": bool(mark.mark_name),
         "hoverinfo": "skip",
         # a light cross with a dark rim is seen on every colour of a scale
@@ -150,7 +156,13 @@ def _span(mark: Span) -> dict[str, Any]:
 
 def _legend_of(mark: Level | Span) -> dict[str, Any]:
     """Return a trace without points: shapes have no legend that a narrow page can wrap."""
-    entry: dict[str, Any] = {"type": "scatter", "x": [None], "y": [None], "name": mark.name, "hoverinfo": "skip"}
+    entry: dict[str, Any] = {
+        "type": "scatter",
+        "x": [None],
+        "y": [None],
+        "name": _plain(mark.name),
+        "hoverinfo": "skip",
+    }
     if isinstance(mark, Level):
         line = {"color": f"@{colour_name(mark.style)}", "width": 1.2, "dash": "dash"}
         return entry | {"mode": "lines", "line": line}
@@ -190,7 +202,7 @@ def _layout(panel: Panel) -> dict[str, Any]:
         "plot_bgcolor": "@page",
         "hovermode": "closest",
         "hoverlabel": {"bgcolor": "@page", "bordercolor": "@faint", "font": {"color": "@ink"}},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
         "modebar": {"bgcolor": "@page/0", "color": "@faint", "activecolor": "@ink"},
         "xaxis": x_axis,
         "yaxis": y_axis,
@@ -198,7 +210,12 @@ def _layout(panel: Panel) -> dict[str, Any]:
 
 
 def _names(names: Sequence[str]) -> dict[str, Any]:
-    return {"tickvals": list(range(len(names))), "ticktext": list(names)}
+    return {"tickvals": list(range(len(names))), "ticktext": [_plain(each) for each in names]}
+
+
+def _plain(text: str) -> str:
+    """Return a text that plotly shows as it stands: it would take `<` for the beginning of a tag."""
+    return html.escape(text, quote=False)
 
 
 def numbers(values: Sequence[float]) -> list[float | None]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clip_hba_behavior.report.alignment import alignment_over_epochs, matrices, pairs
 from clip_hba_behavior.report.blocks import Block, Command, Facts, Missing, Page, Section, Text
 from clip_hba_behavior.report.certificates import Certificate
@@ -22,6 +24,8 @@ from clip_hba_behavior.run.checkpoint import read_named
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.use.alignment import Alignment, alignment_of
+
+_FEWEST_IMAGES = 3  # for a correlation
 
 
 @dataclass(frozen=True)
@@ -145,12 +149,17 @@ def _alignment(record: RunRecord, request: Request, evaluation: Evaluation | Non
         blocks.append(
             Missing("the noise ceiling", "The RDMs of two halves of the human data were not given.", again)
         )
+    if np.isnan(evaluation.model_rdm(evaluation.best)).any():
+        why = "The model predicts the same value in all dimensions of an image, so that its correlations are undefined."
+        return [*blocks, Missing("RDMs and pairs", why)]
     return [*blocks, matrices(evaluation), pairs(evaluation)]
 
 
 def _dimensions(record: RunRecord, evaluation: Evaluation | None, problem: str) -> list[Block]:
     if evaluation is None or record.config is None:
         return [_no_data(record, "dimensions and images", problem)]
+    if len(evaluation.test_images) < _FEWEST_IMAGES:
+        return [Missing("dimensions and images", f"There are fewer than {_FEWEST_IMAGES} test images.")]
     text = "Error: mean squared error over the dimensions. Below it the largest ones, predicted and measured."
     return [dimensions(evaluation), Text(text), *galleries(evaluation, record.config.preprocessing)]
 

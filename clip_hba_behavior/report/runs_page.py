@@ -31,6 +31,8 @@ def runs_page(records: Sequence[RunRecord], session: Session) -> Page:
     parted = partings(records, session)
     blocks: list[Block] = [_table(records, groups)]
     blocks += [Text(f"{record.name}: {note}") for record in records for note in record.notes]
+    if any(record.config is None for record in records):
+        blocks.append(Text("A results table says nothing of seed and settings; tables are taken for equal ones."))
     sections = [
         Section("runs", "Runs", blocks),
         Section("over-epochs", "Over epochs", [
@@ -62,7 +64,7 @@ def _table(records: Sequence[RunRecord], groups: Sequence[Group]) -> Titled:
                 best,
                 row["test_loss"],
                 row["behavioral_rsa_rho"],
-                group_of[record.name],
+                group_of[record.name] or "the same",
             )
         )
     columns = ("run", "kind", "seed", "epochs", "best_epoch", "test_loss", "behavioral_rsa_rho", "settings")
@@ -76,22 +78,24 @@ def _over_epochs(
     runs = [run for group in groups for run in group.runs]
     ends = [epoch for run in runs for epoch in (min(run.rows), max(run.rows))]
     step = epoch_step(min(ends), max(ends))
+    epochs = sorted({epoch for run in runs for epoch in run.rows})
+    text = "Thin: single runs. "
+    if any(len(group.distinct()) > 1 for group in groups):
+        text += (
+            "Thick: the mean over the runs with equal settings, at the epochs that all of them have; its band is "
+            "one standard deviation of the runs to either side. "
+        )
+    if repeating := [run.name for group in groups for run in group.repeating()]:
+        text += f"Not counted in a mean, for they repeat another run’s results: {', '.join(repeating)}. "
+    if levels := _levels(parted, min(runs[0].rows)):
+        text += f"Upright: the first epoch in which a run differs from {runs[0].name}."
     panels = [
         Panel(
-            tuple(_curves(groups, metric) + _levels(parted)), "epoch", _LABELS[metric],
+            (*_curves(groups, metric), *levels), "epoch", _LABELS[metric],
             title="" if len(metrics) == 1 else _LABELS[metric], x_step=step,
         )
         for metric in metrics
     ]  # fmt: skip
-    epochs = sorted({epoch for run in runs for epoch in run.rows})
-    text = "Thin: single runs. "
-    if any(len(group.runs) > 1 for group in groups):
-        text += (
-            "Thick: the mean over the runs with equal settings, at the epochs that all of them have; its band is one "
-            "standard deviation of the runs to either side. "
-        )
-    if any(each.epoch for each in parted):
-        text += f"Upright: the first epoch in which a run differs from {runs[0].name}."
     return Figure(
         name,
         title,
@@ -120,7 +124,7 @@ def _curves(groups: Sequence[Group], metric: str) -> list[Mark]:
     marks: list[Mark] = []
     is_one = len(groups) == 1
     for number, group in enumerate(groups):
-        has_mean = len(group.runs) > 1
+        has_mean = len(group.distinct()) > 1
         for index, run in enumerate(group.runs):
             style = index if is_one and len(group.runs) <= _MOST_NAMED else number
             named = run.name if len(group.runs) <= _MOST_NAMED and (is_one or not has_mean) else ""
@@ -129,67 +133,69 @@ def _curves(groups: Sequence[Group], metric: str) -> list[Mark]:
         if has_mean:
             x, values = group.over_epochs(metric)
             mean, sd = values.mean(axis=0), values.std(axis=0, ddof=1)
-            name = f"mean of {len(group.runs)}{': ' if group.name else ''}{group.name}"
+            name = f"mean of {len(values)}{', settings ' if group.name else ''}{group.name}"
             style = INK if is_one else number
             marks.append(Series(x, _plain(mean), name, style, low=_plain(mean - sd), high=_plain(mean + sd)))
     return marks
 
 
-def _levels(parted: Sequence[Parting]) -> list[Mark]:
+def _levels(parted: Sequence[Parting], first: int) -> list[Mark]:
+    """Return a line where runs begin to differ, if not from the first epoch on."""
     epochs: dict[int, list[str]] = {}
     for each in parted:
-        if each.epoch is not None:
+        if each.epoch is not None and each.epoch > first:
             epochs.setdefault(each.epoch, []).append(each.run)
     if len(epochs) > _MOST_LEVELS:
         return []
     return [
-        Level(
-            epoch, f"epoch {epoch}: {', '.join(names) if len(names) < 3 else f'{len(names)} runs'} differ", 3, True
-        )
+        Level(epoch, f"{_few(names)}: from epoch {epoch}", 3, is_upright=True)
         for epoch, names in sorted(epochs.items())
     ]
 
 
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) < 3 else f"{len(names)} runs"
+
+
 def _trajectories(groups: Sequence[Group]) -> Figure:
-    runs = [(run, index if len(groups) == 1 else number)
-            for number, group in enumerate(groups) for index, run in enumerate(group.runs)]  # fmt: skip
+    runs = [(run, number) for number, group in enumerate(groups) for run in group.runs]
     marks: list[Mark] = []
-    for run, style in runs:
-        labels = [str(epoch) if epoch in (min(run.rows), max(run.rows)) else "" for epoch in run.rows]
-        x, y = run.column("test_loss"), run.column("behavioral_rsa_rho")
+    for index, (run, number) in enumerate(runs):
+        style = index if len(runs) <= _MOST_NAMED else number
         name = run.name if len(runs) <= _MOST_NAMED else ""
+        x, y = run.column("test_loss"), run.column("behavioral_rsa_rho")
         hover = [f"{run.name}, epoch {epoch}" for epoch in run.rows]
-        marks.append(Series(x, y, name, style, "both" if len(x) <= 30 else "line", labels=labels, hover=hover))
+        marks.append(Series(x, y, name, style, hover=hover))
+        marks.append(Series(x[-1:], y[-1:], "", style, "points", hover=hover[-1:]))
     panel = Panel(tuple(marks), _LABELS["test_loss"], _LABELS["behavioral_rsa_rho"], height=460)
     return Figure(
         "trajectories",
         "Alignment against test loss",
-        "A curve for each run, a point for each epoch; the first and the last are named. Their numbers are in the two "
-        "tables above.",
+        "A curve for each run, over its epochs; its point is the last one. The numbers are in the tables above.",
         f"Behavioural RSA against test loss of {len(runs)} runs.",
         (panel,),
     )
 
 
 def _spread(group: Group) -> Facts:
-    rows = [("Runs", ", ".join(run.name for run in group.runs))]
+    rows = [("Runs", ", ".join(run.name for run in group.distinct()))]
     if group.name:
-        rows.insert(0, ("Settings", group.name))
+        rows.insert(0, (f"Settings {group.name}", group.settings))
     for metric in ("test_loss", "behavioral_rsa_rho"):
         values = [float(value) for value in group.at_best(metric)]
         text = f"{statistics.fmean(values):.4g}"
         if len(values) > 1:
             sd = statistics.stdev(values)
             text = f"mean {text}, standard deviation {sd:.2g}, {min(values):.4g} to {max(values):.4g}"
-        rows.append((_LABELS[metric].capitalize(), text))
+        rows.append((_LABELS[metric][0].upper() + _LABELS[metric][1:], text))
     return Facts(rows)
 
 
 def _parting(records: Sequence[RunRecord], parted: Sequence[Parting]) -> list[Block]:
     first = records[0].name
     text = (
-        f"The first epoch in which a run differs from {first} in any bit: in its states, its ledger or its results; of "
-        "a table, in its results alone."
+        f"The first epoch in which a run differs from {first} in any bit: in its states, its ledger or its "
+        "results; of a table, in its results alone."
     )
     rows = [(each.run, each.epoch, each.what) for each in parted]
     return [Titled("partings", f"Compared with {first}", text, Table(("run", "first_epoch", "what"), rows))]

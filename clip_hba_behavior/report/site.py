@@ -89,7 +89,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"cell": shown_cell, "jpeg": _data_uri, "kind": lambda block: type(block).__name__}
-    environment.tests["number"] = lambda value: isinstance(value, int | float) and not isinstance(value, bool)
     return environment
 
 

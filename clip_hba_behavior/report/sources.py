@@ -1,6 +1,6 @@
 """What a report is of: runs, results tables, sweeps. Nothing of it needs torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -92,7 +92,7 @@ def _source_of(path: Path) -> Source:
             f"there is neither a run nor a sweep in {path}: it has no config.yaml and no sweep.yaml\n"
             f"  list the runs below it: {command_line('runs', path)}"
         )
-    return Source("run", path)
+    return Source("run", path if run.path == path.absolute() else path.parent)  # its dora_params was named
 
 
 def read_records(sources: Sequence[Source]) -> list[RunRecord]:
@@ -120,11 +120,16 @@ def _read(source: Source, name: str) -> RunRecord:
         if lines.torn:
             notes.append(f"{run.results_file.name}: its last line was cut short, and is left out")
         digests = {epoch: str(end["state_digest"]) for epoch, end in read_ledger(run.ledger_file).ends()}
+        _refuse_no_rows(source.path, rows)
         environment = run.read_environment()
         record = RunRecord(name, source.path, rows, run.read_config(), environment, digests, tuple(notes))
-    if not record.rows:
-        raise BadInputError(f"{source.path} has no results of any epoch yet\n  train the run first")
+    _refuse_no_rows(source.path, record.rows)
     return record
+
+
+def _refuse_no_rows(path: Path, rows: Mapping[int, object]) -> None:
+    if not rows:
+        raise BadInputError(f"{path} has no results of any epoch\n  train it first, or leave it out")
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:

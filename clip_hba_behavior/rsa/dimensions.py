@@ -18,7 +18,7 @@ class DimensionCorrelations:
     """Pearson's correlation of predictions with targets over images, for each dimension.
 
     Attributes:
-        r: `[d]`; nan where predictions or targets are constant.
+        r: `[d]`; nan where predictions or targets are constant or not finite, or there are less than three images.
         p: `[d]`, two-sided, by permuting the images; nan where r is.
         p_adjusted: `[d]`, corrected for all tests by Benjamini and Hochberg: where it is at most q, the expected
             share of false discoveries is at most q.
@@ -46,8 +46,8 @@ def dimension_correlations(
     Most targets of a dimension are near zero and a few are large. Student's t, which `scipy.stats.pearsonr` uses,
     then gives far too many small p, so the images are permuted, the same way for all dimensions.
 
-    Source: Phipson and Smyth (2010) for p, Benjamini and Hochberg (1995) for its correction; it holds for positively
-    dependent tests too (Benjamini and Yekutieli 2001).
+    Source: Phipson and Smyth (2010) for p, Benjamini and Hochberg (1995) for its correction; it holds for
+    positively dependent tests too (Benjamini and Yekutieli 2001).
 
     Args:
         predictions: `[n, d]`, one row an image.
@@ -56,12 +56,12 @@ def dimension_correlations(
         seed: of the draws.
 
     Raises:
-        ValueError: the two have not the same shape, or less than three images, or `permutations` is less than 1.
+        ValueError: the two have not the same shape, or `permutations` is less than 1.
     """
-    if predictions.ndim != 2 or predictions.shape != targets.shape or len(predictions) < 3:
+    if predictions.ndim != 2 or predictions.shape != targets.shape:
         raise ValueError(
             f"predictions of shape {predictions.shape} and targets of shape {targets.shape}; "
-            "expected two [images, dimensions] of one shape, with three images or more"
+            "expected two [images, dimensions] of one shape"
         )
     if permutations < 1:
         raise ValueError(f"permutations: found {permutations}, expected at least 1")
@@ -72,7 +72,7 @@ def dimension_correlations(
     orders = random_orders(f"correlation per dimension, seed {seed}", permutations, size)
     reached = np.zeros(len(r))
     for start in range(0, permutations, _AT_ONCE):
-        permuted = np.einsum("kid,id->kd", predicted[orders[start : start + _AT_ONCE]], expected)
+        permuted = np.einsum("kid,id->kd", predicted[orders[start : start + _AT_ONCE]], expected)  # each [k, d]
         reached += (np.abs(permuted) >= least).sum(axis=0)
     is_tested = ~np.isnan(r)
     p = np.where(is_tested, (1 + reached) / (1 + permutations), NAN)
@@ -87,6 +87,8 @@ def dimension_correlations(
 def _standardized(values: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return columns with mean 0 and length 1; nan where one is constant or not finite."""
     columns = values.astype(np.float64)
+    if len(columns) < 3:
+        return np.full_like(columns, NAN)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         centred = columns - columns.mean(axis=0)
         found: NDArray[np.float64] = centred / np.sqrt((centred * centred).sum(axis=0))

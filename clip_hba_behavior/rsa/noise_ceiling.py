@@ -1,7 +1,7 @@
 """How well any model could agree with a measured RDM, from RDMs of two halves of the same data."""
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from clip_hba_behavior.rsa.rank_correlation import rank_correlation
 
 
-@dataclass(frozen=True)
-class NoiseCeiling:
+class NoiseCeiling(NamedTuple):
     """The reliability of a human RDM, and the correlation that it lets a model reach.
 
     Attributes:
@@ -28,9 +27,9 @@ class NoiseCeiling:
 def noise_ceiling(first_half: NDArray[np.floating], second_half: NDArray[np.floating]) -> NoiseCeiling:
     """Estimate the ceiling from RDMs of two halves of the data.
 
-    Source: Spearman (1910) and Brown (1910), British Journal of Psychology 3, 271-295 and 296-322, for a test twice
-    as long; the root is classical test theory's index of reliability (Lord and Novick 1968). Both are derived for
-    Pearson's correlation and halves with equal, independent noise; with ranks they are approximations.
+    Source: Spearman (1910) and Brown (1910), British Journal of Psychology 3, 271-295 and 296-322, for a test
+    twice as long; the root is classical test theory's index of reliability (Lord and Novick 1968). Both are
+    derived for Pearson's correlation and halves with equal, independent noise; with ranks they are approximations.
 
     Args:
         first_half: `[n, n]`; the diagonal and what is below it are not read.

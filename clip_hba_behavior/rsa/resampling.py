@@ -3,13 +3,13 @@
 The n (n - 1) / 2 pairs of n images are not independent: every image is in n - 1 of them. So the test permutes the
 images (Mantel 1967), and the interval resamples them (Efron 1979; for RDMs Schütt et al. 2023).
 
-Draws are pure functions of seed and number of images, so two models of the same images get the same ones. Ranks are
-doubled and centred, hence integers, and so their sums of products are exact: the results have the same bits on every
-machine, and a permutation that ties with what was observed is counted as one.
+Draws are pure functions of seed and number of images, so two models of the same images get the same ones. Ranks
+are doubled and centred, hence integers, and so their sums of products are exact: a permutation that ties with what
+was observed is counted as one, on every machine.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,7 @@ LEVEL = 0.95
 _AT_ONCE = 512  # rows of draws, to bound memory
 
 
-@dataclass(frozen=True)
-class MantelTest:
+class MantelTest(NamedTuple):
     """Mantel's test of a rank correlation.
 
     A p is (1 + number of permutations that reach the observed correlation) / (1 + number of permutations).
@@ -45,11 +44,15 @@ class MantelTest:
 
 
 def mantel(
-    model_rdm: NDArray[np.floating], human_rdm: NDArray[np.floating], permutations: int = PERMUTATIONS, seed: int = 0
+    model_rdm: NDArray[np.floating],
+    human_rdm: NDArray[np.floating],
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
 ) -> MantelTest:
     """Test whether two RDMs of the same images agree, by permuting one's images.
 
-    Source: Mantel (1967), Cancer Research 27, 209-220, with Spearman's correlation; p as in Phipson and Smyth (2010).
+    Source: Mantel (1967), Cancer Research 27, 209-220, with Spearman's correlation; p as in Phipson and Smyth
+    (2010), Statistical Applications in Genetics and Molecular Biology 9, 39.
 
     Args:
         model_rdm: `[n, n]`; the diagonal and what is below it are not read.
@@ -117,8 +120,8 @@ def bootstrap(
 ) -> NDArray[np.float64]:
     """Correlate RDMs with the human one over images drawn with replacement.
 
-    A pair of one image with itself, which its being drawn twice gives, is left out; a pair of different images counts
-    as often as it is drawn. All models see the same draws, so that differences of columns are those of one resample.
+    A pair of one image with itself, which its being drawn twice gives, is left out; a pair of different images
+    counts as often as it is drawn. All models see the same draws, so columns can be subtracted.
 
     Args:
         model_rdms: m of `[n, n]`, such as those of several epochs or runs.
@@ -190,7 +193,11 @@ class _Ranked:
         self._ends = np.searchsorted(values[self._order], distinct, side="right") - 1
 
     def scores(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the values' ranks, doubled and centred, where each is there `weights` times, `[resamples, pairs]`."""
+        """Return the values' ranks, doubled and centred, where each is there `weights` times.
+
+        Args:
+            weights: `[resamples, values]`; so is what is returned.
+        """
         up_to = np.cumsum(weights[:, self._order], axis=1)[:, self._ends]
         below = np.concatenate((np.zeros((len(weights), 1)), up_to[:, :-1]), axis=1)
         return (below + up_to - up_to[:, -1:])[:, self._group]

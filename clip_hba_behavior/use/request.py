@@ -21,6 +21,18 @@ def named_checkpoint(run: Path, epoch: int | None) -> Path:
     return directory.checkpoint_of(directory.read_best()[0] if epoch is None else epoch, "--epoch")
 
 
+def refuse_no_file(path: Path, option: str) -> None:
+    """Return if a file that an option names is there.
+
+    Raises:
+        BadInputError: it is not.
+    """
+    if not path.is_file():
+        raise BadInputError(
+            f"{option} {path}: there is no such file\n  give the path of a file, or leave {option} out"
+        )
+
+
 def refuse_taken(*paths: Path) -> None:
     """Return if something can be written to each path.
 

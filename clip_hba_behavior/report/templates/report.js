@@ -17,16 +17,12 @@
     return `rgba(${parts.join(",")},${opacity})`;
   }
 
-  function isColour(value, theme) {
-    return typeof value === "string" && value[0] === "@" && theme[value.slice(1).split("/")[0]] !== undefined;
-  }
-
   // Plotly keeps what it is given, so each drawing gets a copy.
-  function coloured(value, theme) {
-    if (isColour(value, theme)) return colour(value, theme);
+  function coloured(value, theme, key = "") {
+    if (typeof value === "string" && value[0] === "@" && key.endsWith("color")) return colour(value, theme);
     if (Array.isArray(value)) return value.map((each) => coloured(each, theme));
     if (value === null || typeof value !== "object") return value;
-    return Object.fromEntries(Object.entries(value).map(([key, each]) => [key, coloured(each, theme)]));
+    return Object.fromEntries(Object.entries(value).map(([name, each]) => [name, coloured(each, theme, name)]));
   }
 
   function draw() {
