@@ -1,7 +1,6 @@
 """The report of a sweep: what it shows, what it refuses, and that the same sweep gives the same bytes."""
 
 import csv
-import io
 import re
 import shutil
 from collections.abc import Callable
@@ -13,15 +12,20 @@ import pytest
 import yaml
 
 import fresh_process
+from clip_hba_behavior.report.blocks import Titled
 from clip_hba_behavior.report.figure import Heat, Series
+from clip_hba_behavior.report.site import render_page
 from clip_hba_behavior.report.sources import find_sources
 from clip_hba_behavior.report.sweeps import heat_maps, tables
 from clip_hba_behavior.report.sweeps.by_start import at_the_end, at_the_window, effect_by_start
 from clip_hba_behavior.report.sweeps.null import is_outside, limit_of
+from clip_hba_behavior.report.sweeps.over_baselines import over_baselines_page
+from clip_hba_behavior.report.sweeps.page import sweep_page
 from clip_hba_behavior.report.sweeps.record import SweepRecord, plans_of, read_sweep, styles_of
 from clip_hba_behavior.report.sweeps.recovery import recovery_curves, recovery_medians
 from clip_hba_behavior.sweep.nulls import p_value
 from fresh_process import Outcome
+from report.browser import visited
 from run_tools import data_keys, trained
 from sweep_tools import write_sweep
 
@@ -65,9 +69,17 @@ def own_sweep(sweep: Path, tmp_path: Path) -> Path:
     """A copy of the sweep and its baseline that a test may change."""
     shutil.copytree(sweep.parent / "baseline", tmp_path / "baseline")
     shutil.copytree(sweep, tmp_path / "sweep")
-    for config in [tmp_path / "sweep" / "sweep.yaml", *tmp_path.glob("**/config.yaml"), *tmp_path.glob("**/environment.json")]:
+    for config in [
+        tmp_path / "sweep" / "sweep.yaml",
+        *tmp_path.glob("**/config.yaml"),
+        *tmp_path.glob("**/environment.json"),
+    ]:
         config.write_text(config.read_text().replace(str(sweep.parent), str(tmp_path)))
     return tmp_path / "sweep"
+
+
+def page_of(record: SweepRecord) -> str:
+    return render_page(sweep_page(record, styles_of([record])))
 
 
 def change_file(sweep: Path, **keys: Any) -> None:
@@ -101,13 +113,7 @@ def test_the_page_shows_every_part_and_the_same_sweep_gives_the_same_bytes(
         assert {f"{name}.{ending}" for ending in ("pdf", "png", "csv")} <= files["first"].keys()
 
 
-def test_the_report_of_the_sweep_file_goes_into_the_sweep(own_sweep: Path, clip_hba: ClipHba) -> None:
-    outcome = clip_hba("report", own_sweep / "sweep.yaml")
-    assert outcome.code == 0, outcome.output
-    assert (own_sweep / "report" / "index.html").is_file()
-
-
-def test_a_moved_sweep_is_read_where_it_is(own_sweep: Path, clip_hba: ClipHba, tmp_path: Path) -> None:
+def test_a_moved_sweep_is_read_where_it_is(own_sweep: Path, tmp_path: Path) -> None:
     moved = own_sweep.rename(tmp_path / "moved")
     assert {run.name for run in record_of(moved).plan.runs()} == {path.name for path in (moved / "runs").iterdir()}
     assert record_of(moved).plan.directory == moved
@@ -125,7 +131,9 @@ def test_numbers_of_the_change_are_the_tables(record: SweepRecord, sweep: Path) 
         assert change == float(row["test_loss_minus_baseline"])
         assert epoch == start + length - 1
         assert null_runs == 2
-    mean = next(mark for mark in figure.panels[0].marks if isinstance(mark, Series) and mark.name == "random_target")
+    mean = next(
+        mark for mark in figure.panels[0].marks if isinstance(mark, Series) and mark.name == "random_target"
+    )
     seeds = [row[5] for row in figure.table.rows if row[:3] == (1, "random_target", 2)]
     assert mean.y[0] == pytest.approx(sum(seeds) / 2)
     band = next(mark for mark in figure.panels[0].marks if isinstance(mark, Series) and mark.low is not None)
@@ -134,21 +142,30 @@ def test_numbers_of_the_change_are_the_tables(record: SweepRecord, sweep: Path) 
     assert band.high[0] == max(map(abs, null))
 
 
-def test_after_the_first_epoch_all_lengths_are_one_run_and_final_ones_have_each_length(record: SweepRecord) -> None:
+def test_after_the_first_epoch_all_lengths_are_one_run_and_final_ones_have_each_length(
+    record: SweepRecord,
+) -> None:
     first = at_the_window(record, "test_loss")[1]["random_target"]
     assert {start: [each.seed for each in effects] for start, effects in first.items()} == {2: [0, 1], 3: [0, 1]}
     last = at_the_end(record, "test_loss")
-    assert {each.epoch for of in last.values() for starts in of.values() for all_ in starts.values() for each in all_} == {4}
+    assert {
+        each.epoch for of in last.values() for starts in of.values() for all_ in starts.values() for each in all_
+    } == {4}
 
 
 def test_heat_maps_have_one_scale_around_zero_and_nothing_before_the_start(record: SweepRecord) -> None:
     figures = list(heat_maps.over_epochs(record, "behavioral_rsa_rho"))
-    heats = [mark for figure in figures for panel in figure.panels for mark in panel.marks if isinstance(mark, Heat)]
+    heats = [
+        mark for figure in figures for panel in figure.panels for mark in panel.marks if isinstance(mark, Heat)
+    ]
     assert len(figures) == 2
     assert len(heats) == 4
     assert len({(heat.low, heat.high) for heat in heats}) == 1
     assert heats[0].low == -heats[0].high
-    assert max(abs(value) for heat in heats for row in heat.values for value in row if value == value) == heats[0].high
+    assert (
+        max(abs(value) for heat in heats for row in heat.values for value in row if value == value)
+        == heats[0].high
+    )
     for heat in heats:
         assert heat.x_names == ["2", "3", "4"]
         assert [[value == value for value in row] for row in heat.values] == [[True] * 3, [False, True, True]]
@@ -194,7 +211,7 @@ def test_the_best_of_each_run_stands_beside_the_null(record: SweepRecord) -> Non
 
 def test_recovery_counts_runs_and_names_its_rule(record: SweepRecord) -> None:
     titled = recovery_medians(record)
-    assert "within 2 % of the baseline’s and stays there for 1 consecutive epochs" in titled.text
+    assert "within 2 % of the baseline’s and stays there for 1 consecutive epoch;" in titled.text
     for kind, _, runs, inside, recovered, censored, *_ in titled.table.rows:
         assert runs == (4 if kind == "random_target" else 2)
         assert isinstance(inside, int)
@@ -206,57 +223,55 @@ def test_recovery_counts_runs_and_names_its_rule(record: SweepRecord) -> None:
     assert "within 2 % of the baseline" in figures[0].text
 
 
-def test_a_control_that_is_not_the_baseline_is_named(own_sweep: Path, clip_hba: ClipHba, tmp_path: Path) -> None:
+def test_a_control_that_is_not_the_baseline_is_named(own_sweep: Path, tmp_path: Path) -> None:
     ledger = tmp_path / "baseline" / "steps.jsonl"
     digest = record_of(own_sweep).baseline.digests[4]
     ledger.write_text(ledger.read_text().replace(digest, "0" * len(digest)))
-    outcome = clip_hba("report", own_sweep, "--out", tmp_path / "report")
-    assert outcome.code == 1, outcome.output
-    page = (tmp_path / "report" / "index.html").read_text()
+    record = record_of(own_sweep)
+    assert not record.collected.is_complete()
+    page = page_of(record)
     assert "0 of 2 controls are equal to the baseline to the last bit." in page
     assert "Control e002_none is not the baseline, so no effect here can be trusted." in page
-    with (tmp_path / "report" / "figures" / "controls.csv").open(newline="") as file:
-        assert [row["first epoch that differs"] for row in csv.DictReader(file)] == ["4", "4"]
+    (table,) = [block for block in tables.controls(record) if isinstance(block, Titled)]
+    assert [row[4] for row in table.table.rows] == [4, 4]
 
 
 def test_missing_and_damaged_runs_are_named_with_the_command_that_goes_on(
-    own_sweep: Path, clip_hba: ClipHba, tmp_path: Path
+    own_sweep: Path, clip_hba: ClipHba
 ) -> None:
     shutil.rmtree(own_sweep / "runs" / "e003_random_target_l2_s1")
     (own_sweep / "runs" / "e002_reorder_l2_s2" / "training_res.csv").unlink()
     change_file(own_sweep, lengths=[1, 2, 3])
-    outcome = clip_hba("report", own_sweep, "--out", tmp_path / "report")
+    outcome = clip_hba("report", own_sweep / "sweep.yaml")
     assert outcome.code == 1, outcome.output
     assert "clip-hba sweep status" in outcome.output
-    page = (tmp_path / "report" / "index.html").read_text()
+    page = (own_sweep / "report" / "index.html").read_text()
     assert f"clip-hba sweep resume {own_sweep / 'sweep.yaml'}" in page
     assert "5 runs are left out: the perturbation would go beyond the baseline&#39;s last epoch, 4" in page
-    with (tmp_path / "report" / "figures" / "not-there.csv").open(newline="") as file:
+    with (own_sweep / "report" / "figures" / "not-there.csv").open(newline="") as file:
         rows = {row["run"]: (row["state"], row["what is wrong"]) for row in csv.DictReader(file)}
     assert rows["e003_random_target_l2_s1"][0] == "missing"
     assert rows["e002_uniform_images_l3_s0"][0] == "missing"
     assert rows["e002_reorder_l2_s2"][0] == "damaged"
-    assert "training_res.csv does not have epoch 2" in rows["e002_reorder_l2_s2"][1]
+    assert "training_res.csv does not have epoch 3" in rows["e002_reorder_l2_s2"][1]
 
 
-def test_a_sweep_without_null_says_what_to_add(own_sweep: Path, clip_hba: ClipHba, tmp_path: Path) -> None:
+def test_a_sweep_without_null_says_what_to_add(own_sweep: Path) -> None:
     change_file(own_sweep, null_seeds=0)
     for run in (own_sweep / "runs").glob("*_reorder_*"):
         shutil.rmtree(run)
-    outcome = clip_hba("report", own_sweep, "--out", tmp_path / "report")
-    assert outcome.code == 0, outcome.output
-    page = (tmp_path / "report" / "index.html").read_text()
+    record = record_of(own_sweep)
+    assert record.collected.is_complete()
+    page = page_of(record)
     assert "add null_seeds: 19 to the sweep’s file" in page
     assert f"clip-hba sweep run {own_sweep / 'sweep.yaml'}" in page
     assert "outside the null" not in page
-    assert not (tmp_path / "report" / "figures" / "claims.csv").exists()
+    assert "One claim" not in page
 
 
-def test_a_sweep_of_which_no_run_is_done_has_a_page(own_sweep: Path, tmp_path: Path, clip_hba: ClipHba) -> None:
+def test_a_sweep_of_which_no_run_is_done_has_a_page(own_sweep: Path) -> None:
     shutil.rmtree(own_sweep / "runs")
-    outcome = clip_hba("report", own_sweep, "--out", tmp_path / "report")
-    assert outcome.code == 1, outcome.output
-    page = (tmp_path / "report" / "index.html").read_text()
+    page = page_of(record_of(own_sweep))
     assert "No perturbed run is done yet." in page
     assert "22 missing" in page
 
@@ -293,23 +308,38 @@ def test_what_is_no_sweep_is_refused_before_torch_is_imported(
     assert not (tmp_path / "out").exists()
 
 
-def test_several_sweeps_are_summarised_over_their_baselines(
-    sweep: Path, own_sweep: Path, clip_hba: ClipHba, tmp_path: Path
-) -> None:
+def test_several_sweeps_are_summarised_over_their_baselines(record: SweepRecord, own_sweep: Path) -> None:
+    other = record_of(own_sweep)
+    page = over_baselines_page([record, other], ["sweep-1.html", "sweep-2.html"], styles_of([record, other]))
+    text = render_page(page)
+    assert "The baseline is the random unit" in text
+    assert "over 2 baselines there is a t interval" in text.lower()
+    assert 'href="sweep-1.html"' in text
+    (table,) = page.tables()
+    assert {row[5] for row in table.table.rows} == {2}
+    # the two are copies, so each mean is a baseline's own, with nothing to either side
+    for row in table.table.rows:
+        assert row[6:9] == pytest.approx([row[6]] * 3)
+
+
+def test_a_report_of_several_sweeps_needs_a_place(sweep: Path, own_sweep: Path, clip_hba: ClipHba) -> None:
     outcome = clip_hba("report", sweep, own_sweep)
     assert outcome.code == 2
     assert "say where it goes: clip-hba report" in outcome.output
+
+
+@pytest.mark.system
+def test_a_browser_shows_every_figure_of_sweeps_and_asks_no_network(
+    sweep: Path, own_sweep: Path, clip_hba: ClipHba, tmp_path: Path
+) -> None:
     outcome = clip_hba("report", sweep, own_sweep, "--out", tmp_path / "report")
     assert outcome.code == 0, outcome.output
-    page = (tmp_path / "report" / "index.html").read_text()
-    assert "The baseline is the random unit" in page
-    assert "over 2 baselines there is a t interval" in page.lower()
-    assert 'href="sweep-1.html"' in page
-    assert (tmp_path / "report" / "sweep-2.html").is_file()
-    with (tmp_path / "report" / "figures" / "over-baselines.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert {row["baselines"] for row in rows} == {"2"}
-    # the two are copies, so each mean is a baseline's own, with nothing to either side
-    assert all(float(row["low"]) == pytest.approx(float(row["high"])) for row in rows)
     assert len(list((tmp_path / "report" / "assets").glob("plotly*"))) == 1
-    assert not re.findall(r'href="[^"]*runs/', io.StringIO(page).read())
+    for file in ("index.html", "sweep-1.html", "sweep-2.html"):
+        for width, theme in [(1400, "light"), (400, "dark")]:
+            with visited(tmp_path / "report" / file, width, theme) as visit:
+                assert not visit.errors
+                assert not [url for url in visit.requests if not url.startswith(("file:", "data:", "blob:"))]
+                drawn = visit.page.locator(".plot .main-svg").count()
+                assert drawn >= visit.page.locator(".plot").count() > 0
+                assert visit.page.evaluate("document.documentElement.scrollWidth") <= width

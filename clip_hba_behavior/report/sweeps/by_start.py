@@ -100,7 +100,9 @@ def _figure(
     titles: Mapping[int, str],
     styles: Mapping[str, int],
 ) -> Figure:
-    everything = [effect for by_kind in chosen.values() for each in by_kind.values() for of in each.values() for effect in of]
+    everything = [
+        effect for by_kind in chosen.values() for each in by_kind.values() for of in each.values() for effect in of
+    ]
     seeds = len({effect.seed for effect in everything})
     lines = " Lines are means over seeds, points single seeds." if seeds > 1 else ""
     largest = max(everything, key=lambda effect: abs(effect.value))
@@ -112,7 +114,10 @@ def _figure(
         f"{largest.start_epoch}.",
         tuple(_panel(by_kind, measure, titles[length], styles) for length, by_kind in chosen.items()),
         Table(
-            ("perturbed_epochs", "kind", "start_epoch", "seed", "epoch", "change", "null_runs", "null_mean", "null_limit", "p"),
+            (
+                "perturbed_epochs", "kind", "start_epoch", "seed", "epoch", "change", "null_runs", "null_mean",
+                "null_limit", "p",
+            ),
             [
                 (length, *_row(effect))
                 for length, by_kind in chosen.items()
@@ -182,7 +187,8 @@ def _null_band(by_kind: ByKind) -> list[Mark]:
     nulls: dict[int, Null] = {}
     for by_start in by_kind.values():
         for start, effects in by_start.items():
-            nulls |= {start: effect.matched for effect in effects if effect.matched is not None}
+            if effects[0].matched is not None:
+                nulls[start] = effects[0].matched
     if not nulls:
         return []
     x = sorted(nulls)

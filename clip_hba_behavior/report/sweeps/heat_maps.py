@@ -2,12 +2,12 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from clip_hba_behavior.report.figure import Cell, Figure, Heat, Panel, Table, epoch_step
+from clip_hba_behavior.report.figure import Figure, Heat, Panel, Table
 from clip_hba_behavior.report.sweeps.null import LEVEL, RULE, is_outside
 from clip_hba_behavior.report.sweeps.record import MEASURE_NAMES, UNITS, SweepRecord
 from clip_hba_behavior.sweep.effect import Effect
@@ -24,7 +24,7 @@ def over_epochs(record: SweepRecord, measure: str) -> Iterator[Figure]:
     for effect in record.effects_of(measure):
         cells[effect.length][effect.kind].setdefault((effect.start_epoch, effect.epoch), []).append(effect)
     end = _end_of_scale(
-        _mean(effects) for by_kind in cells.values() for of in by_kind.values() for effects in of.values()
+        _mean_of(effects) for by_kind in cells.values() for of in by_kind.values() for effects in of.values()
     )
     for length in sorted(cells):
         starts = sorted({start for of in cells[length].values() for start, _ in of})
@@ -34,10 +34,11 @@ def over_epochs(record: SweepRecord, measure: str) -> Iterator[Figure]:
         yield Figure(
             f"{record.prefix}epochs-{measure.replace('_', '-')}-{length}",
             f"Change of {name} over epochs: {length} perturbed epoch{plural}",
-            f"The {name} of the perturbed run minus the baseline’s, by the first perturbed epoch (rows) and the epoch "
-            "after which both are evaluated (columns); the mean over seeds. All panels of this measure, of all "
-            f"lengths, have one scale. {_marks_text(record)}",
-            f"Change of {name} for {len(starts)} start epochs and {len(epochs)} epochs, {len(cells[length])} kinds.",
+            f"The {name} of the perturbed run minus the baseline’s, by the first perturbed epoch (rows) and the "
+            "epoch after which both are evaluated (columns); the mean over seeds. All panels of this measure, of "
+            f"all lengths, have one scale. {_marks_text(record)}",
+            f"Change of {name} for {len(starts)} start epochs and {len(epochs)} epochs, by "
+            f"{len(cells[length])} kinds of perturbation.",
             tuple(
                 _panel(of, kind, starts, epochs, f"change ({UNITS[measure]})", end, record.has_null())
                 for kind, of in cells[length].items()
@@ -45,7 +46,7 @@ def over_epochs(record: SweepRecord, measure: str) -> Iterator[Figure]:
             Table(
                 ("kind", "start_epoch", "epoch", "change", "seeds", "outside_null"),
                 [
-                    (kind, start, epoch, _mean(effects), len(effects), is_outside(effects))
+                    (kind, start, epoch, _mean_of(effects), len(effects), is_outside(effects))
                     for kind, of in cells[length].items()
                     for (start, epoch), effects in sorted(of.items())
                 ],
@@ -62,9 +63,11 @@ def _panel(
     end: float,
     is_marked: bool,
 ) -> Panel:
-    values = [[_mean(cells.get((start, epoch), [])) for epoch in epochs] for start in starts]
+    values = [[_mean_of(cells.get((start, epoch), [])) for epoch in epochs] for start in starts]
     marked = [[is_outside(cells.get((start, epoch), [])) for epoch in epochs] for start in starts]
-    return _heat_panel(values, marked if is_marked else None, kind, starts, list(map(str, epochs)), label, end, "epoch")
+    return _heat_panel(
+        values, marked if is_marked else None, kind, starts, list(map(str, epochs)), label, end, "epoch"
+    )
 
 
 def _heat_panel(
@@ -93,81 +96,85 @@ def _heat_panel(
 
 def best_by_length(record: SweepRecord, measure: str) -> Figure:
     """Return the figure of the best that each run reaches, start epoch by length, beside its null's mean."""
-    baseline = {epoch: row[measure] for epoch, row in record.baseline.rows.items()}
-    found = {kind: _best(record, measure, baseline, kind) for kind in record.plan.file.kinds}
-    null = _best(record, measure, baseline, "reorder")
-    cells = {kind: values for kind, values in found.items() if values}
-    starts = sorted({start for values in cells.values() for start, _ in values})
-    lengths = sorted({length for values in cells.values() for _, length in values})
-    means = {
-        kind: {cell: float(np.mean(list(by_seed.values()))) for cell, by_seed in values.items()}
-        for kind, values in (cells | ({"reorder": null} if null else {})).items()
-    }
-    p_values: dict[str, dict[tuple[int, int], list[float]]] = {
-        kind: {
-            cell: [p_value(value, list(null[cell].values())) for value in by_seed.values()] if cell in null else []
-            for cell, by_seed in values.items()
-        }
-        for kind, values in cells.items()
-    }
-    end = _end_of_scale(value for each in means.values() for value in each.values())
-    what = BEST_NAMES[measure]
+    found = {kind: _best(record, measure, kind) for kind in [*record.plan.file.kinds, "reorder"]}
+    found = {kind: cells for kind, cells in found.items() if cells}
+    null = found.get("reorder", {})
+    starts = sorted({start for cells in found.values() for start, _ in cells})
+    lengths = sorted({length for cells in found.values() for _, length in cells})
+    end = _end_of_scale(_mean(by_seed.values()) for cells in found.values() for by_seed in cells.values())
     panels = []
-    for kind, of in means.items():
-        p_of = p_values.get(kind, {})
-        marked = [[_all_small(p_of.get((start, length), [])) for length in lengths] for start in starts]
-        grid = [[of.get((start, length), math.nan) for length in lengths] for start in starts]
-        sizes = {len(by_seed) for by_seed in null.values()}
-        title = kind if kind != "reorder" else f"null (reorder): mean of {max(sizes)} runs"
+    for kind, cells in found.items():
+        marked = [
+            [_is_outside(cells.get(cell), null.get(cell)) for cell in _row(start, lengths)] for start in starts
+        ]
         panels.append(
             _heat_panel(
-                grid, marked if kind != "reorder" and null else None, title, starts,
-                list(map(str, lengths)), f"difference ({UNITS[measure]})", end, "perturbed epochs",
+                [[_mean(cells.get(cell, {}).values()) for cell in _row(start, lengths)] for start in starts],
+                marked if null and kind != "reorder" else None,
+                kind if kind != "reorder" else f"null (reorder): mean of {max(map(len, null.values()))} runs",
+                starts,
+                list(map(str, lengths)),
+                f"difference ({UNITS[measure]})",
+                end,
+                "perturbed epochs",
             )
-        )  # fmt: skip
-    beside = (
-        f"Beside them the mean of the null. {_marks_text(record)}"
-        if null
-        else "There is no null to put beside it: see the effects below."
-    )
-    rows: list[tuple[Cell, ...]] = [
-        (kind, *cell, seed, value, len(null.get(cell, {})), None if not p_values.get(kind, {}).get(cell) else p_values[kind][cell][place])
-        for kind, values in (cells | ({"reorder": null} if null else {})).items()
-        for cell, by_seed in sorted(values.items())
-        for place, (seed, value) in enumerate(by_seed.items())
-    ]  # fmt: skip
+        )
+    what = BEST_NAMES[measure]
+    beside = "Beside them the mean of the null. " if null else ""
     return Figure(
         f"{record.prefix}best-{measure.replace('_', '-')}",
         f"{what[0].upper()}{what[1:]} by start and length",
-        f"The {what} that a run reaches from its first perturbed epoch to its end, minus the baseline’s over the same "
-        f"epochs; the mean over seeds. {beside}",
-        f"{what[0].upper()}{what[1:]} minus the baseline’s, for {len(starts)} start epochs and {len(lengths)} lengths.",
+        f"The {what} that a run reaches from its first perturbed epoch to its end, minus the baseline’s over the "
+        f"same epochs; the mean over seeds. {beside}{_marks_text(record)}",
+        f"{what[0].upper()}{what[1:]} minus the baseline’s, for {len(starts)} start epochs and {len(lengths)} "
+        "lengths.",
         tuple(panels),
-        Table(("kind", "start_epoch", "length", "seed", "difference", "null_runs", "p"), rows),
+        Table(
+            ("kind", "start_epoch", "length", "seed", "difference", "null_runs", "p"),
+            [
+                (kind, *cell, seed, value, len(null.get(cell, {})), _p_value(kind, value, null.get(cell)))
+                for kind, cells in found.items()
+                for cell, by_seed in sorted(cells.items())
+                for seed, value in by_seed.items()
+            ],
+        ),
     )
 
 
-def _best(
-    record: SweepRecord, measure: str, baseline: Mapping[int, float], kind: str
-) -> dict[tuple[int, int], dict[int, float]]:
+def _row(start: int, lengths: Sequence[int]) -> list[tuple[int, int]]:
+    return [(start, length) for length in lengths]
+
+
+def _is_outside(by_seed: Mapping[int, float] | None, null: Mapping[int, float] | None) -> bool:
+    """Return whether every seed's value is outside the null."""
+    if not by_seed or not null:
+        return False
+    return all(p_value(value, list(null.values())) <= LEVEL for value in by_seed.values())
+
+
+def _p_value(kind: str, value: float, null: Mapping[int, float] | None) -> float | None:
+    return p_value(value, list(null.values())) if null and kind != "reorder" else None
+
+
+def _best(record: SweepRecord, measure: str, kind: str) -> dict[tuple[int, int], dict[int, float]]:
     """Return of each start and length each seed's best minus the baseline's best over the same epochs."""
     best: Any = _BEST[measure]
     found: dict[tuple[int, int], dict[int, float]] = defaultdict(dict)
     for rows in record.runs(kind):
         first = rows[0]
-        same = [baseline[row["epoch"]] for row in rows]
-        found[first["perturb_epoch"], first["perturb_length"]][first["seed"]] = best(
-            row[measure] for row in rows
-        ) - best(same)
+        same = [record.baseline.rows[row["epoch"]][measure] for row in rows]
+        value = best(row[measure] for row in rows) - best(same)
+        found[first["perturb_epoch"], first["perturb_length"]][first["seed"]] = value
     return dict(found)
 
 
-def _all_small(p_values: Sequence[float]) -> bool:
-    return bool(p_values) and max(p_values) <= LEVEL
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return float(np.mean(values)) if values else math.nan
 
 
-def _mean(effects: Sequence[Effect]) -> float:
-    return float(np.mean([effect.value for effect in effects])) if effects else math.nan
+def _mean_of(effects: Sequence[Effect]) -> float:
+    return _mean(effect.value for effect in effects)
 
 
 def _end_of_scale(values: Iterator[float]) -> float:

@@ -1,6 +1,7 @@
 """The page of several sweeps: effects over their baselines, each of which counts once."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from clip_hba_behavior.report.blocks import Block, Facts, Page, Section, Text, Titled
 from clip_hba_behavior.report.figure import Figure, Level, Mark, Panel, Series, Table, epoch_step
@@ -66,14 +67,17 @@ def _summary(records: Sequence[SweepRecord], effects: Effects) -> list[Block]:
 
 
 def _figure(found: Sequence[OverBaselines], when: When, measure: str, styles: Mapping[str, int]) -> Figure:
-    lengths = sorted({each.length for each in found}) if when != "perturbed" else [min(each.length for each in found)]
+    lengths = (
+        sorted({each.length for each in found}) if when != "perturbed" else [min(each.length for each in found)]
+    )
     name = MEASURE_NAMES[measure]
     num_baselines = max(len(each.baselines) for each in found)
     return Figure(
         f"baselines-{when.replace('_', '-')}-{measure.replace('_', '-')}",
         f"Change of {name} {_TITLES[when]}",
-        f"The {name} of the perturbed run minus its baseline’s: mean of {num_baselines} baselines (line), each "
-        "baseline (points), and the 95 % t interval of the mean (bars), which takes the baselines’ effects for normal.",
+        f"The {name} of the perturbed run minus its baseline’s: mean of {num_baselines} baselines (line), "
+        "each baseline (points), and the 95 % t interval of the mean (bars), which takes the baselines’ effects for "
+        "normal.",
         f"Change of {name} {_TITLES[when]}, by start epoch, over {num_baselines} baselines.",
         tuple(
             _panel([each for each in found if each.length == length], when, measure, length, styles)
@@ -87,12 +91,16 @@ def _panel(
 ) -> Panel:
     starts = sorted({each.start_epoch for each in found})
     kinds = [kind for kind in styles if any(each.kind == kind for each in found)]
-    step = 0.12 * min((after - before for before, after in zip(starts, starts[1:], strict=False)), default=1)
+    step = 0.12 * min((after - before for before, after in pairwise(starts)), default=1)
     marks: list[Mark] = [Level(0.0)]
     for place, kind in enumerate(kinds):
         of = sorted((each for each in found if each.kind == kind), key=lambda each: each.start_epoch)
         shift = step * (place - (len(kinds) - 1) / 2)  # beside each other, or the bars would hide each other
-        points = [(each.start_epoch + shift, value, name) for each in of for value, name in zip(each.values, each.baselines, strict=True)]
+        points = [
+            (each.start_epoch + shift, value, name)
+            for each in of
+            for value, name in zip(each.values, each.baselines, strict=True)
+        ]
         marks.append(
             Series(
                 [x for x, _, _ in points], [y for _, y, _ in points], style=styles[kind], kind="points",

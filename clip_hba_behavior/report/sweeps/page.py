@@ -5,8 +5,9 @@ from collections.abc import Mapping
 
 from clip_hba_behavior.report.blocks import Block, Command, Facts, Page, Section, Text
 from clip_hba_behavior.report.provenance import about_run, environment_facts
-from clip_hba_behavior.report.sweeps import heat_maps, tables
+from clip_hba_behavior.report.sweeps import tables
 from clip_hba_behavior.report.sweeps.by_start import effect_by_start, final_by_start
+from clip_hba_behavior.report.sweeps.heat_maps import best_by_length, over_epochs
 from clip_hba_behavior.report.sweeps.record import SweepRecord
 from clip_hba_behavior.report.sweeps.recovery import recovery_curves, recovery_medians
 from clip_hba_behavior.run.advice import command_line
@@ -33,9 +34,9 @@ def sweep_page(record: SweepRecord, styles: Mapping[str, int], file: str = "inde
     else:
         sections.append(Section("effects", "Effects", [Text("No perturbed run is done yet.")]))
     sections += [
-        Section("environment", "Environment", [Text("That of the baseline."), Facts(environment_facts(record.baseline))]),
+        Section("environment", "Environment of the baseline", [Facts(environment_facts(record.baseline))]),
         Section("repeat", "Repeat it", _repeat(record)),
-    ]  # fmt: skip
+    ]
     lead = "Forks of one baseline, each perturbed for some epochs: what that changed, and what of it is noise."
     return Page(file, f"Sweep {record.name}", lead, sections)
 
@@ -45,13 +46,11 @@ def _results(record: SweepRecord, styles: Mapping[str, int]) -> list[Section]:
     return [
         Section("change", "At the perturbed epoch", [effect_by_start(record, each, styles) for each in _MEASURES]),
         Section("effects", "Effects and claims", tables.effects(record)),
-        Section(
-            "epochs", "Over all epochs", [figure for each in _MEASURES for figure in heat_maps.over_epochs(record, each)]
-        ),
-        Section("best", "Best of each run", [heat_maps.best_by_length(record, each) for each in _MEASURES]),
+        Section("epochs", "Over all epochs", [each for of in _MEASURES for each in over_epochs(record, of)]),
+        Section("best", "Best of each run", [best_by_length(record, each) for each in _MEASURES]),
         Section("recovery", "Recovery", [*recovery_curves(record), recovery_medians(record)]),
         Section("final", "Final performance", [final_by_start(record, each, styles) for each in _MEASURES]),
-    ]  # fmt: skip
+    ]
 
 
 def _summary(record: SweepRecord) -> list[Block]:

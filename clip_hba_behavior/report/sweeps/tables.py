@@ -25,21 +25,25 @@ def controls(record: SweepRecord) -> list[Block]:
         why = "The sweep has none that is done: unperturbed forks, which must be the baseline."
         if record.plan.file.controls:
             return [Missing("controls", why, command_line("sweep", "resume", record.file))]
-        return [Missing("controls", f"{why} Set controls: true in the sweep’s file, and run it again.", _run(record))]
+        return [
+            Missing("controls", f"{why} Set controls: true in the sweep’s file, and run it again.", _run(record))
+        ]
     rows = [_control_row(rows) for rows in record.runs("none")]
     blocks: list[Block] = [
         Text(f"{len(there) - len(failed)} of {len(there)} controls are equal to the baseline to the last bit."),
         Titled(
             f"{record.prefix}controls",
             "Controls",
-            "Forks without a perturbation. Equal: the SHA-256 of the complete training state (parameters, optimizer, "
-            "random streams, counters) is the baseline’s after every epoch.",
+            "Forks without a perturbation. Equal: the SHA-256 of the complete training state (parameters, "
+            "optimizer, random streams, counters) is the baseline’s after every epoch.",
             Table(("control", "first epoch", "epochs compared", "equal", "first epoch that differs"), rows),
         ),
     ]
     for name in failed:
         where = command_line("diff", record.plan.file.baseline, record.plan.path(name))
-        blocks.append(Command(f"Control {name} is not the baseline, so no effect here can be trusted. Where:", where))
+        blocks.append(
+            Command(f"Control {name} is not the baseline, so no effect here can be trusted. Where:", where)
+        )
     return blocks
 
 
@@ -54,8 +58,8 @@ def effects(record: SweepRecord) -> list[Block]:
     blocks: list[Block] = []
     if record.collected.rows and not record.has_null():
         why = (
-            "There is no matched null, so no effect has a p: add null_seeds: 19 to the sweep’s file (19 is the least "
-            "for 0.05), and run it again; what is done stays."
+            "There is no matched null, so no effect has a p: add null_seeds: 19 to the sweep’s file (19 is the "
+            "least for 0.05), and run it again; what is done stays."
         )
         blocks.append(Missing("p-values", why, _run(record)))
     blocks += [Text(_sentence(note)) for note in record.effects.notes if record.has_null()]
