@@ -170,7 +170,7 @@ def epoch_step(first: float, last: float) -> float:
 
 
 def shown_names(names: Sequence[str]) -> list[int]:
-    """Return which rows or columns of a matrix are named beside it: all of few, some of many numbers, else none."""
+    """Return which rows or columns of a matrix stand beside it: all of few, some of many numbers, else none."""
     if len(names) <= _MOST_NAMES:
         return list(range(len(names)))
     if not all(name.isdecimal() for name in names):

@@ -8,8 +8,9 @@ from clip_hba_behavior.sweep.nulls import p_value
 LEVEL = 0.05
 LEAST_NULL = 19  # with fewer null runs, no p-value can be 0.05
 RULE = (
-    "a cell outside the null: p of at most 0.05, where p is (1 + number of null runs at least as large in absolute "
-    "value) / (K + 1); not corrected for the number of cells, of which one in twenty is outside where nothing is"
+    "a cell outside the null: p of at most 0.05, where p is (1 + number of null runs at least as large in "
+    "absolute value) / (K + 1); not corrected for the number of cells, of which one in twenty is outside where "
+    "nothing is"
 )
 
 

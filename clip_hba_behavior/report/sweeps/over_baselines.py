@@ -75,8 +75,8 @@ def _figure(found: Sequence[OverBaselines], when: When, measure: str, styles: Ma
     return Figure(
         f"baselines-{when.replace('_', '-')}-{measure.replace('_', '-')}",
         f"Change of {name} {_TITLES[when]}",
-        f"The {name} of the perturbed run minus its baseline’s: mean of {num_baselines} baselines (line), "
-        "each baseline (points), and the 95 % t interval of the mean (bars), which takes the baselines’ effects for "
+        f"The {name} of the perturbed run minus its baseline’s: mean of {num_baselines} baselines (line), each "
+        "baseline (points), and the 95 % t interval of the mean (bars), which takes the baselines’ effects for "
         "normal.",
         f"Change of {name} {_TITLES[when]}, by start epoch, over {num_baselines} baselines.",
         tuple(
@@ -128,9 +128,9 @@ def _table(found: Sequence[OverBaselines]) -> Titled:
     return Titled(
         "over-baselines",
         "Effects over baselines",
-        "mean, low and high: over the baselines, with the 95 % t interval. p: of the Wilcoxon signed-rank test, "
-        "two-sided; none with fewer than six baselines, where it cannot be below 0.05. Not corrected for the number "
-        "of rows.",
+        "mean, low and high: over the baselines, with the 95 % t interval. p: of the Wilcoxon signed-rank "
+        "test, two-sided; none with fewer than six baselines, where it cannot be below 0.05. Not corrected for "
+        "the number of rows.",
         Table(
             ("kind", "length", "start_epoch", "measure", "when", "baselines", "mean", "low", "high", "p"),
             [

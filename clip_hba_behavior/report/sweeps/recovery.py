@@ -35,10 +35,10 @@ def recovery_curves(record: SweepRecord) -> Iterator[Figure]:
         yield Figure(
             f"{record.prefix}recovery-{length}",
             f"Recovery: {length} perturbed epoch{plural}",
-            "Test loss of the perturbed run minus the baseline’s at the same epoch, as a share of the baseline’s. 0 "
-            "on the horizontal axis is the first perturbed epoch. A line is a start epoch, the mean over seeds; each "
-            f"ends with the baseline’s last epoch, so late starts have short lines.{others} Shaded: within {band:g} % "
-            "of the baseline.",
+            "Test loss of the perturbed run minus the baseline’s at the same epoch, as a share of the "
+            "baseline’s. 0 on the horizontal axis is the first perturbed epoch. A line is a start epoch, the "
+            "mean over seeds; each ends with the baseline’s last epoch, so late starts have short "
+            f"lines.{others} Shaded: within {band:g} % of the baseline.",
             f"Difference of the test loss over the epochs since the perturbation, for {len(starts)} start epochs.",
             tuple(_panel(curves, kind, length, band, named) for kind, curves in found[length].items()),
             Table(
@@ -96,13 +96,13 @@ def recovery_medians(record: SweepRecord) -> Titled:
     return Titled(
         f"{record.prefix}recovery-medians",
         "Median recovery",
-        f"A run has recovered when its test loss comes within {100 * band:g} % of the baseline’s and stays there for "
-        f"{band_epochs} consecutive {'epoch' if band_epochs == 1 else 'epochs'}; its time is counted from the last "
-        "perturbed epoch to the first of these, and from the first perturbed epoch. Runs that were never outside had "
-        "nothing to recover from and are counted apart. A run that ended before it recovered is censored there. The "
-        "median is Kaplan and Meier’s: the first time by which at least half have recovered; none where fewer than "
-        "half do. It takes a run’s end to tell nothing of when it would have recovered. Unperturbed runs have no "
-        "recovery.",
+        f"A run has recovered when its test loss comes within {100 * band:g} % of the baseline’s and stays "
+        f"there for {band_epochs} consecutive {'epoch' if band_epochs == 1 else 'epochs'}; its time is counted "
+        "from the last perturbed epoch to the first of these, and from the first perturbed epoch. Runs that "
+        "were never outside had nothing to recover from and are counted apart. A run that ended before it "
+        "recovered is censored there. The median is Kaplan and Meier’s: the first time by which at least half "
+        "have recovered; none where fewer than half do. It takes a run’s end to tell nothing of when it would "
+        "have recovered. Unperturbed runs have no recovery.",
         Table(
             (
                 "kind", "length", "runs", "never outside", "recovered", "censored", "median after the window",
