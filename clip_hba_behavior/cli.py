@@ -551,7 +551,7 @@ def sweep_status(sweep: Sweep) -> None:
 
 @sweep_app.command("table")
 def sweep_table(sweep: Sweep) -> None:
-    """Aggregate the finished runs into sweep.csv and sweep.parquet."""
+    """Aggregate the finished runs into sweep.csv and sweep.parquet, and their effects beside the null."""
     from clip_hba_behavior.sweep.commands import table
 
     raise typer.Exit(table(sweep))

@@ -13,7 +13,7 @@ from clip_hba_behavior.rsa.noise_ceiling import NoiseCeiling
 from clip_hba_behavior.rsa.rank_correlation import rank_correlation, ranks_of
 from clip_hba_behavior.rsa.resampling import LEVEL, bootstrap, spread
 
-RESAMPLES = 2_000  # of the images, the same for every epoch
+RESAMPLES = 1_000  # of the images, the same for every epoch
 
 
 def alignment_over_epochs(record: RunRecord, evaluation: Evaluation, ceiling: NoiseCeiling | None) -> Figure:

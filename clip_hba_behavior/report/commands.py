@@ -9,6 +9,7 @@ from pathlib import Path
 
 from clip_hba_behavior.config import make_config, read_config_file
 from clip_hba_behavior.report.certificates import certificates_of
+from clip_hba_behavior.report.drawing import drawing
 from clip_hba_behavior.report.output import refuse_foreign, write_report
 from clip_hba_behavior.report.sources import Source, find_sources, read_records
 from clip_hba_behavior.report.sweeps.commands import report_sweeps
@@ -45,10 +46,11 @@ def report(
     if not of_one_run:
         _refuse_options_of_a_run(of_a_run)
     keys = read_config_file(config) if config is not None else {}
-    make_config(keys)
     if split_half is not None and not split_half.is_file():
         raise BadInputError(f"there is no file {split_half}\n  give --split-half RDM48_triplet_splithalf.mat")
     records = read_records(sources)
+    if records[0].config is not None:
+        make_config(records[0].config.model_dump() | keys)
     certificates, left_out = certificates_of(records[0], certificate) if of_one_run else ([], [])
     from clip_hba_behavior.data.things import read_human_halves
     from clip_hba_behavior.report.run_page import Request, run_page
@@ -57,14 +59,14 @@ def report(
     from clip_hba_behavior.rsa.noise_ceiling import noise_ceiling
 
     ceiling = None if split_half is None else noise_ceiling(*read_human_halves(split_half))
-    with session() as here:
+    with session() as here, drawing() as draw:
         if of_one_run:
-            page, problems = run_page(records[0], Request(keys, device, ceiling, certificates), here)
+            page, problems = run_page(records[0], Request(keys, device, ceiling, certificates), here, draw)
             left_out += problems
         else:
             page = runs_page(records, here)
             left_out += [f"{record.path}: {note}" for record in records for note in record.notes]
-        write_report(directory, render_site([page], here.interruptible().report))
+        write_report(directory, render_site([page], draw, here.interruptible().report))
         here.logger.info("The report is in %s", directory / "index.html")
     for each in left_out:
         print(f"left out: {each}", file=sys.stderr)

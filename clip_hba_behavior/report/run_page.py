@@ -1,6 +1,6 @@
 """The page of one run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from clip_hba_behavior.report.blocks import Block, Command, Facts, Missing, Page
 from clip_hba_behavior.report.certificates import Certificate
 from clip_hba_behavior.report.dimensions import dimensions, galleries
 from clip_hba_behavior.report.evaluation import Evaluation, Parameters, evaluate
+from clip_hba_behavior.report.figure import Figure
 from clip_hba_behavior.report.history import alignment_recorded, epoch_times, losses, trajectory
 from clip_hba_behavior.report.movement import movement
 from clip_hba_behavior.report.provenance import about_run, environment_facts, repeated
@@ -25,6 +26,7 @@ from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.use.alignment import Alignment, alignment_of
 
+Draw = Callable[[Figure], Figure]
 _FEWEST_IMAGES = 3  # for a correlation
 
 
@@ -45,19 +47,25 @@ class Request:
     certificates: Sequence[Certificate] = ()
 
 
-def run_page(record: RunRecord, request: Request, session: Session) -> tuple[Page, list[str]]:
+def run_page(
+    record: RunRecord, request: Request, session: Session, draw: Draw = lambda figure: figure
+) -> tuple[Page, list[str]]:
     """Make the page of a run.
 
     Args:
         record: of the run.
         request: what to show.
         session: told of the progress.
+        draw: given each figure as soon as it is there, and returns it.
 
     Returns:
         The page, and a line for each thing that was left out because something could not be read.
     """
+    training = [draw(losses(record)), draw(trajectory(record))]
+    time = _time(record, draw)
     checkpoints, left_out = _read_checkpoints(record, session)
     left_out = [*record.notes, *left_out]
+    parameters = _parameters(record, checkpoints, draw)
     evaluation: Evaluation | None = None
     alignment: Alignment | None = None
     problem = ""
@@ -67,19 +75,19 @@ def run_page(record: RunRecord, request: Request, session: Session) -> tuple[Pag
         except BadInputError as error:
             problem = str(error)
             left_out.append(problem)
-        else:
-            alignment = alignment_of(evaluation.predictions[evaluation.best], evaluation.human_rdm)
     else:
         problem = "there is no checkpoint of an epoch with results"
+    alignment_blocks = _alignment(record, request, evaluation, problem, draw)
+    dimension_blocks = _dimensions(record, evaluation, problem, draw)
+    if evaluation is not None:
+        alignment = alignment_of(evaluation.predictions[evaluation.best], evaluation.human_rdm)
     sections = [
         Section("summary", "Summary", _summary(record, request, evaluation, alignment)),
-        Section("training", "Training", [losses(record), trajectory(record)]),
-        Section(
-            "alignment-with-people", "Alignment with people", _alignment(record, request, evaluation, problem)
-        ),
-        Section("dimensions-and-images", "Dimensions and images", _dimensions(record, evaluation, problem)),
-        Section("parameters", "Parameters", _parameters(record, checkpoints)),
-        Section("time", "Time", _time(record)),
+        Section("training", "Training", training),
+        Section("alignment-with-people", "Alignment with people", alignment_blocks),
+        Section("dimensions-and-images", "Dimensions and images", dimension_blocks),
+        Section("parameters", "Parameters", parameters),
+        Section("time", "Time", time),
         Section("environment", "Environment", [Facts(environment_facts(record))]),
         Section("repeat", "Repeat it", _repeat(record)),
     ]
@@ -140,28 +148,30 @@ def _summary(
     return blocks
 
 
-def _alignment(record: RunRecord, request: Request, evaluation: Evaluation | None, problem: str) -> list[Block]:
+def _alignment(
+    record: RunRecord, request: Request, evaluation: Evaluation | None, problem: str, draw: Draw
+) -> list[Block]:
     if evaluation is None:
-        return [alignment_recorded(record), _no_data(record, "intervals, RDMs and pairs", problem)]
-    blocks: list[Block] = [alignment_over_epochs(record, evaluation, request.ceiling)]
+        return [draw(alignment_recorded(record)), _no_data(record, "intervals, RDMs and pairs", problem)]
+    blocks: list[Block] = [draw(alignment_over_epochs(record, evaluation, request.ceiling))]
     if request.ceiling is None:
         again = command_line("report", record.path, "--split-half", "RDM48_triplet_splithalf.mat")
         blocks.append(
             Missing("the noise ceiling", "The RDMs of two halves of the human data were not given.", again)
         )
     if np.isnan(evaluation.model_rdm(evaluation.best)).any():
-        why = "The model predicts the same value in all dimensions of an image, so that its correlations are undefined."
+        why = "The model predicts the same value in all dimensions of an image: its correlations are undefined."
         return [*blocks, Missing("RDMs and pairs", why)]
-    return [*blocks, matrices(evaluation), pairs(evaluation)]
+    return [*blocks, draw(matrices(evaluation)), draw(pairs(evaluation))]
 
 
-def _dimensions(record: RunRecord, evaluation: Evaluation | None, problem: str) -> list[Block]:
+def _dimensions(record: RunRecord, evaluation: Evaluation | None, problem: str, draw: Draw) -> list[Block]:
     if evaluation is None or record.config is None:
         return [_no_data(record, "dimensions and images", problem)]
     if len(evaluation.test_images) < _FEWEST_IMAGES:
         return [Missing("dimensions and images", f"There are fewer than {_FEWEST_IMAGES} test images.")]
     text = "Error: mean squared error over the dimensions. Below it the largest ones, predicted and measured."
-    return [dimensions(evaluation), Text(text), *galleries(evaluation, record.config.preprocessing)]
+    return [draw(dimensions(evaluation)), Text(text), *galleries(evaluation, record.config.preprocessing)]
 
 
 def _no_data(record: RunRecord, what: str, problem: str) -> Missing:
@@ -169,15 +179,15 @@ def _no_data(record: RunRecord, what: str, problem: str) -> Missing:
     return Missing(what, f"They need the run’s data, backbone and checkpoints. {problem}", again)
 
 
-def _parameters(record: RunRecord, checkpoints: Mapping[int, Parameters]) -> list[Block]:
+def _parameters(record: RunRecord, checkpoints: Mapping[int, Parameters], draw: Draw) -> list[Block]:
     if len(checkpoints) < 2:
         return [Missing("what moved in the parameters", "There are fewer than two checkpoints.")]
-    return [movement(record, checkpoints)]
+    return [draw(movement(record, checkpoints))]
 
 
-def _time(record: RunRecord) -> list[Block]:
+def _time(record: RunRecord, draw: Draw) -> list[Block]:
     found = epoch_times(record)
-    return [Missing("times", "The run’s log tells of none.")] if found is None else [found]
+    return [Missing("times", "The run’s log tells of none.")] if found is None else [draw(found)]
 
 
 def _repeat(record: RunRecord) -> list[Block]:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from clip_hba_behavior.report.blocks import Page
 from clip_hba_behavior.report.colours import themes
+from clip_hba_behavior.report.drawing import Drawer
 from clip_hba_behavior.report.figure import Cell, Table
 from clip_hba_behavior.report.plotly_json import plot_of
 from clip_hba_behavior.reproducibility.record.session import Report
@@ -25,27 +26,29 @@ _ASSETS = "assets"
 _FIGURES = "figures"
 
 
-def render_site(pages: Sequence[Page], report: Report = lambda what, done, total: None) -> dict[str, bytes]:
+def render_site(
+    pages: Sequence[Page], drawer: Drawer | None = None, report: Report = lambda what, done, total: None
+) -> dict[str, bytes]:
     """Return every file of a report by its name below the report's directory.
 
     They depend on the pages and on the versions of this package, matplotlib and plotly alone: no date, no path.
 
     Args:
         pages: figures and tables have each a name of its own among all pages.
+        drawer: of figures for a paper, which may have begun with some; by default a new one.
         report: told of the progress.
 
     Raises:
         ValueError: two figures or tables have the same name.
     """
-    from clip_hba_behavior.report.paper import paper_files
-
+    drawer = drawer or Drawer()
     found: dict[str, bytes] = {
         f"{_ASSETS}/{name}": _packaged(f"vendor/{name}") for name in (PLOTLY, PLOTLY_LICENSE)
     }
     found |= {f"{_ASSETS}/{name}": _packaged(f"templates/{name}") for name in ("report.js", "report.css")}
     figures = [figure for page in pages for figure in page.figures()]
     for done, figure in enumerate(figures, start=1):
-        made = {f"{_FIGURES}/{figure.name}.{ending}": content for ending, content in paper_files(figure).items()}
+        made = {f"{_FIGURES}/{figure.name}.{ending}": content for ending, content in drawer.files(figure).items()}
         if figure.table is not None:
             made[f"{_FIGURES}/{figure.name}.csv"] = to_csv(figure.table)
         _add(found, made)

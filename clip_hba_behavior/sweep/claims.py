@@ -28,7 +28,9 @@ class Family:
         null_seeds: `[K]`, those that the matched null has at every start epoch.
         statistics: `[m]`, of the perturbed runs.
         null_maxima: `[K]`, of the null's seeds.
-        p_value: (1 + number of null maxima at least as large as the perturbed runs') / (K + 1).
+        epoch_p_values: `[m]`, (1 + number of null maxima at least as large as the start epoch's statistic) /
+            (K + 1): which start epochs are claimed, with one error for all of them.
+        p_value: the least of them, that of the perturbed runs' own maximum.
         adjusted_p_values: `[m]`, by Benjamini and Hochberg; None where K is too small for them to find anything.
         why_not_adjusted: the sentence that says so, and the `null_seeds` that would do.
     """
@@ -43,6 +45,7 @@ class Family:
     null_seeds: tuple[int, ...]
     statistics: tuple[float, ...]
     null_maxima: tuple[float, ...]
+    epoch_p_values: tuple[float, ...]
     p_value: float
     adjusted_p_values: tuple[float, ...] | None
     why_not_adjusted: str | None
@@ -97,6 +100,7 @@ def families_of(effects: Sequence[Effect]) -> Iterator[Family]:
         if not seeds:
             continue
         statistics, maxima = nulls.family_statistics(values, [[null[seed] for null in by_seed] for seed in seeds])
+        epoch_p_values = tuple(nulls.p_value(each, maxima.tolist()) for each in statistics.tolist())
         p_values = [null.p_value for _, null in members.values()]
         num_null = min(len(null.seeds) for _, null in members.values())
         adjusted = nulls.adjusted_p_values(p_values, num_null)
@@ -112,7 +116,8 @@ def families_of(effects: Sequence[Effect]) -> Iterator[Family]:
             null_seeds=seeds,
             statistics=tuple(statistics.tolist()),
             null_maxima=tuple(maxima.tolist()),
-            p_value=nulls.p_value(float(statistics.max()), maxima.tolist()),
+            epoch_p_values=epoch_p_values,
+            p_value=min(epoch_p_values),
             adjusted_p_values=adjusted,
             why_not_adjusted=None if adjusted is not None else _why_not_adjusted(len(members), num_null),
         )

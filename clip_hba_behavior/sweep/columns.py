@@ -102,6 +102,10 @@ EFFECT_COLUMNS: dict[str, Column] = {
         "runs') / (K + 1); a statistic is the absolute difference divided by the root mean square of the other "
         "K runs'.",
     ),
+    "family_epoch_p_value": Column(
+        float,
+        "The same of this start epoch's statistic, against the same maxima: so it is adjusted for all m.",
+    ),
     "adjusted_p_value": Column(
         float, "matched_p_value by Benjamini and Hochberg over the m; empty where (K + 1) is less than m / 0.05."
     ),

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.sweep import nulls
 
 MEASURES = ("test_loss", "behavioral_rsa_rho")
@@ -73,24 +74,38 @@ class Effect:
 
 def compare_with_nulls(rows: Sequence[Mapping[str, Any]], later_epochs: bool = False) -> tuple[Effect, ...]:
     """Compare every perturbed run with its baseline, and with the nulls of the same state; see `effects_of`."""
-    runs: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
-    for row in rows:
-        runs[row["parent"], row["run"]].append(row)
+    runs = _by_run(rows)
     forks: dict[_Start, dict[int, _ByEpoch]] = defaultdict(dict)  # of each null its runs by seed
-    for found in runs.values():
-        first = found[0]
+    for run in runs:
+        first = next(iter(run.values()))
         if first["kind"] in _NULLS:
-            forks[_start_of(first["kind"], first)][first["seed"]] = {row["epoch"]: row for row in found}
+            forks[_start_of(first["kind"], first)][first["seed"]] = run
     return tuple(
         effect
-        for found in runs.values()
-        if found[0]["kind"] not in ("none", *_NULLS)
-        for effect in _effects_of_run(found, forks, later_epochs)
+        for run in runs
+        if next(iter(run.values()))["kind"] not in ("none", *_NULLS)
+        for effect in _effects_of_run(list(run.values()), forks, later_epochs)
     )
 
 
 _ByEpoch = dict[int, Mapping[str, Any]]
 _Start = tuple[str, str, int, int]  # null, baseline, start epoch, length
+
+
+def _by_run(rows: Sequence[Mapping[str, Any]]) -> list[_ByEpoch]:
+    """Return each run's rows, once where two tables have the same."""
+    runs: dict[tuple[str, str], _ByEpoch] = defaultdict(dict)
+    for row in rows:
+        there = runs[row["parent"], row["run"]].setdefault(row["epoch"], row)
+        for name in (f"{measure}_minus_baseline" for measure in MEASURES):
+            if there[name] != row[name]:
+                raise BadInputError(
+                    f"two tables have other results of {row['run']}, a fork of {row['parent']}, "
+                    f"epoch {row['epoch']}\n"
+                    f"  found:    {name} {there[name]!r} and {row[name]!r}\n"
+                    "  expected: sweeps of one baseline with the same settings; give one of the two"
+                )
+    return list(runs.values())
 
 
 def _start_of(null: NullKind, row: Mapping[str, Any]) -> _Start:

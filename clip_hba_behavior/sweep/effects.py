@@ -56,6 +56,7 @@ class Effects:
                 "wider_p_value": wider.p_value if wider else None,
                 "family_epochs": len(family.start_epochs) if family and matched else None,
                 "family_p_value": family.p_value if family and matched else None,
+                "family_epoch_p_value": family.epoch_p_values[place] if family and place is not None else None,
                 "adjusted_p_value": adjusted[place] if adjusted and place is not None else None,
             }
 
@@ -66,6 +67,9 @@ def effects_of(rows: Sequence[Mapping[str, Any]], later_epochs: bool = False) ->
     Args:
         rows: of one sweep's table or of several, as `aggregate` returns them or `read_table` reads them.
         later_epochs: also at every other epoch from the first perturbed one on, as `later`.
+
+    Raises:
+        BadInputError: two tables have other results of the same run.
     """
     effects = compare_with_nulls(rows, later_epochs)
     at_once = [each for each in effects if each.when != "later"]

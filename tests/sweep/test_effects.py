@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.sweep.columns import EFFECT_COLUMNS
 from clip_hba_behavior.sweep.effects import effects_of
 
@@ -99,8 +100,20 @@ def test_one_claim_for_all_start_epochs_is_made_from_seeds_that_all_have() -> No
     assert strong.start_epochs == (2, 3, 4)
     assert strong.null_seeds == tuple(seed for seed in range(1, 20) if seed != 7)
     assert strong.p_value == 1 / 19
+    assert strong.epoch_p_values == (1 / 19,) * 3
     assert families["label_shuffle", "test_loss", "perturbed"].p_value > 0.5
     assert families["random_target", "behavioral_rsa_rho", "last"].p_value == 1 / 19
+
+
+def test_a_claim_names_the_start_epochs_that_it_is_made_for() -> None:
+    rows = sweep_of({"random_target": 5.0}, starts=(2, 3))
+    weak = [row | {"test_loss_minus_baseline": 0.1} if row["perturb_epoch"] == 3 else row for row in rows]
+    weak = [new if new["kind"] == "random_target" else old for new, old in zip(weak, rows, strict=True)]
+    (family,) = (
+        each for each in effects_of(weak).families if (each.measure, each.when) == ("test_loss", "perturbed")
+    )
+    assert family.p_value == family.epoch_p_values[0] == 1 / 20
+    assert family.epoch_p_values[1] > 0.5
 
 
 def test_a_claim_says_why_nothing_is_adjusted_and_which_null_would_do() -> None:
@@ -153,6 +166,18 @@ def test_over_several_baselines_each_counts_once(number: int) -> None:
     assert (one.p_value is None) is (number < 6)
     assert any("over 3 baselines there is a t interval" in note for note in found.notes) is (number == 3)
     assert {family.baseline for family in found.families} == {"b" * size for size in range(1, number + 1)}
+
+
+def test_tables_of_one_baseline_are_joined_and_must_agree() -> None:
+    rows = sweep_of({"random_target": 5.0})
+    null = [row for row in rows if row["kind"] == "reorder"]
+    perturbed = [row for row in rows if row["kind"] != "reorder"]
+    assert effects_of([*perturbed, *null, *rows]) == effects_of(rows)
+    other = [row | {"test_loss_minus_baseline": 5.5} for row in rows if row["kind"] == "random_target"]
+    with pytest.raises(
+        BadInputError, match="two tables have other results of e002_random_target_l1_s0, a fork of b"
+    ):
+        effects_of([*rows, *other])
 
 
 def test_rows_have_the_columns_that_are_described() -> None:

@@ -9,11 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet
-import pytest
 import yaml
 
 import fresh_process
-from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.checkpoint import read_checkpoint
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
 from clip_hba_behavior.sweep.columns import COLUMNS, EFFECT_COLUMNS, read_table, to_csv
@@ -123,24 +121,6 @@ def test_effects_are_written_beside_their_null_and_each_column_with_its_rule(
 def read_csv(path: Path) -> list[list[str]]:
     with path.open(newline="") as file:
         return list(csv.reader(file))[1:]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "No such file"),
-        ("run,kind\n", "is not a sweep's table: it has no column parent, "),
-        (",".join(COLUMNS) + "\n1,2\n", "sweep.csv, line 2: "),
-        (",".join(COLUMNS) + "\n" + ",".join("x" for _ in COLUMNS) + "\n", "sweep.csv, line 2: invalid literal"),
-    ],
-)
-def test_what_is_no_table_is_refused(content: str | None, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "sweep.csv"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(BadInputError, match=message) as caught:
-        read_table(path)
-    assert "write it again with `clip-hba sweep table`" in str(caught.value)
 
 
 def test_a_run_that_continues_a_shorter_one_is_the_run_from_the_baseline(

@@ -79,6 +79,19 @@ def test_looking_for_the_best_epoch_or_dividing_by_the_nulls_spread_is_wrong_too
     assert share_found(family_p_value_by_the_nulls_spread, cases) > 0.1
 
 
+def wrong_epoch(values: np.ndarray, null: np.ndarray) -> float:
+    """The least p of an epoch without an effect, adjusted for all of them."""
+    statistics, maxima = family_statistics(values.tolist(), null.tolist())
+    without = np.delete(statistics, len(values) // 2)
+    return p_value(float(without.max()), maxima.tolist())
+
+
+@pytest.mark.parametrize("effect", [3.0, 100.0])
+@pytest.mark.parametrize("cases", [SOME, pytest.param(2000, marks=pytest.mark.system)])
+def test_an_epoch_without_an_effect_is_not_named_because_another_has_one(cases: int, effect: float) -> None:
+    assert share_found(wrong_epoch, cases, effect=effect) < 0.075
+
+
 @pytest.mark.parametrize("cases", [SOME, pytest.param(2000, marks=pytest.mark.system)])
 def test_a_known_weak_effect_is_found_as_often_as_theory_says(cases: int) -> None:
     """An effect of 3 spreads at one epoch; a test that knew the epoch and the spread would find it in 85 %."""
