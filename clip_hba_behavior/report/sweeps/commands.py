@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from clip_hba_behavior.report.drawing import drawing
 from clip_hba_behavior.report.output import refuse_foreign, write_report
 from clip_hba_behavior.report.sources import Source, names_of
 from clip_hba_behavior.report.sweeps.record import plans_of, read_sweep, styles_of
@@ -41,7 +42,7 @@ def report_sweeps(sources: Sequence[Source], out: Path | None) -> int:
     from clip_hba_behavior.report.sweeps.over_baselines import over_baselines_page
     from clip_hba_behavior.report.sweeps.page import sweep_page
 
-    with session() as here:
+    with session() as here, drawing() as drawer:
         progress = here.interruptible().report
         records = [
             read_sweep(file, plan, name, prefix, progress)
@@ -52,7 +53,10 @@ def report_sweeps(sources: Sequence[Source], out: Path | None) -> int:
         pages = [sweep_page(record, styles, file) for record, file in zip(records, files, strict=True)]
         if several:
             pages = [over_baselines_page(records, files, styles), *pages]
-        write_report(directory, render_site(pages, progress))
+        for page in pages:
+            for figure in page.figures():
+                drawer(figure)
+        write_report(directory, render_site(pages, drawer, progress))
         here.logger.info("The report is in %s", directory / "index.html")
     for record in records:
         if not record.collected.is_complete():

@@ -18,10 +18,10 @@ _TITLES: dict[When, str] = {
 
 
 def over_baselines_page(records: Sequence[SweepRecord], files: Sequence[str], styles: Mapping[str, int]) -> Page:
-    """Make the page of several sweeps, each of another baseline.
+    """Make the page of several sweeps.
 
     Args:
-        records: of the sweeps, two or more.
+        records: of the sweeps, two or more; several may have one baseline.
         files: of their own pages.
         styles: the colour, dash and marker of each kind.
     """

@@ -67,7 +67,7 @@ def plans_of(sources: Sequence[Source]) -> list[tuple[Path, Plan]]:
     A sweep's directory is where it is now, wherever the file in it says that it is.
 
     Raises:
-        BadInputError: one is no sweep, has not begun, or has the baseline of another.
+        BadInputError: one is no sweep, has not begun, or was given twice.
     """
     found: list[tuple[Path, Plan]] = []
     for source in sources:
@@ -81,13 +81,8 @@ def plans_of(sources: Sequence[Source]) -> list[tuple[Path, Plan]]:
                 f"there is nothing in {plan.directory} yet: the sweep has not begun\n"
                 f"  begin: {command_line('sweep', 'run', file)}"
             )
-        for other, before in found:
-            if before.baseline.resolve() == plan.baseline.resolve():
-                raise BadInputError(
-                    f"two sweeps have the same baseline, {plan.baseline}\n  {other}\n  {file}\n"
-                    "  several sweeps are summarised over their baselines, each of which counts once\n"
-                    f"  report each alone: {command_line('report', source.path)}"
-                )
+        if any(plan.directory.resolve() == before.directory.resolve() for _, before in found):
+            raise BadInputError(f"the sweep in {plan.directory} is given twice")
         found.append((file, plan))
     return found
 

@@ -5,16 +5,16 @@ from typing import Any
 
 from clip_hba_behavior.report.blocks import Block, Command, Facts, Missing, Text, Titled
 from clip_hba_behavior.report.figure import Cell, Table
+from clip_hba_behavior.report.sweeps.null import LEVEL
 from clip_hba_behavior.report.sweeps.record import SweepRecord
 from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.sweep.collected import not_in_the_table
 from clip_hba_behavior.sweep.columns import EFFECT_COLUMNS
-from clip_hba_behavior.sweep.nulls import FALSE_DISCOVERY_RATE
 
 _SHOWN_EFFECTS = (
     "kind", "length", "start_epoch", "seed", "measure", "when", "epoch", "effect", "matched_null_runs",
-    "matched_null_mean", "matched_null_spread", "matched_p_value", "adjusted_p_value", "wider_null_runs",
-    "wider_p_value",
+    "matched_null_mean", "matched_null_spread", "matched_p_value", "family_epoch_p_value", "adjusted_p_value",
+    "wider_null_runs", "wider_p_value",
 )  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def effects(record: SweepRecord) -> list[Block]:
         blocks.append(Missing("p-values", why, _run(record)))
     blocks += [Text(_sentence(note)) for note in record.effects.notes if record.has_null()]
     if record.effects.families:
-        blocks += [_claims(record), _rules("family_p_value", "adjusted_p_value")]
+        blocks += [_claims(record), _rules("family_p_value", "family_epoch_p_value", "adjusted_p_value")]
     rows = list(record.effects.rows())
     if rows:
         blocks += [
@@ -95,35 +95,31 @@ def _claims(record: SweepRecord) -> Titled:
             len(each.start_epochs),
             len(each.null_seeds),
             each.p_value,
-            _largest_at(each.start_epochs, each.statistics),
+            _at_most(each.start_epochs, each.epoch_p_values),
             "too few null runs"
             if each.adjusted_p_values is None
-            else ", ".join(
-                str(start)
-                for start, p in zip(each.start_epochs, each.adjusted_p_values, strict=True)
-                if p <= FALSE_DISCOVERY_RATE
-            )
-            or "none",
+            else _at_most(each.start_epochs, each.adjusted_p_values),
         )
         for each in record.effects.families
     ]
     return Titled(
         f"{record.prefix}claims",
         "One claim for all start epochs",
-        "Each row asks once whether the perturbation did anything at any start epoch; nothing corrects across the "
-        "rows.",
+        "Each row asks once whether the perturbation did anything at any of its m start epochs; nothing corrects "
+        "across the rows. Claimed: family_epoch_p_value of at most 0.05. Found: adjusted_p_value of at most 0.05.",
         Table(
             (
-                "kind", "length", "seed", "measure", "when", "m", "K", "family_p_value", "largest at epoch",
-                "adjusted_p_value ≤ 0.05 at epoch",
+                "kind", "length", "seed", "measure", "when", "m", "K", "family_p_value", "claimed at epochs",
+                "found by Benjamini and Hochberg",
             ),
             rows,
         ),
     )  # fmt: skip
 
 
-def _largest_at(starts: Sequence[int], statistics: Sequence[float]) -> int:
-    return max(zip(statistics, starts, strict=True), key=lambda pair: (pair[0], -pair[1]))[1]
+def _at_most(starts: Sequence[int], p_values: Sequence[float]) -> str:
+    chosen = [str(start) for start, p in zip(starts, p_values, strict=True) if p <= LEVEL]
+    return ", ".join(chosen) or "none"
 
 
 def not_there(record: SweepRecord) -> list[Block]:
