@@ -27,7 +27,7 @@ def alignment_over_epochs(record: RunRecord, evaluation: Evaluation, ceiling: No
     x = [float(epoch) for epoch in epochs]
     marks: list[Mark] = [
         *perturbed_span(record),
-        Series(x, rho, "this run", 0, "line", low, high),
+        Series(x, rho, "" if ceiling is None else "this run", 0, "line", low, high),
         Series(x, rho, style=0, kind="points"),
     ]
     text = (

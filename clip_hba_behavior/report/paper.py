@@ -82,7 +82,7 @@ def _png(canvas: Canvas) -> bytes:
     image = Image.fromarray(np.asarray(agg.buffer_rgba())).convert("RGB")
     content = io.BytesIO()
     # 256 colours are enough, and a third of the bytes
-    image.quantize(256, Image.Quantize.FASTOCTREE).save(content, "PNG", dpi=(_DOTS_PER_INCH, _DOTS_PER_INCH))
+    image.quantize(256, dither=Image.Dither.NONE).save(content, "PNG", dpi=(_DOTS_PER_INCH, _DOTS_PER_INCH))
     return content.getvalue()
 
 

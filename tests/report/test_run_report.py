@@ -12,8 +12,9 @@ import pytest
 import scipy.io
 from PIL import Image
 
+import fresh_process
 from clip_hba_behavior.data.standin import write_standin_dataset
-from clip_hba_behavior.data.things import read_human_rdm
+from clip_hba_behavior.data.things import read_human_halves, read_human_rdm
 from clip_hba_behavior.rsa.noise_ceiling import noise_ceiling
 from clip_hba_behavior.run.directory import RunDirectory
 from fresh_process import Outcome
@@ -38,8 +39,6 @@ def files_of(directory: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def reported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run's report."""
-    import fresh_process
-
     directory = tmp_path_factory.mktemp("report")
     words = ["report", str(run), "--out", str(directory / "first")]
     outcome = fresh_process.call(fresh_process.clip_hba, words, output=directory / "output.txt")
@@ -47,11 +46,14 @@ def reported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "first"
 
 
-def test_the_same_run_gives_the_same_bytes(run: Path, reported: Path, clip_hba: ClipHba, tmp_path: Path) -> None:
+def test_the_same_run_gives_the_same_bytes_over_an_older_report(
+    run: Path, reported: Path, clip_hba: ClipHba, tmp_path: Path
+) -> None:
+    shutil.copytree(reported, tmp_path / "second")
+    inode = (tmp_path / "second/index.html").stat().st_ino
     assert clip_hba("report", run, "--out", tmp_path / "second").code == 0
     assert files_of(tmp_path / "second") == files_of(reported)
-    assert clip_hba("report", run, "--out", tmp_path / "second").code == 0  # over the older one
-    assert files_of(tmp_path / "second") == files_of(reported)
+    assert (tmp_path / "second/index.html").stat().st_ino != inode  # it was written again
 
 
 def test_a_page_names_nothing_outside_and_holds_no_path_of_this_machine(reported: Path, run: Path) -> None:
@@ -153,31 +155,6 @@ def test_other_images_under_the_same_names_are_not_taken_for_the_run_s(
     assert f"images that differ: {image.name}" in done.output
 
 
-def test_a_damaged_checkpoint_is_named_and_left_out(run: Path, clip_hba: ClipHba, tmp_path: Path) -> None:
-    shutil.copytree(run, tmp_path / "things")
-    (tmp_path / "things/dora_params/epoch2_dora_params.pth").write_bytes(b"torn")
-    done = clip_hba("report", tmp_path / "things")
-    assert done.code == 1, done.output
-    assert re.search(r"left out: .*epoch2_dora_params.pth", done.output)
-    alignment = rows_of(tmp_path / "things/report/figures/alignment.csv")
-    assert [row["epoch"] for row in alignment] == ["0", "1", "3"]
-
-
-def test_the_split_halves_give_the_ceiling(run: Path, clip_hba: ClipHba, tmp_path: Path) -> None:
-    human = read_human_rdm(Path(str(RunDirectory(run).read_config().RDM48_triplet_dir)))
-    noise = np.random.default_rng(0).normal(0, 0.05, (2, 48, 48))
-    halves = [human + each + each.T for each in noise]
-    names = ("RDM48_triplet_split1", "RDM48_triplet_split2")
-    scipy.io.savemat(tmp_path / "halves.mat", dict(zip(names, halves, strict=True)))
-    done = clip_hba("report", run, "--split-half", tmp_path / "halves.mat", "--out", tmp_path / "report")
-    assert done.code == 0, done.output
-    expected = noise_ceiling(*halves)
-    page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
-    assert f"most that any model can reach: {expected.maximum:.3f}" in page
-    assert f"the RDMs of two halves of the human data correlate at {expected.split_half:.3f}" in page
-    assert "Not shown: the noise ceiling" not in page
-
-
 def certificate_of(run: Path, epoch: int, digest: str) -> str:
     claim = {"level": "L0", "meaning": "same machine and versions: every bit is claimed", "reasons": []}
     epochs = [{"epoch": epoch, "word": "reproducible", "recorded_digest": digest}]
@@ -194,21 +171,66 @@ def digest_of(run: Path, epoch: int) -> str:
     return str(json.loads(line)["state_digest"])
 
 
-def test_a_certificate_of_the_run_is_shown_with_its_level_and_one_of_another_is_refused(
+@pytest.fixture(scope="module")
+def halves(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The human RDM twice, with other noise."""
+    human = read_human_rdm(Path(str(RunDirectory(run).read_config().RDM48_triplet_dir)))
+    noise = np.random.default_rng(0).normal(0, 0.05, (2, 48, 48))
+    path = tmp_path_factory.mktemp("halves") / "RDM48_triplet_splithalf.mat"
+    names = ("RDM48_triplet_split1", "RDM48_triplet_split2")
+    scipy.io.savemat(path, {name: human + each + each.T for name, each in zip(names, noise, strict=True)})
+    return path
+
+
+@pytest.fixture(scope="module")
+def with_all(run: Path, halves: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The report of a run with a damaged checkpoint, a noise ceiling and a certificate; and what was printed."""
+    directory = tmp_path_factory.mktemp("all")
+    shutil.copytree(run, directory / "things")
+    (directory / "things/dora_params/epoch2_dora_params.pth").write_bytes(b"torn")
+    (directory / "own.json").write_text(certificate_of(run, 2, digest_of(run, 2)))
+    (directory / "things/other.json").write_text(certificate_of(run, 2, digest_of(run, 1)))
+    options = ["--split-half", str(halves), "--certificate", str(directory / "own.json")]
+    words = ["report", str(directory / "things"), *options]
+    outcome = fresh_process.call(fresh_process.clip_hba, words, output=directory / "output.txt")
+    assert outcome.code == 1, outcome.output
+    return directory / "things/report", outcome.output
+
+
+def test_a_damaged_checkpoint_is_named_and_left_out(with_all: tuple[Path, str]) -> None:
+    report, output = with_all
+    assert re.search(r"left out: .*epoch2_dora_params.pth", output)
+    assert [row["epoch"] for row in rows_of(report / "figures/alignment.csv")] == ["0", "1", "3"]
+
+
+def test_the_split_halves_give_the_ceiling(with_all: tuple[Path, str], halves: Path) -> None:
+    expected = noise_ceiling(*read_human_halves(halves))
+    page = (with_all[0] / "index.html").read_text(encoding="utf-8")
+    assert f"most that any model can reach: {expected.maximum:.3f}" in page
+    assert f"the RDMs of two halves of the human data correlate at {expected.split_half:.3f}" in page
+    assert "Not shown: the noise ceiling" not in page
+
+
+def test_a_certificate_of_the_run_is_shown_with_its_level_and_one_of_another_is_not(
+    with_all: tuple[Path, str], run: Path
+) -> None:
+    report, output = with_all
+    page = (report / "index.html").read_text(encoding="utf-8")
+    assert "<dt>Level</dt><dd>L0: same machine and versions: every bit is claimed</dd>" in page
+    assert page.count("<dt>Certificate</dt>") == 1
+    assert "Not shown: a certificate" not in page
+    assert re.search(r"left out: .*other.json is not of .*: the state after epoch 2 is another", output)
+    assert digest_of(run, 2) in output
+
+
+def test_a_certificate_of_another_run_that_is_named_is_refused(
     run: Path, clip_hba: ClipHba, tmp_path: Path
 ) -> None:
-    own, other = tmp_path / "own.json", tmp_path / "other.json"
-    own.write_text(certificate_of(run, 2, digest_of(run, 2)))
+    other = tmp_path / "other.json"
     other.write_text(certificate_of(run, 2, digest_of(run, 1)))
-    done = clip_hba("report", run, "--certificate", own, "--out", tmp_path / "report")
-    assert done.code == 0, done.output
-    page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
-    assert "<dt>Level</dt><dd>L0: same machine and versions: every bit is claimed</dd>" in page
-    assert "Not shown: a certificate" not in page
     refused = clip_hba("report", run, "--certificate", other, "--out", tmp_path / "none")
     assert refused.code == 2, refused.output
     assert f"{other} is not of {run}: the state after epoch 2 is another" in refused.output
-    assert digest_of(run, 2) in refused.output
     assert not (tmp_path / "none").exists()
 
 

@@ -1,6 +1,7 @@
 """`clip-hba report` of several runs and of results tables: overlays, mean and spread, where they part."""
 
 import csv
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clip_hba_behavior.config import make_config
 from clip_hba_behavior.report.groups import groups_of
+from clip_hba_behavior.report.runs_page import runs_page
+from clip_hba_behavior.report.site import render_page
 from clip_hba_behavior.report.sources import find_sources, read_records
+from clip_hba_behavior.reproducibility.record.session import Session
+from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.results import COLUMNS
 from fresh_process import Outcome
 
@@ -45,11 +51,10 @@ def test_tables_alone_are_overlaid_with_mean_and_spread(clip_hba: ClipHba, tmp_p
     assert "1e-09" not in page  # the p of dependent pairs
 
 
-def test_one_table_alone_has_a_page(clip_hba: ClipHba, tmp_path: Path) -> None:
-    table = write_table(tmp_path / "a.csv", [3.0])
-    done = clip_hba("report", table, "--out", tmp_path / "report")
-    assert done.code == 0, done.output
-    page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
+def test_one_table_alone_has_a_page(tmp_path: Path) -> None:
+    (record,) = read_records(find_sources([write_table(tmp_path / "a.csv", [3.0])]))
+    page = render_page(runs_page([record], Session(logging.getLogger("a"))))
+    assert "Results a" in page
     assert "Where they part" not in page
     assert "A results table says nothing of seed and settings" in page
 
@@ -81,17 +86,22 @@ def test_a_fork_parts_in_its_first_perturbed_epoch(run: Path, clip_hba: ClipHba,
     assert "perturb_type label_shuffle" in page
 
 
-def test_runs_are_grouped_by_settings_and_not_by_seed(run: Path, clip_hba: ClipHba, tmp_path: Path) -> None:
-    for name, change in (("seed", "random_seed=3"), ("rate", "lr=1e-4"), ("longer", "epochs=4")):
-        done = clip_hba("train", run / "config.yaml", "--run-dir", tmp_path / name, "--set", change)
-        assert done.code == 0, done.output
-    records = read_records(find_sources([run, *(tmp_path / name for name in ("seed", "rate", "longer"))]))
+def test_runs_are_grouped_by_settings_and_not_by_seed_or_length(run: Path, tmp_path: Path) -> None:
+    changes: dict[str, dict[str, object]] = {
+        "seed": {"random_seed": 3},
+        "rate": {"lr": 1e-4},
+        "longer": {"epochs": 9},
+    }
+    for name, change in changes.items():  # of other settings, with the same results
+        shutil.copytree(run, tmp_path / name)
+        other = RunDirectory(tmp_path / name)
+        other.write_config(make_config(other.read_config().model_dump() | {"lr_schedule_epochs": None} | change))
+    records = read_records(find_sources([run, *(tmp_path / name for name in changes)]))
     groups = groups_of(records)
     assert [[each.name for each in group.runs] for group in groups] == [["things", "seed", "longer"], ["rate"]]
     assert [(group.name, group.settings) for group in groups] == [("A", "lr 0.001"), ("B", "lr 0.0001")]
-    epochs, values = groups[0].over_epochs("test_loss")
-    assert epochs == [1.0, 2.0, 3.0]  # those that all have
-    assert values.shape == (3, 3)
+    assert [each.name for each in groups[0].distinct()] == ["things"]
+    assert groups[0].over_epochs("test_loss")[0] == [1.0, 2.0, 3.0]
 
 
 def test_names_of_runs_are_as_long_as_tells_them_apart(run: Path, tmp_path: Path) -> None:
