@@ -350,6 +350,30 @@ def export(
     raise typer.Exit(export(checkpoint, format, out, certificate, keys))
 
 
+@app.command()
+def report(
+    asked: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN_OR_SWEEP...", help="A run, several runs or results CSVs, or a sweep."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Directory of the report. Default: RUN/report, for one run.")
+    ] = None,
+    config: WhereDataAre = None,
+    split_half: Annotated[
+        Path | None, typer.Option("--split-half", help="RDM48_triplet_splithalf.mat, for the noise ceiling.")
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option("--certificate", help="Of a verification; those in the run are found.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Show what runs did: pages that open from disk, and the same figures for a paper."""
+    from clip_hba_behavior.report.commands import report
+
+    raise typer.Exit(report(asked, out, config, split_half, certificate, device))
+
+
 @data_app.command("check")
 def data_check(
     config: Annotated[Path, typer.Argument(help="YAML file with the data's five keys.")], settings: Settings = None
