@@ -102,7 +102,7 @@ def _by_run(rows: Sequence[Mapping[str, Any]]) -> list[_ByEpoch]:
     for row in rows:
         there = runs[row["parent"], row["run"]].setdefault(row["epoch"], row)
         for name in (f"{measure}_minus_baseline" for measure in MEASURES):
-            if not np.array_equal(there[name], row[name], equal_nan=True):
+            if repr(there[name]) != repr(row[name]):  # nan is nan
                 raise BadInputError(
                     f"two tables have other results of {row['run']}, a fork of {row['parent']}, "
                     f"epoch {row['epoch']}\n"
