@@ -1,6 +1,7 @@
 """The report of a sweep: what it shows, what it refuses, and that the same sweep gives the same bytes."""
 
 import csv
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -196,6 +197,7 @@ def test_the_band_ends_where_p_falls_to_its_level(size: int) -> None:
     limit = limit_of(null)
     assert p_value(limit, null) > 0.05
     assert size < 19 or p_value(limit + 0.5, null) <= 0.05
+    assert limit_of([*null[:19], math.nan]) == math.inf
 
 
 def test_the_best_of_each_run_stands_beside_the_null(record: SweepRecord) -> None:
