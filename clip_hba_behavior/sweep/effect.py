@@ -42,7 +42,7 @@ class Null:
 
     def spread(self) -> float | None:
         """Return the standard deviation of the differences (divided by K - 1); None of a single run."""
-        return statistics.stdev(self.effects) if len(self.effects) > 1 else None
+        return nulls.standard_deviation(self.effects) if len(self.effects) > 1 else None
 
 
 @dataclass(frozen=True)
