@@ -21,6 +21,7 @@ Choice = Literal["float64", "int8", "auto"]
 
 _LARGEST_OF_THREE_DIGITS = 0x7F7F7F
 _MOST_OUTLIERS = 8  # of so many columns one may hold entries of more than three digits
+_NARROW = 256  # columns of a result
 _chosen: Choice = "auto"
 
 
@@ -93,7 +94,10 @@ def multiply(a: Rows, b: Rows) -> torch.Tensor:
 
 
 def _multiply_float64(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return torch.matmul(a.to(F64), b.to(F64).mT)
+    a, b = a.to(F64), b.to(F64)
+    if a.dim() == 2 and len(b) <= _NARROW < len(a):
+        return torch.matmul(b, a.T).T  # CPU libraries are slow where the result has few columns
+    return torch.matmul(a, b.mT)
 
 
 def use_engine(name: Choice) -> AbstractContextManager[object]:

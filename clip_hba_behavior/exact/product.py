@@ -68,13 +68,11 @@ def product(
         dtype: of the result.
     """
     operand = right if isinstance(right, Operand) else Operand(right)
+    result = left.new_empty((*left.shape[:-1], operand.shape[-2]), dtype=dtype)
     if left.dim() > 2:
-        return (
-            _product_of_chunks(_chunks_on_grids(left), operand.chunks)
-            .add_(0.0 if bias is None else bias + 0.0)
-            .to(dtype)
-        )
-    result = left.new_empty((len(left), operand.shape[-2]), dtype=dtype)
+        products = _product_of_chunks(_chunks_on_grids(left), operand.chunks)
+        _finish(products.flatten(0, -2), bias, result.flatten(0, -2))
+        return result
     step = max(64, _AT_ONCE[left.device.type] // max(1, *operand.shape))
     chunks = [prepared(chunk) for chunk in operand.chunks]
     for start in range(0, len(left), step):
@@ -217,6 +215,6 @@ def _finish(products: torch.Tensor, bias: torch.Tensor | None, result: torch.Ten
     added = 0.0 if bias is None else bias + 0.0
 
     def finish(block: slice) -> None:
-        result[block] = products[block].add_(added)
+        result[block].copy_(products[block].add_(added))
 
     for_each_block(products, finish)
