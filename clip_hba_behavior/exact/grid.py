@@ -148,28 +148,24 @@ def round_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     The norms are by definition trees' sums. Any other order of summation serves as well, unless the bound that it
     gives is so near the limit between two grids that the tree's might lie beyond it.
     """
-    size = rows.shape[1]
-    wide, squares = rows.new_empty(rows.shape, dtype=F64), rows.new_empty((len(rows), 1), dtype=F64)
-
-    def square(block: slice) -> None:
-        part = wide[block].copy_(rows[block])
-        torch.sum(part * part, 1, keepdim=True, out=squares[block])
-
-    def square_in_trees(block: slice) -> None:
-        squares[block] = tree_sum_(wide[block] * wide[block])
+    wide, rounders = rows.new_empty(rows.shape, dtype=F64), rows.new_empty((len(rows), 1), dtype=F64)
 
     def round_(block: slice) -> None:
-        wide[block].add_(rounders[block]).sub_(rounders[block])
+        part = wide[block].copy_(rows[block])
+        magic = rounders[block].copy_(_rounder_of_rows(part))
+        part.add_(magic).sub_(magic)
 
-    for_each_block(rows, square)
-    bits, nan = _bits_of_bound(squares, size)
-    slack = 4 * size + 64  # units in the last place: twice what n additions in any order can differ by
-    if not torch.equal((bits - slack) >> 53, (bits + slack) >> 53):
-        for_each_block(rows, square_in_trees)
-        bits, nan = _bits_of_bound(squares, size)
-    rounders = _rounder_of_bits(bits, nan)
     for_each_block(rows, round_)
     return wide, rounders
+
+
+def _rounder_of_rows(rows: torch.Tensor) -> torch.Tensor:
+    size = rows.shape[1]
+    bits, nan = _bits_of_bound((rows * rows).sum(1, keepdim=True), size)
+    slack = 4 * size + 64  # units in the last place: twice what n additions in any order can differ by
+    if not torch.equal((bits - slack) >> 53, (bits + slack) >> 53):
+        bits, nan = _bits_of_bound(tree_sum_(rows * rows), size)
+    return _rounder_of_bits(bits, nan)
 
 
 def _bits_of_bound(squares: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
