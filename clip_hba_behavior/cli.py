@@ -317,7 +317,7 @@ def reconstruct(
 
 @verify_app.command("quick")
 def verify_quick(json: Certificate = None) -> None:
-    """Train, save, go on in a new process, compare: on made-up data, in half a minute."""
+    """Train, save, go on in a new process, compare: on made-up data, within a minute."""
     from clip_hba_behavior.verification.commands import verify_quick
 
     raise typer.Exit(verify_quick(json))
