@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.sweep import nulls
 
