@@ -360,6 +360,32 @@ def verify_results(
 
 
 @app.command()
+def alignment(
+    run: Annotated[Path, typer.Argument(help="The run's directory.")],
+    epoch: Annotated[
+        int | None, typer.Option("--epoch", min=0, help="Which epoch's model. Default: the best.")
+    ] = None,
+    permutations: Annotated[int, typer.Option("--permutations", min=1, help="Of the images, for each p.")] = 9999,
+    split_half: Annotated[
+        Path | None, typer.Option("--split-half", help="RDM48_triplet_splithalf.mat, for the noise ceiling.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    config: WhereDataAre = None,
+) -> None:
+    """Show how well a run's model agrees with people: rho, its test and interval, each dimension."""
+    from clip_hba_behavior.config import read_config_file
+    from clip_hba_behavior.use.request import named_checkpoint, refuse_no_file
+
+    named_checkpoint(run, epoch)
+    if split_half is not None:
+        refuse_no_file(split_half, "--split-half")
+    keys = read_config_file(config) if config is not None else None
+    from clip_hba_behavior.use.commands import alignment
+
+    raise typer.Exit(alignment(run, epoch, permutations, split_half, as_json, keys))
+
+
+@app.command()
 def runs(
     directory: Annotated[Path, typer.Argument(help="Look below this directory.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -69,6 +69,10 @@ WRONG = {
     "reconstruct run --config good.yaml --set epoch=3": "epoch: no such key; did you mean epochs?",
     "verify checkpoints run --loop none.py": "is not the run of a training loop of your own",
     "runs none": "there is no directory none",
+    "alignment none": "there is no run in",
+    "alignment run --epoch 9": "has no checkpoint of epoch 9",
+    "alignment run --epoch 3 --split-half none.mat": "--split-half none.mat: there is no such file",
+    "alignment run --epoch 3 --config none.yaml": "there is no configuration file none.yaml",
     "cache list --cache-dir none": "there is no directory of caches",
     "slurm none.yaml": "there is no configuration file none.yaml",
     "sweep plan none.yaml": "there is no configuration file none.yaml",
@@ -92,7 +96,7 @@ LOOKING = {
     **{
         f"{command} --help".strip(): "Usage: "
         for command in (
-            *("runs", "slurm", "cache", "cache list", "cache clean"),
+            *("runs", "alignment", "slurm", "cache", "cache list", "cache clean"),
             *("", "train", "resume", "fork", "inspect", "demo", "diff", "reconstruct", "data", "data check"),
             *("verify", "verify quick", "verify checkpoints", "verify results", "sweep", "sweep plan"),
             *("sweep run", "sweep resume", "sweep status", "sweep table", "sweep cancel", "sweep verify"),

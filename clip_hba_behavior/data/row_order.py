@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clip_hba_behavior.reproducibility.state.philox import stream_of
 from clip_hba_behavior.rsa import rank_correlation as rsa
+from clip_hba_behavior.rsa.resampling import permuted_products, random_orders
 
 NUM_SHUFFLES = 999
 LEAST_SHARE = 0.95
@@ -53,17 +53,8 @@ def row_order(targets: NDArray[np.float64], human_rdm: NDArray[np.float64]) -> R
     rho, _ = rsa.rank_correlation(distances, human_rdm)
     if np.isnan(rho):
         return None
-    pairs = np.triu_indices(len(targets), k=1)
-    human = rsa.ranks_of(human_rdm[pairs])
-    human -= human.mean()
-    model = np.zeros_like(distances)
-    model[pairs] = rsa.ranks_of(distances[pairs])
-    model += model.T
-    words = stream_of("the order of the held-out rows").random_raw(NUM_SHUFFLES * len(targets))
-    orders = words.reshape(NUM_SHUFFLES, len(targets)).argsort(axis=1)
-    # A shuffle keeps all ranks, so of the correlation only this sum changes.
-    reached = model[pairs] @ human
-    shuffled = model[orders[:, pairs[0]], orders[:, pairs[1]]] @ human
+    orders = random_orders("the order of the held-out rows", NUM_SHUFFLES, len(targets))
+    reached, shuffled, _ = permuted_products(distances, human_rdm, orders)
     return RowOrder(rho, float((shuffled < reached).mean()))
 
 

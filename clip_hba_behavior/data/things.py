@@ -24,6 +24,7 @@ from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_regular,
 NUM_DIMENSIONS = 66
 NUM_HUMAN_IMAGES = 48
 RDM_VARIABLE = "RDM48_triplet"
+HALVES_VARIABLES = ("RDM48_triplet_split1", "RDM48_triplet_split2")
 SYMMETRY_TOLERANCE = 1e-8
 MAX_IMAGE_BYTES = 128 * MIB  # the largest of THINGS has 3
 _MAX_TABLE_BYTES = 64 * MIB  # the table of THINGS has 2.2
@@ -240,16 +241,32 @@ def read_prompts(path: Path, expected: int = NUM_DIMENSIONS) -> tuple[str, ...]:
 def read_human_rdm(path: Path) -> NDArray[np.float64]:
     """Read the human RDM of the 48 held-out images, `[48, 48] float64`.
 
-    Only the variable `RDM48_triplet` is loaded, after its class is known: cells, structs and objects,
-    which scipy would build from what the file says, never are.
+    Raises:
+        DataError: The file is missing or no .mat file, or the variable `RDM48_triplet` is missing or no finite,
+            symmetric 48 x 48 matrix.
+    """
+    return _read_rdm(path, RDM_VARIABLE, "give the path of RDM48_triplet.mat")
+
+
+def read_human_halves(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Read the human RDMs of two halves of the triplets, each `[48, 48] float64`.
 
     Raises:
-        DataError: The file is missing or no .mat file, or the variable is missing or no finite,
-            symmetric 48 x 48 matrix.
+        DataError: as `read_human_rdm`, of the variables `RDM48_triplet_split1` and `RDM48_triplet_split2`.
+    """
+    advice = "give the path of RDM48_triplet_splithalf.mat"
+    first, second = (_read_rdm(path, name, advice) for name in HALVES_VARIABLES)
+    return first, second
+
+
+def _read_rdm(path: Path, variable: str, advice: str) -> NDArray[np.float64]:
+    """Read a matrix of 48 x 48.
+
+    Only the variable that is asked for is loaded, after its class is known: cells, structs and objects,
+    which scipy would build from what the file says, never are.
     """
     import scipy.io  # takes long, and nothing else here needs it
 
-    advice = "give the path of RDM48_triplet.mat"
     try:
         content: Any = _read_mat(path)  # scipy-stubs know of file names only
         listed = scipy.io.whosmat(content)
@@ -261,43 +278,39 @@ def read_human_rdm(path: Path) -> NDArray[np.float64]:
         raise DataError(f"{path}: it is not a readable .mat file: {reason}\n  {advice}") from error
     if len(found) < len(listed):
         raise DataError(f"{path}: it holds two variables of the same name\n  {advice}")
-    if RDM_VARIABLE not in found:
+    if variable not in found:
         raise DataError(
-            f"{path}: variable {RDM_VARIABLE} is missing\n"
+            f"{path}: variable {variable} is missing\n"
             f"  found:    {shown(', '.join(sorted(found))) or 'no variables'}\n  {advice}"
         )
-    shape, kind = found[RDM_VARIABLE]
+    shape, kind = found[variable]
     side = NUM_HUMAN_IMAGES
     expected = f"  expected: {side} x {side} real numbers\n  {advice}"
     described = f"{' x '.join(map(str, shape or ['nothing']))} of class {kind}"
     if kind not in _NUMERIC_CLASSES or tuple(shape or ()) != (side, side):
-        raise DataError(
-            f"{path}: {RDM_VARIABLE} is no RDM of the {side} images\n  found:    {described}\n{expected}"
-        )
+        raise DataError(f"{path}: {variable} is no RDM of the {side} images\n  found:    {described}\n{expected}")
     try:
-        loaded = scipy.io.loadmat(content, variable_names=[RDM_VARIABLE])[RDM_VARIABLE]
+        loaded = scipy.io.loadmat(content, variable_names=[variable])[variable]
     except Exception as error:
         reason = shown(str(error)) or type(error).__name__
-        raise DataError(f"{path}: {RDM_VARIABLE} cannot be read: {reason}\n  {advice}") from error
+        raise DataError(f"{path}: {variable} cannot be read: {reason}\n  {advice}") from error
     if not isinstance(loaded, np.ndarray):
-        raise DataError(f"{path}: {RDM_VARIABLE} cannot be read: {shown(str(loaded))}\n  {advice}")
+        raise DataError(f"{path}: {variable} cannot be read: {shown(str(loaded))}\n  {advice}")
     if loaded.shape != (side, side) or loaded.dtype.kind not in "fiu":
         described = f"{loaded.shape} of {loaded.dtype}"
-        raise DataError(
-            f"{path}: {RDM_VARIABLE} is no RDM of the {side} images\n  found:    {described}\n{expected}"
-        )
+        raise DataError(f"{path}: {variable} is no RDM of the {side} images\n  found:    {described}\n{expected}")
     rdm = np.ascontiguousarray(loaded, dtype=np.float64)
     if not np.isfinite(rdm).all():
         row, column = np.argwhere(~np.isfinite(rdm))[0]
         raise DataError(
-            f"{path}: {RDM_VARIABLE}, row {row + 1}, column {column + 1} is {rdm[row, column]}\n"
+            f"{path}: {variable}, row {row + 1}, column {column + 1} is {rdm[row, column]}\n"
             f"  expected: finite numbers\n  {advice}"
         )
     difference = np.abs(rdm - rdm.T)
     if difference.max() > SYMMETRY_TOLERANCE:
         row, column = np.unravel_index(int(difference.argmax()), difference.shape)
         raise DataError(
-            f"{path}: {RDM_VARIABLE} is not symmetric\n"
+            f"{path}: {variable} is not symmetric\n"
             f"  found:    {rdm[row, column]} in row {row + 1}, column {column + 1}; {rdm[column, row]} across\n"
             f"  expected: equal within {SYMMETRY_TOLERANCE}\n  {advice}"
         )

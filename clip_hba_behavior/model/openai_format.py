@@ -158,10 +158,19 @@ def _convert(weights: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tenso
             for part, each in zip("qkv", value.chunk(3), strict=True):
                 target = f"{tower}.encoder.layers.{match[2]}.self_attn.{part}_proj.{match[3]}"
                 converted.append((target, each.contiguous()))
-        elif match := _BLOCK.fullmatch(name):
-            tower = "vision_model" if match[1] else "text_model"
-            target = f"{tower}.encoder.layers.{match[2]}.{_BLOCK_NAMES[match[3]]}.{match[4]}"
-            converted.append((target, value))
         else:
-            raise KeyError(f"unknown weight {name}")
+            converted.append((hugging_face_name(name), value))
     return converted
+
+
+def hugging_face_name(name: str) -> str:
+    """Return what the Hugging Face format calls a weight of a block, such as `transformer.resblocks.3.ln_1.bias`.
+
+    Raises:
+        KeyError: it is none.
+    """
+    match = _BLOCK.fullmatch(name)
+    if match is None:
+        raise KeyError(f"unknown weight {name}")
+    tower = "vision_model" if match[1] else "text_model"
+    return f"{tower}.encoder.layers.{match[2]}.{_BLOCK_NAMES[match[3]]}.{match[4]}"

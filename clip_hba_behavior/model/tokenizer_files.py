@@ -36,15 +36,18 @@ class TokenizerFiles:
     more_tokens: dict[str, int]
 
 
-def read_tokenizer_files(name: str) -> TokenizerFiles:
-    """Read a tokenizer's files: tokenizer.json or else vocab.json and merges.txt, and its settings.
+def find_tokenizer_files(name: str) -> dict[str, Path]:
+    """Find a tokenizer's files: tokenizer.json or else vocab.json and merges.txt, and its settings.
 
     Args:
         name: a directory, or a name on the hub; what the hub's cache holds is not downloaded again.
 
+    Returns:
+        The paths of those that there are, by name.
+
     Raises:
-        OSError: there is no such directory, or a file is missing, too large or cannot be had.
-        ValueError: a file has content of another form, or a name that the hub cannot have.
+        OSError: there is no such directory, or a file cannot be had.
+        ValueError: the hub cannot have a tokenizer of that name.
     """
     directory = Path(name).expanduser()
     if directory.is_file():
@@ -59,6 +62,20 @@ def read_tokenizer_files(name: str) -> TokenizerFiles:
         path = files.find(each)
         if path is not None:
             found[each] = path
+    return found
+
+
+def read_tokenizer_files(name: str) -> TokenizerFiles:
+    """Read a tokenizer's files.
+
+    Args:
+        name: as of `find_tokenizer_files`.
+
+    Raises:
+        OSError: there is no such directory, or a file is missing, too large or cannot be had.
+        ValueError: a file has content of another form, or a name that the hub cannot have.
+    """
+    found = find_tokenizer_files(name)
     vocabulary, merges, added_tokens = _read_vocabulary(found)
     config, special_tokens_map, more_tokens = (
         _read_object(found[each]) if each in found else {} for each in _SETTINGS_FILES

@@ -22,6 +22,7 @@ from clip_hba_behavior.reproducibility.state.rng import MISSING, SAVED, RngState
 from clip_hba_behavior.reproducibility.state.snapshot import snapshot
 from clip_hba_behavior.reproducibility.state.tree import to_bytes
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path, position_in_name, step_checkpoint_path
+from clip_hba_behavior.run.results import P_VALUE_CAVEAT
 from clip_hba_behavior.training.state import PartialState, TrainingState
 
 FORMAT_VERSION = 1
@@ -267,6 +268,8 @@ def describe(checkpoint: Checkpoint) -> str:
         lines.append("  holds        the complete training state; its digest was checked")
         lines.append(f"  epoch        {state.epoch} completed, {state.step_in_epoch} steps into the next")
         lines += [f"  {key:<22} {value!r}" for key, value in state.metrics.items() if key != "epoch"]
+        if "behavioral_rsa_p_value" in state.metrics:
+            lines.append(f"  {'':<22} {P_VALUE_CAVEAT}")
         lines += [f"  {key:<22} {value!r}" for key, value in state.early_stopping_state.items()]
         lines.append(f"  state digest {checkpoint.state_digest}")
     if checkpoint.rng_state is None:

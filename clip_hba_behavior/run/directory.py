@@ -219,8 +219,12 @@ class RunDirectory:
             raise BadInputError(f"{self.path} has no checkpoint: it never began")
         return max(found)
 
-    def checkpoint_of(self, epoch: int) -> Path:
+    def checkpoint_of(self, epoch: int, option: str = "--from-epoch") -> Path:
         """Return the file of the state after an epoch, whatever state it is in.
+
+        Args:
+            epoch: number of completed epochs.
+            option: which said so, for the message.
 
         Raises:
             BadInputError: there is none.
@@ -229,7 +233,7 @@ class RunDirectory:
         if epoch not in found:
             raise BadInputError(
                 f"{self.path} has no checkpoint of epoch {epoch}\n  found:    {name_epochs(found)}\n"
-                "  give --from-epoch one of those"
+                f"  give {option} one of those"
             )
         return found[epoch]
 

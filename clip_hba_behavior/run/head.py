@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clip_hba_behavior.reproducibility.state.environment import device_model
+from clip_hba_behavior.run.advice import command_line
+from clip_hba_behavior.run.results import P_VALUE_CAVEAT
 from clip_hba_behavior.training.trainer import Trainer, num_threads_here
 
 
@@ -38,3 +40,4 @@ def head_lines(trainer: Trainer, directory: Path) -> Iterator[str]:
         f"test loss {metrics['test_loss']:.4f}, behavioral RSA rho {metrics['behavioral_rsa_rho']:.4f} "
         f"(p {metrics['behavioral_rsa_p_value']:.3g})"
     )
+    yield f"p: {P_VALUE_CAVEAT} A valid one: {command_line('alignment', directory)}"

@@ -19,6 +19,11 @@ COLUMNS = (
 )
 METRICS = COLUMNS[1:5]
 RESULTS_NAME = "training_res.csv"
+# Stands wherever the column is shown.
+P_VALUE_CAVEAT = (
+    "behavioral_rsa_p_value treats the 1,128 pairs of 48 images as independent, which they are not: "
+    "use it to rank, not to test."
+)
 
 
 def format_row(metrics: Mapping[str, Any]) -> str:

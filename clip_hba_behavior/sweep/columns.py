@@ -71,11 +71,6 @@ COLUMNS: dict[str, Column] = {
     "state_digest": Column(str, "SHA-256 of the complete training state after the epoch."),
     "equals_baseline": Column(bool, "Whether that is the baseline's, so that not one bit differs."),
 }
-CAVEAT = (
-    "behavioral_rsa_p_value treats the 1,128 pairs of 48 images as independent, which they are not: "
-    "use it to rank, not to test."
-)
-
 EFFECT_COLUMNS: dict[str, Column] = {
     "baseline": Column(str, "The baseline's run directory."),
     "run": Column(str, "The perturbed run."),

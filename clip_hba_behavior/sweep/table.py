@@ -8,8 +8,8 @@ from typing import Any
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, StoppedError
 from clip_hba_behavior.reproducibility.state.files import replace
 from clip_hba_behavior.run.advice import command_line
-from clip_hba_behavior.run.results import METRICS
-from clip_hba_behavior.sweep.columns import CAVEAT, COLUMNS, EFFECT_COLUMNS, to_csv, to_parquet
+from clip_hba_behavior.run.results import METRICS, P_VALUE_CAVEAT
+from clip_hba_behavior.sweep.columns import COLUMNS, EFFECT_COLUMNS, to_csv, to_parquet
 from clip_hba_behavior.sweep.effects import Effects
 from clip_hba_behavior.sweep.plan import Plan, Run
 from clip_hba_behavior.sweep.recovery import Recovery, recovery_of
@@ -123,7 +123,7 @@ def write_table(plan: Plan, rows: list[dict[str, Any]], effects: Effects) -> Ite
     replace(path, to_csv(COLUMNS, rows))
     yield path
     path = plan.directory / "sweep.parquet"
-    replace(path, to_parquet(COLUMNS, rows, {"caveat": CAVEAT}))
+    replace(path, to_parquet(COLUMNS, rows, {"caveat": P_VALUE_CAVEAT}))
     yield path
     path = plan.directory / "sweep_effects.csv"
     if compared := list(effects.rows()):
@@ -133,7 +133,7 @@ def write_table(plan: Plan, rows: list[dict[str, Any]], effects: Effects) -> Ite
         path.unlink(missing_ok=True)  # an earlier table's
     path = plan.directory / "sweep_columns.json"
     note = {
-        "caveat": CAVEAT,
+        "caveat": P_VALUE_CAVEAT,
         "band": plan.file.band,
         "band_epochs": plan.file.band_epochs,
         "columns": {name: column.rule for name, column in COLUMNS.items()},

@@ -5,11 +5,42 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clip_hba_behavior.run.log import session
+from clip_hba_behavior.run.advice import command_line
+from clip_hba_behavior.run.log import session, silent
+from clip_hba_behavior.run.results import RESULTS_NAME
 from clip_hba_behavior.use.load import load_model
 from clip_hba_behavior.use.predict import find_images, predict_images, refuse_bad_output, write_predictions
+from clip_hba_behavior.use.run_alignment import align_run
 
 _TOP = 5
+
+
+def alignment(
+    run: Path,
+    epoch: int | None,
+    permutations: int,
+    split_half: Path | None,
+    as_json: bool,
+    keys: Mapping[str, Any] | None,
+) -> int:
+    """Print how well a run's model agrees with people; return the exit code: 1 if the run recorded another rho.
+
+    Raises:
+        BadInputError: the run, its data, the checkpoint or the split halves cannot be used.
+    """
+    if as_json:
+        silent()
+    with session() as here:
+        found = align_run(run, epoch, split_half, keys or {}, here, permutations)
+    print(found.to_json() if as_json else "\n".join(found.lines()))
+    if not found.agrees_with_record():
+        print(
+            f"rho is not what {found.run / RESULTS_NAME} records of epoch {found.epoch}\n"
+            f"  recorded: {found.recorded_rho!r}\n  found:    {found.alignment.rho!r}\n"
+            f"  compare: {command_line('verify', 'checkpoints', found.run, '--epochs', found.epoch)}",
+            file=sys.stderr,
+        )
+    return 0 if found.agrees_with_record() else 1
 
 
 def predict(

@@ -72,7 +72,7 @@ def load_model(
     token_ids, end_positions = tokens_of(prompts, resolved, backbone.config)
     if run is not None:
         found = {"weights": backbone.digest(), "prompts": digest([list(prompts), token_ids])}
-        _refuse_others(run, found)
+        refuse_other_digests(run, found)
     backbone = backbone.to(where)
     model = build_model(resolved, backbone, end_positions.to(where), TrainedModel)
     model.complete(resolved, backbone, prompts, token_ids)
@@ -91,8 +91,16 @@ def _read(path: Path) -> tuple[RunDirectory | None, Checkpoint]:
     return run if run.config_file.is_file() else None, read_checkpoint(path)
 
 
-def _refuse_others(run: RunDirectory, found: Mapping[str, str]) -> None:
-    """Refuse a backbone or prompts of the same shape with which the parameters would mean something else."""
+def refuse_other_digests(run: RunDirectory, found: Mapping[str, str]) -> None:
+    """Refuse what fits and is not what the run was trained with: the parameters would mean something else.
+
+    Args:
+        run: which recorded digests.
+        found: some of them by name, as they are now.
+
+    Raises:
+        BadInputError: one is another.
+    """
     recorded = run.read_environment()["digests"]
     for name, value in found.items():
         if recorded.get(name, value) != value:

@@ -15,6 +15,7 @@ from clip_hba_behavior.data.images import load_pixels
 from clip_hba_behavior.data.things import DataError
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.files import publish
+from clip_hba_behavior.use.request import refuse_taken
 from clip_hba_behavior.use.trained_model import TrainedModel
 
 SUFFIXES = (".csv", ".parquet", ".npy")
@@ -109,9 +110,7 @@ def refuse_bad_output(path: Path) -> None:
             f"--out {path}: its ending names no format\n  found:    {path.suffix or 'none'}\n"
             f"  expected: {', '.join(SUFFIXES)}"
         )
-    for each in (path, _names_file(path)) if path.suffix == ".npy" else (path,):
-        if each.exists():
-            raise BadInputError(f"{each} is there already, and is not replaced\n  give another --out, or move it")
+    refuse_taken(path, *([_names_file(path)] if path.suffix == ".npy" else []))
 
 
 def write_predictions(path: Path, predictions: Predictions) -> list[Path]:

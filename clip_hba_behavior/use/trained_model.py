@@ -27,10 +27,16 @@ class TrainedModel(CLIPHBA):
     Attributes:
         prompts: the 66 dimensions' names.
         preprocessing: from an image to its pixels.
+        config: resolved, with the synthetic data set's files where no others are named.
+        backbone: the frozen CLIP, on the model's device.
+        token_ids: `[66, tokens] int64`, of the prompts, padded with the end token.
     """
 
     prompts: tuple[str, ...]
     preprocessing: Preprocessing
+    config: Config
+    backbone: Clip
+    token_ids: torch.Tensor
 
     def complete(
         self, config: Config, backbone: Clip, prompts: Sequence[str], token_ids: torch.Tensor
@@ -44,6 +50,7 @@ class TrainedModel(CLIPHBA):
             token_ids: `[66, tokens] int64`, of the prompts.
         """
         self.prompts = tuple(prompts)
+        self.config, self.backbone, self.token_ids = config, backbone, token_ids
         self.preprocessing = Preprocessing(
             image_size=backbone.config.vision_config.image_size,
             rule=config.preprocessing,
@@ -52,7 +59,6 @@ class TrainedModel(CLIPHBA):
         operations = operations_of(config)
         self._prefix = FrozenPrefix(backbone, "vision", config.vision_layers, operations)
         self._prompt_prefix = FrozenPrefix(backbone, "text", config.transformer_layers, operations)
-        self._token_ids = token_ids
         self._prompt_features: torch.Tensor | None = None
         self._chunk_size, self._batch_size = config.chunk_size, config.eval_batch_size
         return self
@@ -78,7 +84,7 @@ class TrainedModel(CLIPHBA):
             )
         device = self.end_positions.device
         if self._prompt_features is None:
-            self._prompt_features = self._prompt_prefix(self._token_ids.to(device), self.end_positions)
+            self._prompt_features = self._prompt_prefix(self.token_ids.to(device), self.end_positions)
         features = compute_in_chunks(self._prefix, pixels.cpu(), self._chunk_size, device)
         was_training = self.training
         self.eval()

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clip_hba_behavior.reproducibility.record.judge import MEANING, Verdict
+from clip_hba_behavior.run.results import P_VALUE_CAVEAT
 from clip_hba_behavior.verification.outcome import COMPLETE, EpochOutcome, Metric, Verification, percent
 
 _LABELS = {
@@ -82,6 +83,8 @@ def summary(verification: Verification) -> str:
     Console(file=text, width=80, highlight=False).print(table)
     lines = [text.getvalue().rstrip()]
     lines += [f"note: {note}" for note in verification.notes]
+    if any(metric.name == "behavioral_rsa_p_value" for each in verification.epochs for metric in each.metrics):
+        lines.append(f"note: {P_VALUE_CAVEAT}")
     lines += [f"problem: {problem}" for problem in verification.problems]
     claim = verification.claim()
     if claim is not None and not claim.is_complete:

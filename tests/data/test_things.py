@@ -15,6 +15,7 @@ from clip_hba_behavior.data.things import (
     examine_annotations,
     image_digests,
     read_annotations,
+    read_human_halves,
     read_human_rdm,
     read_prompts,
     targets_digest,
@@ -308,6 +309,18 @@ def test_the_human_rdm_is_read_in_rows_of_float64(tmp_path: Path) -> None:
 @with_things
 def test_the_real_rdm_is_read() -> None:
     assert read_human_rdm(THINGS / "RDM48_triplet.mat").shape == (48, 48)
+
+
+def test_both_halves_are_read_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    first, second = symmetric(), 2 * symmetric()
+    halves = {"RDM48_triplet_split1": first, "RDM48_triplet_split2": second}
+    scipy.io.savemat(tmp_path / "h.mat", halves)
+    found = read_human_halves(tmp_path / "h.mat")
+    assert [each.tobytes() for each in found] == [first.tobytes(), second.tobytes()]
+    scipy.io.savemat(tmp_path / "r.mat", {"RDM48_triplet": first})
+    message = message_of(lambda: read_human_halves(tmp_path / "r.mat"))
+    assert "r.mat: variable RDM48_triplet_split1 is missing\n  found:    RDM48_triplet\n" in message
+    assert message.endswith("give the path of RDM48_triplet_splithalf.mat")
 
 
 def bad_at(value: float) -> np.ndarray:

@@ -1,6 +1,8 @@
-"""Files that are complete or absent: publish and replace."""
+"""Files and directories that are complete or absent: publish and replace."""
 
+import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,3 +52,30 @@ def replace(path: Path, content: bytes, is_lasting: bool = True) -> None:
         # `_temporary_beside` finds nothing left to remove
     if is_lasting:
         sync_directory(path.parent)
+
+
+@contextmanager
+def published_directory(path: Path) -> Iterator[Path]:
+    """Give an empty directory to fill, which gets its name once it is complete; an error leaves nothing.
+
+    Args:
+        path: the name; directories above it are made.
+
+    Raises:
+        FileExistsError: something is there already; it is left as it is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb+") as opened:
+                    sync_file(opened.fileno())
+        temporary.chmod(0o755)
+        if path.exists():  # a rename would replace an empty directory
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        temporary.rename(path)
+        sync_directory(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # after the rename there is none
