@@ -29,7 +29,7 @@ class Column:
 
 _COMPARED = METRICS[:3]
 _EPOCHS = "the perturbed epochs are perturb_length from perturb_epoch on"
-_P_VALUE = "(1 + number of null runs whose difference is at least as large in absolute value) / (K + 1)"
+_P_VALUE = "(1 + number of null runs whose difference is not smaller in absolute value, or undefined) / (K + 1)"
 
 COLUMNS: dict[str, Column] = {
     "run": Column(str, "The run's directory within the sweep's."),
@@ -71,6 +71,7 @@ COLUMNS: dict[str, Column] = {
     "state_digest": Column(str, "SHA-256 of the complete training state after the epoch."),
     "equals_baseline": Column(bool, "Whether that is the baseline's, so that not one bit differs."),
 }
+
 EFFECT_COLUMNS: dict[str, Column] = {
     "baseline": Column(str, "The baseline's run directory."),
     "run": Column(str, "The perturbed run."),
@@ -85,11 +86,15 @@ EFFECT_COLUMNS: dict[str, Column] = {
     ),
     "epoch": Column(int, "That epoch."),
     "effect": Column(float, "The run's measure minus the baseline's at that epoch."),
-    "matched_null_runs": Column(int, "K, the reorder runs of the same start and length that have that epoch."),
-    "matched_null_mean": Column(float, "The mean of their differences from the baseline at that epoch."),
+    "matched_null_runs": Column(
+        int,
+        "K, the reorder runs of the same start and length that have that epoch; for last, those that went on "
+        "after the window, each compared at its own last epoch.",
+    ),
+    "matched_null_mean": Column(float, "The mean of their differences from the baseline."),
     "matched_null_spread": Column(float, "The standard deviation of the same (divided by K - 1)."),
     "matched_p_value": Column(float, f"{_P_VALUE}, of the reorder runs."),
-    "wider_null_runs": Column(int, "K, the reseed runs of the same start that have that epoch."),
+    "wider_null_runs": Column(int, "K, the reseed runs of the same start, chosen in the same way."),
     "wider_p_value": Column(float, f"{_P_VALUE}, of the reseed runs."),
     "family_epochs": Column(
         int,

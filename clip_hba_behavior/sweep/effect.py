@@ -24,7 +24,8 @@ class Null:
         kind: `reorder`, the matched null: same start and length, another order inside the window alone; or
             `reseed`, the wider one: other random streams in every epoch from the start on.
         seeds: of its K runs.
-        effects: `[K]`, their differences from the baseline at the effect's epoch.
+        effects: `[K]`, their differences from the baseline at the effect's epoch; of an effect at a run's last
+            epoch each at its own last, since early stopping ends runs where they differ most.
         p_value: (1 + number of runs whose difference is at least as large in absolute value) / (K + 1).
     """
 
@@ -39,7 +40,7 @@ class Null:
 
     def spread(self) -> float | None:
         """Return the standard deviation of the differences (divided by K - 1); None of a single run."""
-        return statistics.stdev(self.effects) if len(self.effects) > 1 else None
+        return nulls.standard_deviation(self.effects) if len(self.effects) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _by_run(rows: Sequence[Mapping[str, Any]]) -> list[_ByEpoch]:
     for row in rows:
         there = runs[row["parent"], row["run"]].setdefault(row["epoch"], row)
         for name in (f"{measure}_minus_baseline" for measure in MEASURES):
-            if there[name] != row[name]:
+            if repr(there[name]) != repr(row[name]):  # nan is nan
                 raise BadInputError(
                     f"two tables have other results of {row['run']}, a fork of {row['parent']}, "
                     f"epoch {row['epoch']}\n"
@@ -136,19 +137,25 @@ def _effects_of_run(
                 when=when,
                 epoch=row["epoch"],
                 value=row[f"{measure}_minus_baseline"],
-                matched=_null_of("reorder", row, measure, forks),
-                wider=_null_of("reseed", row, measure, forks),
+                matched=_null_of("reorder", row, measure, when, forks),
+                wider=_null_of("reseed", row, measure, when, forks),
             )
 
 
 def _null_of(
-    kind: NullKind, row: Mapping[str, Any], measure: str, forks: Mapping[_Start, Mapping[int, _ByEpoch]]
+    kind: NullKind,
+    row: Mapping[str, Any],
+    measure: str,
+    when: When,
+    forks: Mapping[_Start, Mapping[int, _ByEpoch]],
 ) -> Null | None:
-    column, epoch = f"{measure}_minus_baseline", row["epoch"]
+    column, window_end = f"{measure}_minus_baseline", row["perturb_epoch"] + row["perturb_length"] - 1
     there = {
         seed: float(run[epoch][column])
         for seed, run in sorted(forks.get(_start_of(kind, row), {}).items())
-        if epoch in run
+        if (epoch := max(run) if when == "last" else row["epoch"]) in run
+        # a run that ended with its window has no last epoch of its own, as an effect has none then
+        and (when != "last" or epoch > window_end)
     }
     values = tuple(there.values())
     return Null(kind, tuple(there), values, nulls.p_value(row[column], values)) if there else None

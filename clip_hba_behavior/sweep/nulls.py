@@ -16,8 +16,10 @@ def p_value(value: float, null: Sequence[float]) -> float:
 
     Valid where the value is exchangeable with the null's if the effect is nothing; never 0. Phipson and Smyth,
     "Permutation p-values should never be zero", Stat. Appl. Genet. Mol. Biol. 9 (2010).
+
+    What is undefined (nan) shows nothing: as a value it has the p 1, in the null it counts as at least as large.
     """
-    return (1 + sum(abs(each) >= abs(value) for each in null)) / (len(null) + 1)
+    return (1 + sum(not abs(each) < abs(value) for each in null)) / (len(null) + 1)
 
 
 def family_statistics(
@@ -33,15 +35,20 @@ def family_statistics(
     Testing", Wiley 1993).
 
     Args:
-        values: `[m]`, of the perturbed runs.
-        null: `[K, m]`, of the null's seeds at the same epochs.
+        values: `[m]`, of the perturbed runs; nan counts as 0.
+        null: `[K, m]`, of the null's seeds at the same epochs; nan counts as infinite.
 
     Returns:
         `[m]` of the perturbed runs, and `[K]`, the null's maxima over the epochs.
     """
-    everyone = np.vstack([np.asarray([values], dtype=np.float64), np.asarray(null, dtype=np.float64)])
+    observed = np.nan_to_num(np.asarray([values], dtype=np.float64), nan=0.0, posinf=math.inf, neginf=-math.inf)
+    chance = np.nan_to_num(np.asarray(null, dtype=np.float64), nan=math.inf, posinf=math.inf, neginf=-math.inf)
+    everyone = np.vstack([observed, chance])
     squares = everyone**2
-    others = np.stack([np.delete(squares, row, axis=0).mean(axis=0) for row in range(len(squares))])
+    # sorted, so that equal runs have equal sums and tie
+    others = np.stack(
+        [np.sort(np.delete(squares, row, axis=0), axis=0).mean(axis=0) for row in range(len(squares))]
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         found = np.nan_to_num(np.abs(everyone) / np.sqrt(others), nan=0.0, posinf=math.inf)  # 0 / 0: nothing
     return found[0], found[1:].max(axis=1)
@@ -69,6 +76,12 @@ def null_needed(num_epochs: int) -> int:
     return math.ceil(round(num_epochs / FALSE_DISCOVERY_RATE, 6)) - 1
 
 
+def standard_deviation(values: Sequence[float]) -> float:
+    """Return the standard deviation of two values or more, divided by their number less 1; nan if one is."""
+    # statistics.stdev raises AttributeError for nan
+    return math.nan if any(map(math.isnan, values)) else statistics.stdev(values)
+
+
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % interval of the mean by Student's t: from baselines whose effects are taken for normal.
 
@@ -77,7 +90,7 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
     """
     from scipy.stats import t
 
-    mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    mean, error = statistics.fmean(values), standard_deviation(values) / math.sqrt(len(values))
     half = float(t.ppf(0.975, len(values) - 1)) * error
     return mean - half, mean + half
 

@@ -8,9 +8,12 @@ from typing import Any
 
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.files import publish
+from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_text, quote
+from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.version import __version__
 
 FORMAT_VERSION = 1
+_MAX_BYTES = 64 * MIB
 
 
 def headed(kind: str, content: dict[str, Any]) -> dict[str, Any]:
@@ -45,6 +48,28 @@ def write_certificate(path: Path, content: dict[str, Any]) -> None:
         FileExistsError: it came to be meanwhile.
     """
     publish(path, (json.dumps(_plain(content), indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_verification(path: Path) -> dict[str, Any]:
+    """Read a certificate of a verification.
+
+    Raises:
+        BadInputError: it cannot be read, or is none.
+    """
+    try:
+        with open_text(path, _MAX_BYTES) as file:
+            content = json.load(file)
+        if content["certificate"] != "verification" or content["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"it is of the kind {quote(content['certificate'])}")
+        [(int(each["epoch"]), str(each["word"]), each["recorded_digest"]) for each in content["epochs"]]
+        if content["claim"] is not None:
+            [str(content["claim"][key]) for key in ("level", "meaning")]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise BadInputError(
+            f"{path} is no certificate of a verification: {error}\n"
+            f"  make one: {command_line('verify', 'checkpoints', 'RUN', '--json', 'FILE')}"
+        ) from None
+    return dict(content)
 
 
 def _plain(value: Any) -> Any:

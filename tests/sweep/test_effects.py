@@ -203,3 +203,25 @@ def test_a_null_run_against_the_others_is_found_as_often_as_any() -> None:
         )
         p_values.append(family.p_value)
     assert sorted(p_values) == pytest.approx([number / 20 for number in range(1, 21)])
+
+
+def test_an_undefined_rsa_is_no_effect_and_not_another_result() -> None:
+    rows = sweep_of({"random_target": 5.0}, starts=(2,))
+    rows[LAST - 1]["behavioral_rsa_rho_minus_baseline"] = float("nan")
+    assert rows[LAST - 1]["kind"] == "random_target"
+    found = effects_of([*rows, *(dict(row) for row in rows)])
+    undefined = [each for each in found.effects if np.isnan(each.value)]
+    assert [(each.epoch, each.matched and each.matched.p_value) for each in undefined] == [(2, 1.0)]
+
+
+def test_runs_that_stop_early_are_each_compared_at_their_own_last_epoch() -> None:
+    """The perturbed run stops in epoch 4; two null runs stopped before, one of them with its window."""
+    rows = list(run_of("random_target", 2, 1, 0, 8.0))[:3]
+    rows += list(run_of("reorder", 2, 1, 1, 4.0))[:2]
+    rows += list(run_of("reorder", 2, 1, 2, 4.0))[:1]
+    rows += run_of("reorder", 2, 1, 3, 64.0)
+    last = next(each for each in effects_of(rows).effects if each.when == "last")
+    assert (last.epoch, last.value) == (4, 2.0)
+    assert last.matched is not None
+    assert dict(zip(last.matched.seeds, last.matched.effects, strict=True)) == {1: 2.0, 3: 1.0}
+    assert last.matched.p_value == 2 / 3

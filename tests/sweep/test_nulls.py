@@ -12,6 +12,7 @@ from clip_hba_behavior.sweep.nulls import (
     null_needed,
     p_value,
     signed_rank_p_value,
+    standard_deviation,
     t_interval,
 )
 
@@ -112,6 +113,29 @@ def test_ties_count_as_at_least_as_large() -> None:
     assert p_value(0.0, [0.0] * 19) == 1.0
     assert p_value(-2.0, [1.0, 2.0, -3.0]) == 3 / 4
     assert p_value(5.0, [1.0] * 19) == 1 / 20
+
+
+def test_what_is_undefined_shows_nothing() -> None:
+    nan = float("nan")
+    assert p_value(nan, [0.1] * 19) == 1.0
+    assert p_value(5.0, [nan, 0.1, 0.1]) == 2 / 4
+    statistics, maxima = family_statistics([nan, 5.0], [[0.1, 0.1], [0.2, nan], [0.1, 0.2]])
+    assert statistics.tolist() == [0.0, 0.0]
+    assert maxima.max() == np.inf
+
+
+def test_spread_and_interval_of_something_undefined_are_undefined() -> None:
+    nan = float("nan")
+    assert np.isnan(standard_deviation([1.0, nan, 2.0]))
+    assert np.isnan(t_interval([1.0, nan, 2.0])).all()
+    assert standard_deviation([1.0, 3.0]) == pytest.approx(2**0.5)
+
+
+def test_equal_runs_tie_whatever_the_order_of_a_sum() -> None:
+    chance = np.random.Generator(np.random.Philox(4))
+    for _ in range(200):
+        null = chance.standard_normal((19, 3))
+        assert family_p_value(null[7], null) >= 2 / 20
 
 
 def test_a_statistic_is_a_multiple_of_the_others_root_mean_square() -> None:
