@@ -18,7 +18,7 @@ RULE = (
 def limit_of(null: Sequence[float]) -> float:
     """Return the largest absolute difference that is within the null: one above it has p of at most `LEVEL`.
 
-    With fewer than `LEAST_NULL` null runs none has; it is then the largest of theirs. An undefined one (nan) counts
+    With fewer than `LEAST_NULL` null runs none has; it is then the largest of theirs. An undefined one counts
     as larger than any.
 
     Args:
