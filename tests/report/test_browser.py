@@ -89,7 +89,7 @@ def test_everything_can_be_reached_by_keyboard_in_the_order_of_the_page(pages: d
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
         expected = page.evaluate(
-            "[...document.querySelectorAll('a[href], summary, [tabindex]')]"
+            "[...document.querySelectorAll('a[href], summary, button, [tabindex]')]"
             ".filter(each => each.tabIndex >= 0 && each.checkVisibility()).length"
         )
         places = []

@@ -18,8 +18,8 @@ RULE = (
 def limit_of(null: Sequence[float]) -> float:
     """Return the largest absolute difference that is within the null: one above it has p of at most `LEVEL`.
 
-    With fewer than `LEAST_NULL` null runs none has; it is then the largest of theirs. An undefined one counts
-    as larger than any.
+    With fewer than `LEAST_NULL` null runs none has; it is then the largest of theirs. An undefined one (nan)
+    counts as larger than any.
 
     Args:
         null: `[K]`, K of 1 or more.
