@@ -82,6 +82,7 @@ WhereDataAre = Annotated[
 ]
 Epochs = Annotated[str, typer.Option("--epochs", help="Such as 3,10,20 or 5-9; or all.")]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Only the first steps of each epoch.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Certificate = Annotated[Path | None, typer.Option("--json", help="Write the whole result here, as a certificate.")]
 
 
@@ -156,7 +157,9 @@ def fork(
     ],
     perturb: Annotated[
         str,
-        typer.Option("--perturb", help="random_target, label_shuffle, image_noise, uniform_images or none."),
+        typer.Option(
+            "--perturb", help="random_target, label_shuffle, image_noise, uniform_images, reorder or none."
+        ),
     ],
     run_dir: Annotated[Path, typer.Option("--run-dir", help="The fork's new directory.")],
     perturb_length: Annotated[
@@ -248,15 +251,103 @@ def predict(
         typer.Option("--top", min=1, help="Print each image's largest dimensions. Default without --out: 5."),
     ] = None,
     config: WhereDataAre = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Predict the 66 dimensions of any images."""
     from clip_hba_behavior.config import read_config_file
+    from clip_hba_behavior.use.request import refuse_bad_table, refuse_no_model
 
     keys = read_config_file(config) if config is not None else None
+    if out is not None:
+        refuse_bad_table(out)
+    refuse_no_model(source)
     from clip_hba_behavior.use.commands import predict
 
     raise typer.Exit(predict(source, images, out, top, keys, device))
+
+
+RunOfModel = Annotated[Path, typer.Argument(help="The run's directory.")]
+EpochOfModel = Annotated[
+    int | None, typer.Option("--epoch", min=0, help="Which epoch's model. Default: the best.")
+]
+NewDirectory = Annotated[Path, typer.Option("--out", help="The new directory to write.")]
+
+
+@app.command()
+def rdm(
+    run: RunOfModel,
+    out: NewDirectory,
+    epoch: EpochOfModel = None,
+    config: WhereDataAre = None,
+    device: Device = "auto",
+) -> None:
+    """Write the predictions of the held-out images and their RDM, also for rsatoolbox and thingsvision's users."""
+    from clip_hba_behavior.config import read_config_file
+    from clip_hba_behavior.use.request import named_checkpoint, refuse_taken
+
+    keys = read_config_file(config) if config is not None else None
+    refuse_taken(out)
+    checkpoint = named_checkpoint(run, epoch)
+    from clip_hba_behavior.use.commands import rdm
+
+    raise typer.Exit(rdm(checkpoint, out, keys, device))
+
+
+@app.command("odd-one-out")
+def odd_one_out(
+    run: RunOfModel,
+    triplets: Annotated[Path, typer.Argument(help="Text file, three 0-based indices of images a line.")],
+    images: Annotated[
+        Path,
+        typer.Option(
+            "--images", help="What the indices mean: a directory, by sorted names, or a file with a path a line."
+        ),
+    ],
+    odd: Annotated[
+        str,
+        typer.Option("--odd", help="Which column is the odd one out: last (as THINGS publishes them) or first."),
+    ] = "last",
+    ceiling: Annotated[
+        str | None, typer.Option("--ceiling", help="Noise ceiling: brain-score (0.6767), or a number.")
+    ] = None,
+    epoch: EpochOfModel = None,
+    config: WhereDataAre = None,
+    device: Device = "auto",
+) -> None:
+    """Say how often the model picks the odd one out of three images as people did."""
+    from clip_hba_behavior.config import read_config_file
+    from clip_hba_behavior.use.request import named_checkpoint, refuse_bad_triplets, triplet_ceiling
+
+    keys = read_config_file(config) if config is not None else None
+    refuse_bad_triplets(triplets, images, odd)
+    known, checkpoint = triplet_ceiling(ceiling), named_checkpoint(run, epoch)
+    from clip_hba_behavior.use.commands import odd_one_out
+
+    raise typer.Exit(odd_one_out(checkpoint, triplets, images, odd, known, keys, device))
+
+
+@app.command()
+def export(
+    run: RunOfModel,
+    format: Annotated[
+        str, typer.Option("--format", help="peft (the adapter alone) or merged (complete weights).")
+    ],
+    out: NewDirectory,
+    epoch: EpochOfModel = None,
+    certificate: Annotated[
+        Path | None, typer.Option("--certificate", help="A verification's --json, to be named in the model card.")
+    ] = None,
+    config: WhereDataAre = None,
+) -> None:
+    """Write a model for PEFT or transformers, load it back by them, and compare predictions."""
+    from clip_hba_behavior.config import read_config_file
+    from clip_hba_behavior.use.request import export_request
+
+    keys = read_config_file(config) if config is not None else None
+    checkpoint = export_request(run, epoch, format, out, certificate)
+    from clip_hba_behavior.use.commands import export
+
+    raise typer.Exit(export(checkpoint, format, out, certificate, keys))
 
 
 @app.command()
@@ -275,7 +366,7 @@ def report(
     certificate: Annotated[
         Path | None, typer.Option("--certificate", help="Of a verification; those in the run are found.")
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Show what runs did: pages that open from disk, and the same figures for a paper."""
     from clip_hba_behavior.report.commands import report
@@ -341,7 +432,7 @@ def reconstruct(
 
 @verify_app.command("quick")
 def verify_quick(json: Certificate = None) -> None:
-    """Train, save, go on in a new process, compare: on made-up data, in half a minute."""
+    """Train, save, go on in a new process, compare: on made-up data, within a minute."""
     from clip_hba_behavior.verification.commands import verify_quick
 
     raise typer.Exit(verify_quick(json))
@@ -383,10 +474,8 @@ def verify_results(
 
 @app.command()
 def alignment(
-    run: Annotated[Path, typer.Argument(help="The run's directory.")],
-    epoch: Annotated[
-        int | None, typer.Option("--epoch", min=0, help="Which epoch's model. Default: the best.")
-    ] = None,
+    run: RunOfModel,
+    epoch: EpochOfModel = None,
     permutations: Annotated[int, typer.Option("--permutations", min=1, help="Of the images, for each p.")] = 9999,
     split_half: Annotated[
         Path | None, typer.Option("--split-half", help="RDM48_triplet_splithalf.mat, for the noise ceiling.")
@@ -549,7 +638,7 @@ def sweep_status(sweep: Sweep) -> None:
 
 @sweep_app.command("table")
 def sweep_table(sweep: Sweep) -> None:
-    """Aggregate the finished runs into sweep.csv and sweep.parquet."""
+    """Aggregate the finished runs into sweep.csv and sweep.parquet, and their effects beside the null."""
     from clip_hba_behavior.sweep.commands import table
 
     raise typer.Exit(table(sweep))

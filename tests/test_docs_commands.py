@@ -1,4 +1,4 @@
-"""What the five documents on reproducibility show is done: commands, snippets, exit codes, quoted output.
+"""What these documents show is done: commands, snippets, exit codes, quoted output.
 
 Fenced blocks, by language: `yaml` is written to the file that its first line names; each line of `bash` is run,
 and ends with exit code 0 or what `# exits N` says; `python` is run; each line of `text` must be in the
@@ -31,7 +31,9 @@ REPOSITORY = Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"
 SCRIPTS = Path("clip_hba_behavior/training_scripts")
 QUICK_SCRIPT = "test_checkpoint_quick.py"  # only looked up here: tests/verification/test_quick.py runs it
-DOCUMENTS = ["QUICK_START", "TEST_README", "TEST_YOUR_CHECKPOINTS", "REPRODUCIBILITY_GUIDE", "PERTURBATIONS"]
+DOCUMENTS = [
+    *("QUICK_START", "TEST_README", "TEST_YOUR_CHECKPOINTS", "REPRODUCIBILITY_GUIDE", "PERTURBATIONS", "USE"),
+]
 NUMBER = re.compile(r"\b[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?\b|\b[0-9a-f]{12,64}\b")
 
 
@@ -178,6 +180,10 @@ def test_every_command_of_the_document_does_what_it_says(
         ("diff", "TEST_README"),
         ("reconstruct", "TEST_YOUR_CHECKPOINTS"),
         ("fork", "PERTURBATIONS"),
+        ("predict", "USE"),
+        ("rdm", "USE"),
+        ("odd-one-out", "USE"),
+        ("export", "USE"),
     ],
 )
 def test_every_option_is_explained(command: str, name: str) -> None:

@@ -80,6 +80,20 @@ WRONG = {
     "report run --split-half none.mat": "there is no file none.mat",
     "report run other": "say where it goes: clip-hba report run other --out report",
     "slurm none.yaml": "there is no configuration file none.yaml",
+    "predict none.pth one.png": "there is no checkpoint none.pth",
+    "predict . one.png": "there is no run in",
+    "predict run one.png --out one.xlsx": "its ending names no format",
+    "rdm none --out new": "there is no run in",
+    "rdm run --out other": "is there already, and is not replaced",
+    "rdm run --out new --epoch 9": "give --epoch one of those",
+    "export none --format peft --out new": "there is no run in",
+    "export run --format onnx --out new": "--format onnx: expected peft or merged",
+    "export run --format peft --out other": "is there already, and is not replaced",
+    "export run --format peft --out new --certificate no.json": "--certificate no.json: there is no such file",
+    "odd-one-out run none.txt --images run": "there is no file of triplets none.txt",
+    "odd-one-out run good.yaml --images none": "there is nothing at --images none",
+    "odd-one-out run good.yaml --images run --odd middle": "--odd middle: expected first or last",
+    "odd-one-out run good.yaml --images run --ceiling 0.1": "expected brain-score, or a number above 1/3",
     "sweep plan none.yaml": "there is no configuration file none.yaml",
     "sweep plan good.yaml": "the sweep file is wrong",
     "sweep run sweep.yaml --engine cloud": "--engine cloud: expected local or slurm",
@@ -101,6 +115,7 @@ LOOKING = {
     **{
         f"{command} --help".strip(): "Usage: "
         for command in (
+            *("predict", "rdm", "odd-one-out", "export"),
             *("runs", "alignment", "slurm", "cache", "cache list", "cache clean"),
             *("", "train", "resume", "fork", "inspect", "demo", "diff", "reconstruct", "data", "data check"),
             *("report", "verify", "verify quick", "verify checkpoints", "verify results", "sweep", "sweep plan"),

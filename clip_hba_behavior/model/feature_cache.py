@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from clip_hba_behavior.model.cache_names import INDEX_NAME, KEY_NAME, LOCK_NAME, ROWS_NAME
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.errors import NotReproducibleError
 from clip_hba_behavior.reproducibility.state.files import replace
@@ -25,8 +26,6 @@ from clip_hba_behavior.reproducibility.state.system import allocate, lock_file, 
 Progress = Callable[[int, int], None]
 Compute = Callable[[int, int], tuple[torch.Tensor, list[str]]]
 Rows: TypeAlias = NDArray[np.float32]
-
-LOCK_NAME = "fill.lock"
 
 
 class FeatureCache:
@@ -101,7 +100,7 @@ class FeatureCache:
 
     def _map(self, mode: Literal["r", "r+"]) -> np.memmap[Any, np.dtype[np.float32]]:
         shape = (self.num_rows, *self.row_shape)
-        return np.memmap(self.folder / "features.bin", "<f4", mode, shape=shape)
+        return np.memmap(self.folder / ROWS_NAME, "<f4", mode, shape=shape)
 
     def _digest(self, rows: Rows, chunk: int) -> str:
         start, stop = self._bounds(chunk)
@@ -109,11 +108,11 @@ class FeatureCache:
 
     def _read_index(self) -> tuple[list[str], list[str]] | None:
         """Return every chunk's digest and every row's source, if the cache is complete and undamaged."""
-        path = self.folder / "index.json"
+        path = self.folder / INDEX_NAME
         try:
             index = json.loads(path.read_bytes())
             chunk_digests, sources = index["chunk_digests"], index.get("sources", [])
-            size = (self.folder / "features.bin").stat().st_size
+            size = (self.folder / ROWS_NAME).stat().st_size
         except (OSError, ValueError, KeyError, TypeError):
             return None
         is_complete = (
@@ -137,8 +136,8 @@ class FeatureCache:
     def _fill(self, key: Mapping[str, Any], progress: Progress) -> None:
         for left in self.folder.glob(".*.tmp"):  # by a process that was killed; all are written under the lock
             left.unlink()
-        replace(self.folder / "key.json", json.dumps(dict(key), indent=1).encode())
-        features = self.folder / "features.bin"
+        replace(self.folder / KEY_NAME, json.dumps(dict(key), indent=1).encode())
+        features = self.folder / ROWS_NAME
         with features.open("ab") as file:
             allocate(file.fileno(), self.num_rows * math.prod(self.row_shape) * 4)
         rows = self._map("r+")
@@ -168,7 +167,7 @@ class FeatureCache:
         index: dict[str, Any] = {"chunk_digests": digests, "digest": _index_digest(digests, sources)}
         if sources:
             index["sources"] = sources
-        replace(self.folder / "index.json", json.dumps(index).encode())
+        replace(self.folder / INDEX_NAME, json.dumps(index).encode())
 
     def _verify(self, chunk: int) -> None:
         """Check a chunk once; compute a damaged one again and put it back."""

@@ -12,6 +12,7 @@ from clip_hba_behavior.report.certificates import certificates_of
 from clip_hba_behavior.report.drawing import drawing
 from clip_hba_behavior.report.output import refuse_foreign, write_report
 from clip_hba_behavior.report.sources import Source, find_sources, read_records
+from clip_hba_behavior.report.sweeps.commands import report_sweeps
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.run.directory import RunDirectory
@@ -26,7 +27,7 @@ def report(
     certificate: Path | None,
     device: str,
 ) -> int:
-    """Write the report of a run, or of several runs beside each other.
+    """Write the report of a run, of several runs beside each other, or of sweeps.
 
     Returns:
         The exit code: 1 if something could not be read and was left out.
@@ -35,13 +36,15 @@ def report(
         BadInputError: something given cannot be used; nothing was written.
     """
     sources = find_sources(asked)
+    of_a_run = {"--split-half": split_half, "--certificate": certificate, "--config": config}
+    if any(source.kind == "sweep" for source in sources):
+        _refuse_options_of_a_run(of_a_run)
+        return report_sweeps(sources, out)
     directory = out if out is not None else _default_directory(sources)
     refuse_foreign(directory)
-    if any(source.kind == "sweep" for source in sources):
-        raise BadInputError(f"{sources[0].path} is a sweep, of which no report is made yet")
     of_one_run = len(sources) == 1 and sources[0].kind == "run"
     if not of_one_run:
-        _refuse_options_of_a_run({"--split-half": split_half, "--certificate": certificate, "--config": config})
+        _refuse_options_of_a_run(of_a_run)
     keys = read_config_file(config) if config is not None else {}
     if split_half is not None and not split_half.is_file():
         raise BadInputError(f"there is no file {split_half}\n  give --split-half RDM48_triplet_splithalf.mat")

@@ -47,7 +47,7 @@ class Heat:
 
     Attributes:
         values: rows of numbers; a nan is left empty.
-        x_names: of the columns. Beside the axis only where there are few.
+        x_names: of the columns; `shown_names` says which stand beside the axis.
         y_names: of the rows.
         label: of the colour bar.
         scale: `diverging` for numbers of either sign, around 0.
@@ -169,4 +169,15 @@ def epoch_step(first: float, last: float) -> float:
     return next(float(step) for step in _STEPS if span / step <= 10)
 
 
+def shown_names(names: Sequence[str]) -> list[int]:
+    """Return which rows or columns of a matrix stand beside it: all of few, some of many numbers, else none."""
+    if len(names) <= _MOST_NAMES:
+        return list(range(len(names)))
+    if not all(name.isdecimal() for name in names):
+        return []
+    step = epoch_step(0, len(names))
+    return [place for place, name in enumerate(names) if int(name) % step == 0]
+
+
+_MOST_NAMES = 24
 _STEPS = [base * 10**power for power in range(9) for base in (1, 2, 5)]

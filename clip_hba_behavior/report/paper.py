@@ -22,11 +22,10 @@ from clip_hba_behavior.report.colours import (
     dash_number,
     themes,
 )
-from clip_hba_behavior.report.figure import Figure, Heat, Level, Mark, Panel, Series, Span
+from clip_hba_behavior.report.figure import Figure, Heat, Level, Mark, Panel, Series, Span, shown_names
 
 _COLOURS = themes()["light"]
 _PANEL_WIDTH = {1: 6.3, 2: 4.2}  # inches by the number of panels; 3.4 of three and more
-_MOST_NAMES = 24
 # No date, and nothing drawn at random. Text stays text that can be edited.
 _SETTINGS: Any = {
     "svg.hashsalt": "clip-hba",
@@ -51,12 +50,16 @@ _LETTERS_PER_INCH = 15
 def paper_files(figure: Figure) -> dict[str, bytes]:
     """Return a figure's files for a paper by the ending of their names: svg, pdf, png."""
     with rc_context(_SETTINGS):
-        width = _PANEL_WIDTH.get(len(figure.panels), 3.4)
-        height = max(panel.height for panel in figure.panels) / 100
-        canvas = Canvas(figsize=(width * len(figure.panels), height), layout="constrained")
-        several = canvas.subplots(1, len(figure.panels), squeeze=False)[0]
+        across = 2 if len(figure.panels) == 4 else min(len(figure.panels), 3)
+        down = -(-len(figure.panels) // across)
+        width = across * _PANEL_WIDTH.get(across, 3.4)
+        height = down * max(panel.height for panel in figure.panels) / 100
+        canvas = Canvas(figsize=(width, height), layout="constrained")
+        several = list(canvas.subplots(down, across, squeeze=False).flat)
+        for unused in several[len(figure.panels) :]:
+            canvas.delaxes(unused)
         entries: dict[str, Any] = {}
-        for axes, panel in zip(several, figure.panels, strict=True):
+        for axes, panel in zip(several, figure.panels, strict=False):
             _draw(canvas, axes, panel)
             handles, names = axes.get_legend_handles_labels()
             entries = dict(zip(names, handles, strict=True)) | entries  # one legend for all panels
@@ -156,11 +159,10 @@ def _draw_heat(canvas: Canvas, axes: Axes, mark: Heat) -> None:
     axes.grid(visible=False)
     canvas.colorbar(image, ax=axes, label=mark.label, shrink=0.8)
     for names, set_ticks in ((mark.x_names, axes.set_xticks), (mark.y_names, axes.set_yticks)):
-        if len(names) <= _MOST_NAMES:
-            set_ticks(range(len(names)), names)
-        else:
-            set_ticks([])
+        shown = shown_names(names)
+        set_ticks(shown, [names[place] for place in shown])
     if mark.marked is not None:
         rows, columns = np.nonzero(np.asarray(mark.marked))
-        about: dict[str, Any] = {"c": "white", "edgecolors": "black", "linewidths": 0.5, "marker": "X", "s": 25}
+        about: dict[str, Any] = {"c": "white", "edgecolors": "black", "linewidths": 0.5, "marker": "X"}
+        about["s"] = max(1.2, min(5, 110 / len(mark.x_names))) ** 2
         axes.scatter(columns, rows, **about, label=mark.mark_name or None)

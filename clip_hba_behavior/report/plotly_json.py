@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from clip_hba_behavior.report.colours import DASHES, MARKERS, colour_name, dash_number, scale_steps
-from clip_hba_behavior.report.figure import Heat, Level, Panel, Series, Span
+from clip_hba_behavior.report.figure import Heat, Level, Panel, Series, Span, shown_names
 
-_MOST_NAMES = 24  # of a matrix's rows, to be written beside it
 _FAINT = {"line": 0.7, "points": 0.45, "both": 0.7}  # lines are thin then, points are many
 _FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif'
 
@@ -112,14 +111,19 @@ def _heat(mark: Heat) -> list[dict[str, Any]]:
         "showlegend": bool(mark.mark_name),
         "hoverinfo": "skip",
         # a light cross with a dark rim is seen on every colour of a scale
-        "marker": {"symbol": "x", "size": 9, "color": "#FFFFFF", "line": {"color": "#000000", "width": 1}},
+        "marker": {
+            "symbol": "x",
+            "size": max(2, min(9, 200 // len(mark.x_names))),
+            "color": "#FFFFFF",
+            "line": {"color": "#000000", "width": 1},
+        },
     }
     return [trace, crosses]
 
 
 def _colour_bar(mark: Heat) -> dict[str, Any]:
     """Return a bar to the right, or below where no names of columns are: more is left for the matrix."""
-    if len(mark.x_names) <= _MOST_NAMES:
+    if shown_names(mark.x_names):
         return {"title": {"text": mark.label, "side": "right"}, "thickness": 12, "outlinewidth": 0}
     title = {"text": mark.label, "side": "bottom"}
     place = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.02, "yanchor": "top", "len": 1, "xpad": 0}
@@ -189,7 +193,8 @@ def _layout(panel: Panel) -> dict[str, Any]:
     for heat in heats:
         for names, of in ((heat.x_names, x_axis), (heat.y_names, y_axis)):
             of |= {"type": "category", "showgrid": False, "constrain": "domain", "constraintoward": "top"}
-            of |= {} if len(names) <= _MOST_NAMES else {"showticklabels": False, "ticks": ""}
+            shown = [_plain(names[place]) for place in shown_names(names)]
+            of |= {"tickvals": shown} if shown else {"showticklabels": False, "ticks": ""}
         x_axis["constraintoward"] = "left"
         y_axis |= {"range": [len(heat.y_names) - 0.5, -0.5]}
         if len(heat.x_names) == len(heat.y_names):

@@ -101,7 +101,7 @@ def read_records(sources: Sequence[Source]) -> list[RunRecord]:
     Raises:
         BadInputError: a file cannot be read, or has no epoch.
     """
-    names = _names([each.path for each in sources])
+    names = names_of([each.path for each in sources])
     return [_read(source, name) for source, name in zip(sources, names, strict=True)]
 
 
@@ -132,7 +132,7 @@ def _refuse_no_rows(path: Path, rows: Mapping[int, object]) -> None:
         raise BadInputError(f"{path} has no results of any epoch\n  train it first, or leave it out")
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
+def names_of(paths: Sequence[Path]) -> list[str]:
     """Return the last parts of paths, as many as tell them apart."""
     parts = [path.absolute().with_suffix("").parts if path.is_file() else path.absolute().parts for path in paths]
     for number in range(1, max(map(len, parts)) + 1):

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clip_hba_behavior.model.cache_names import INDEX_NAME, KEY_NAME, LOCK_NAME, ROWS_NAME
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.system import IS_WINDOWS, lock_file
 from clip_hba_behavior.reproducibility.state.untrusted import quote
 from clip_hba_behavior.run.directory import RunDirectory
 
-_LOCK_NAME = "fill.lock"
 # Of a cache's key and of a run's settings: what both name.
 _SETTINGS = ("num_threads", "deterministic", "tf32", "sdpa_backend", "chunk_size")
 
@@ -60,11 +60,11 @@ def list_caches(cache_dir: Path, runs: Iterable[Path]) -> tuple[list[Cache], lis
             faults.append(f"{run}: not known which caches it uses: {str(error).replace(chr(10), ';')}")
     for folder in sorted(cache_dir.iterdir()):
         try:
-            key = json.loads((folder / "key.json").read_bytes())
+            key = json.loads((folder / KEY_NAME).read_bytes())
         except (OSError, ValueError):
             continue  # no cache: such as the synthetic data set
         if not isinstance(key, dict):
-            faults.append(f"{folder}: key.json is damaged: found {quote(key)}")
+            faults.append(f"{folder}: {KEY_NAME} is damaged: found {quote(key)}")
             continue
         files = [each.stat() for each in folder.iterdir()]
         found.append(
@@ -73,7 +73,7 @@ def list_caches(cache_dir: Path, runs: Iterable[Path]) -> tuple[list[Cache], lis
                 kind="images" if "images" in key else "prompts",
                 num_bytes=sum(each.st_size for each in files),
                 age_seconds=max(0.0, time.time() - max(each.st_mtime for each in files)),
-                is_complete=(folder / "index.json").is_file(),
+                is_complete=(folder / INDEX_NAME).is_file(),
                 runs=tuple(name for name, environment in users if _is_of(key, environment)),
             )
         )
@@ -89,11 +89,11 @@ def remove(caches: Iterable[Cache]) -> tuple[list[Cache], list[Cache]]:
     removed: list[Cache] = []
     busy: list[Cache] = []
     for each in caches:
-        with (each.path / _LOCK_NAME).open("ab") as file:
+        with (each.path / LOCK_NAME).open("ab") as file:
             is_free = lock_file(file.fileno()) and _empty(each.path)
         if is_free:
             with suppress(OSError):  # Windows removes no open file: so it goes last, and may be another's by now
-                (each.path / _LOCK_NAME).unlink()
+                (each.path / LOCK_NAME).unlink()
                 each.path.rmdir()
         (removed if is_free else busy).append(each)
     return removed, busy
@@ -101,10 +101,10 @@ def remove(caches: Iterable[Cache]) -> tuple[list[Cache], list[Cache]]:
 
 def _empty(folder: Path) -> bool:
     """Remove a cache's files but its lock's, the rows first; False if Windows sees that a run has them open."""
-    files = sorted(folder.iterdir(), key=lambda path: path.name != "features.bin")
+    files = sorted(folder.iterdir(), key=lambda path: path.name != ROWS_NAME)
     try:
         for path in files:
-            if path.name != _LOCK_NAME:
+            if path.name != LOCK_NAME:
                 path.unlink()
     except PermissionError:
         if not IS_WINDOWS:

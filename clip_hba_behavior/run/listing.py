@@ -34,6 +34,7 @@ class Listed:
         epochs: up to which the run trains; None where it is not recorded.
         best_test_loss: the lowest on record.
         rsa_rho: behavioral RSA in that epoch.
+        arithmetic: `native`, or `portable` with the number of its definition; empty where it is not recorded.
         parent: of a fork the run that it began from, and the epoch.
         num_bytes: of all its files.
         age_seconds: since anything in it was written.
@@ -47,6 +48,7 @@ class Listed:
     epochs: int | None = None
     best_test_loss: float | None = None
     rsa_rho: float | None = None
+    arithmetic: str = ""
     parent: str | None = None
     num_bytes: int = 0
     age_seconds: float = 0.0
@@ -107,11 +109,12 @@ def _run(directory: Path, name: str) -> Listed:
     files = list_checkpoints(run.checkpoints)
     about["epoch"] = max(files, default=None)
     try:
-        about["epochs"] = run.read_config().epochs
+        config = run.read_config()
+        about |= {"epochs": config.epochs, "arithmetic": config.arithmetic}
         about["parent"] = _parent(run.read_environment())
         rows = [parse_row(line) for line in read_lines(run.results_file, RESULTS).found.values()]
     except (BadInputError, OSError) as error:
-        return Listed(name, "run", "damaged", detail=str(error).partition("\n")[0], **about)
+        return Listed(name, "run", "damaged", detail=" ".join(str(error).split()), **about)
     if rows:
         best = min(rows, key=lambda row: float(row["test_loss"]))
         about |= {"best_test_loss": float(best["test_loss"]), "rsa_rho": float(best["behavioral_rsa_rho"])}
@@ -195,7 +198,7 @@ def as_json(listed: list[Listed]) -> str:
 
 def as_table(listed: list[Listed]) -> str:
     """Return the list for a person: a line for each, columns as wide as they must be."""
-    head = ("run", "state", "epochs", "test loss", "RSA rho", "size", "age", "from")
+    head = ("run", "state", "epochs", "test loss", "RSA rho", "arithmetic", "size", "age", "from")
     rows = [head]
     for each in listed:
         rows.append(
@@ -205,6 +208,7 @@ def as_table(listed: list[Listed]) -> str:
                 each.progress() if each.kind != "sweep" else "",
                 "" if each.best_test_loss is None else f"{each.best_test_loss:.4f}",
                 "" if each.rsa_rho is None else f"{each.rsa_rho:.4f}",
+                each.arithmetic,
                 in_bytes(each.num_bytes),
                 in_time(each.age_seconds),
                 each.parent or "",

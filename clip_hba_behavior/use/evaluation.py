@@ -65,18 +65,17 @@ class Evaluator:
             BadInputError: there is no such run, or data or backbone are not those that it recorded.
         """
         files = RunFiles(run)
+        recorded = files.found.run.read_environment()
         config = recorded_config(files, keys)
         replayer = Replayer(config, session)
         self._trainer = replayer.trainer()
         self.path = files.path
         self.recorded = files.rows
-        changed = changed_data(files.environment, replayer.environment()) if files.environment else []
-        if changed:
+        if changed := changed_data(recorded, replayer.environment()):
             raise BadInputError(
                 f"data or weights are not those that {self.path} was trained with\n  "
                 + "\n  ".join(changed)
-                + "\n"
-                "  put them back, or say where they are: --config FILE"
+                + "\n  put them back, or say where they are: --config FILE"
             )
         inputs, split = self._trainer.inputs, self._trainer.split
         with_data = with_standin(config)

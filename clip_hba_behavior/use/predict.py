@@ -15,10 +15,9 @@ from clip_hba_behavior.data.images import load_pixels
 from clip_hba_behavior.data.things import DataError
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.files import publish
-from clip_hba_behavior.use.request import refuse_taken
+from clip_hba_behavior.use.request import names_file, refuse_bad_table
 from clip_hba_behavior.use.trained_model import TrainedModel
 
-SUFFIXES = (".csv", ".parquet", ".npy")
 _AT_ONCE = 32
 
 
@@ -99,20 +98,6 @@ def predict_images(
     return Predictions(tuple(readable), np.concatenate(parts), model.prompts, tuple(unreadable))
 
 
-def refuse_bad_output(path: Path) -> None:
-    """Return if predictions can be written to a file.
-
-    Raises:
-        BadInputError: its ending names no format, or it is there already.
-    """
-    if path.suffix not in SUFFIXES:
-        raise BadInputError(
-            f"--out {path}: its ending names no format\n  found:    {path.suffix or 'none'}\n"
-            f"  expected: {', '.join(SUFFIXES)}"
-        )
-    refuse_taken(path, *([_names_file(path)] if path.suffix == ".npy" else []))
-
-
 def write_predictions(path: Path, predictions: Predictions) -> list[Path]:
     """Write predictions as CSV, Parquet or NPY, by the file's ending; the same predictions give the same bytes.
 
@@ -123,9 +108,9 @@ def write_predictions(path: Path, predictions: Predictions) -> list[Path]:
         The files written.
 
     Raises:
-        BadInputError: as `refuse_bad_output`.
+        BadInputError: as `refuse_bad_table`.
     """
-    refuse_bad_output(path)
+    refuse_bad_table(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     names = [str(image) for image in predictions.images]
     if path.suffix == ".csv":
@@ -137,12 +122,8 @@ def write_predictions(path: Path, predictions: Predictions) -> list[Path]:
     content = io.BytesIO()
     np.save(content, predictions.values.astype("<f4", copy=False), allow_pickle=False)
     publish(path, content.getvalue())
-    publish(_names_file(path), "".join(f"{name}\n" for name in names).encode())
-    return [path, _names_file(path)]
-
-
-def _names_file(path: Path) -> Path:
-    return path.with_name(f"{path.stem}_file_names.txt")
+    publish(names_file(path), "".join(f"{name}\n" for name in names).encode())
+    return [path, names_file(path)]
 
 
 def _csv(names: Sequence[str], predictions: Predictions) -> bytes:

@@ -82,15 +82,31 @@ class TrainedModel(CLIPHBA):
                 f"embed cannot take these pixels\n  found:    {list(pixels.shape)} {pixels.dtype}\n"
                 f"  expected: [batch, 3, {size}, {size}] {torch.float32}"
             )
-        device = self.end_positions.device
-        if self._prompt_features is None:
-            self._prompt_features = self._prompt_prefix(self.token_ids.to(device), self.end_positions)
-        features = compute_in_chunks(self._prefix, pixels.cpu(), self._chunk_size, device)
+        features = compute_in_chunks(self._prefix, pixels.cpu(), self._chunk_size, self.end_positions.device)
+        prompt_features = self._features_of_prompts()
         was_training = self.training
         self.eval()
-        parts = [self(batch, self._prompt_features).cpu() for batch in features.split(self._batch_size)]
+        parts = [self(batch, prompt_features).cpu() for batch in features.split(self._batch_size)]
         self.train(was_training)
         return torch.cat(parts)
+
+    @torch.no_grad()
+    def embed_prompts(self) -> torch.Tensor:
+        """Return the embeddings of the 66 prompts, `[66, embedding] float32` of length one, on the CPU.
+
+        A prediction is the product of an image's embedding with these, times `logit_scale`.
+        """
+        was_training = self.training
+        self.eval()
+        embeddings = self.encode_prompts(self._features_of_prompts()).cpu()
+        self.train(was_training)
+        return embeddings
+
+    def _features_of_prompts(self) -> torch.Tensor:
+        if self._prompt_features is None:
+            token_ids = self.token_ids.to(self.end_positions.device)
+            self._prompt_features = self._prompt_prefix(token_ids, self.end_positions)
+        return self._prompt_features
 
     def predict(
         self, paths: Sequence[str | Path], progress: Progress = lambda done, total: None

@@ -332,7 +332,8 @@ def describe(difference: RunDifference) -> str:
     lines += [f"replay of {text}" for text in difference.replays]
     lines += [f"problem in {problem}" for problem in difference.problems]
     if difference.settings:
-        lines.append("what else differs, the likeliest cause first:")
+        order = "" if difference.equal() else ", the likeliest cause first"
+        lines.append(f"what else differs{order}:")
         lines += [f"  {each}" for each in difference.settings]
     if difference.cause is not None:
         lines.append(f"likely cause: {difference.cause}")

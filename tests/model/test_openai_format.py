@@ -1,53 +1,15 @@
 """OpenAI's files are made here in their own format, from a small CLIP: the real ones cannot be had."""
 
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from transformers import CLIPModel
 
 from clip_hba_behavior.model.architecture import weight_shapes
 from clip_hba_behavior.model.backbone import load_backbone
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
-from small_clip import clip_of, small_clip
-
-
-def openai_names(model: CLIPModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights under the names and in the layout of OpenAI's files."""
-    state = dict(model.named_parameters())
-    simple = {
-        "vision_model.embeddings.class_embedding": "visual.class_embedding",
-        "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
-        "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
-        "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
-        "text_model.embeddings.position_embedding.weight": "positional_embedding",
-        "logit_scale": "logit_scale",
-    }
-    for name, value in state.items():
-        if name in simple:
-            yield simple[name], value
-        elif name.endswith("_projection.weight"):
-            yield ("visual.proj" if "visual" in name else "text_projection"), value.T.contiguous()
-        elif match := re.fullmatch(r"(vision|text)_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name):
-            root = "visual.transformer" if match[1] == "vision" else "transformer"
-            part = match[3].replace("layer_norm", "ln_").replace("fc1", "c_fc").replace("fc2", "c_proj")
-            if part == "self_attn.q_proj":
-                stem = name.replace("q_proj", "{}_proj")
-                joint = torch.cat([state[stem.format(each)] for each in "qkv"])
-                yield f"{root}.resblocks.{match[2]}.attn.in_proj_{match[4]}", joint
-            elif "_proj" not in part.replace("c_proj", "").replace("out_proj", ""):
-                yield f"{root}.resblocks.{match[2]}.{part.replace('self_attn', 'attn')}.{match[4]}", value
-        else:
-            stem, kind = name.rsplit(".", 1)
-            stem = {
-                "vision_model.pre_layrnorm": "visual.ln_pre",
-                "vision_model.post_layernorm": "visual.ln_post",
-                "text_model.final_layer_norm": "ln_final",
-            }[stem]
-            yield f"{stem}.{kind}", value
+from small_clip import clip_of, openai_names, small_clip
 
 
 def save_script(weights: dict[str, torch.Tensor], path: Path) -> None:

@@ -1,10 +1,13 @@
 """Correlations per dimension: Pearson's r, a p that is valid for sparse dimensions, and its correction."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.stats
 from numpy.typing import NDArray
 
+from clip_hba_behavior.data.things import read_annotations
 from clip_hba_behavior.rsa.dimensions import dimension_correlations
 
 Array = NDArray[np.float64]
@@ -46,6 +49,21 @@ def test_p_is_valid_for_dimensions_that_few_images_have_and_students_t_is_not() 
     rates = [np.mean(np.array(each) <= 0.005) for each in (ours, students)]
     assert rates[0] < 0.014  # three standard errors
     assert rates[1] > 0.02, "the twin: a t test finds four times as many as there may be"
+
+
+@pytest.mark.system
+def test_students_t_finds_too_much_in_the_targets_of_things(things: Path) -> None:
+    rng = np.random.default_rng(0)
+    table = read_annotations(things / "spose_embedding66d_rescaled_1806train.csv").targets
+    targets = table[rng.permutation(len(table))[:361]]  # as many as a run tests on
+    predictions = targets + 0.1 * rng.normal(size=targets.shape)
+    columns = [(each - each.mean(axis=0)) / each.std(axis=0) for each in (predictions, targets)]
+    r = np.array([(columns[0] * columns[1][rng.permutation(361)]).mean(axis=0) for _ in range(2_000)])
+    p = 2 * scipy.stats.t.sf(np.abs(r) * np.sqrt(359 / (1 - r * r)), 359)
+    for level in (0.05, 0.01, 0.001, 0.0001):
+        rates = (p <= level).mean(axis=0)
+        print(f"p <= {level}: {rates.mean():.5f}, in the worst dimension {rates.max():.4f}")
+    assert (p <= 0.001).mean() > 0.003
 
 
 def test_a_constant_column_is_not_tested_and_does_not_count_for_the_others() -> None:

@@ -231,6 +231,7 @@ def test_p_is_uniform_where_nothing_is_and_that_of_the_results_is_not() -> None:
 
 
 @pytest.mark.system
+@pytest.mark.timeout(1800)
 def test_p_is_uniform_over_2000_cases() -> None:
     tests, naive = unrelated_cases(2_000, 999)
     for name in ("p_greater", "p_two_sided"):
@@ -260,6 +261,7 @@ def test_a_weak_effect_is_found_as_often_as_by_the_true_null() -> None:
 
 
 @pytest.mark.system
+@pytest.mark.timeout(1800)
 def test_power_for_a_weak_effect_is_that_of_the_true_null() -> None:
     found, known = power(1_000, 999, noise=1.5)
     print(found, known)
@@ -299,6 +301,7 @@ def test_intervals_hold_the_truth() -> None:
 
 
 @pytest.mark.system
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("noise", [0.1, 0.3, 1.0, 3.0])
 def test_intervals_hold_the_truth_at_least_as_often_as_they_say(noise: float) -> None:
     truth, sampled = population(noise, 1_500)

@@ -117,3 +117,19 @@ def test_a_run_without_best_json_is_shown_with_the_command_that_writes_it(
     outcome = clip_hba("inspect", run)
     assert outcome.code == 0, outcome.output
     assert f"clip-hba resume {run}" in outcome.output
+
+
+def test_a_run_is_listed_with_its_arithmetic_and_one_of_a_later_definition_with_what_reads_it(
+    clip_hba: ClipHba, tmp_path: Path
+) -> None:
+    for name, arithmetic in (("exact", "portable"), ("later", "portable 2"), ("plain", "native")):
+        run = Path(shutil.copytree(OLD_RUN, tmp_path / "runs" / name))
+        config = re.sub(r"\{[A-Z]+\}", "/elsewhere", (run / "config.yaml").read_text())
+        (run / "config.yaml").write_text(f"{config}\narithmetic: {arithmetic}\n")
+    exact, later, plain = json.loads(clip_hba("runs", tmp_path / "runs", "--json").output)
+    assert (exact["arithmetic"], plain["arithmetic"], later["arithmetic"]) == ("portable 1", "native", "")
+    assert "portable 2" in later["detail"]
+    assert "use the version that made the run" in later["detail"]
+    table = clip_hba("runs", tmp_path / "runs").output
+    assert "arithmetic" in table.splitlines()[0]
+    assert "portable 1" in table.splitlines()[1]

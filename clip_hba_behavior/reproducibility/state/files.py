@@ -70,6 +70,7 @@ def published_directory(path: Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
+                file.chmod(0o644)
                 with file.open("rb+") as opened:
                     sync_file(opened.fileno())
         temporary.chmod(0o755)
