@@ -26,7 +26,7 @@ from clip_hba_behavior.report.sweeps.record import SweepRecord, plans_of, read_s
 from clip_hba_behavior.report.sweeps.recovery import recovery_curves, recovery_medians
 from clip_hba_behavior.sweep.nulls import p_value
 from fresh_process import Outcome
-from report.browser import visited
+from report_browser import visited
 from run_tools import data_keys, trained
 from sweep_tools import write_sweep
 
