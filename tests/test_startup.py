@@ -86,6 +86,9 @@ WRONG = {
     "rdm none --out new": "there is no run in",
     "rdm run --out other": "is there already, and is not replaced",
     "rdm run --out new --epoch 9": "give --epoch one of those",
+    "rdm run --out good.yaml/new": "good.yaml is no directory",
+    "export run --format peft --out broken": "broken is there already, and is not replaced",
+    "predict run one.png --out good.yaml/new.csv": "good.yaml is no directory",
     "export none --format peft --out new": "there is no run in",
     "export run --format onnx --out new": "--format onnx: expected peft or merged",
     "export run --format peft --out other": "is there already, and is not replaced",
@@ -168,6 +171,7 @@ def place(tmp_path: Path) -> Path:
         for epoch in epochs:
             checkpoint_path(run.checkpoints, epoch).touch()
     (tmp_path / "text.yaml").write_text("only a text")
+    (tmp_path / "broken").symlink_to("nowhere")
     (tmp_path / "torn.yaml").write_text("epochs: [1, 2")
     write_config(tmp_path / "good.yaml", {"device": "cpu", "num_threads": 1, "epochs": 3})
     sweep = {"baseline": "run", "directory": "sweep", "kinds": [], "controls": True}

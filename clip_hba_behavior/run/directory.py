@@ -190,7 +190,7 @@ class RunDirectory:
         """Remove what a killed process had not published yet. Only for the process that holds the run."""
         for directory in (self.path, self.checkpoints, self.step_checkpoints):
             for path in directory.iterdir() if directory.is_dir() else []:
-                if _is_temporary(path):
+                if _is_temporary(path) and not path.is_dir():  # such as an export to the run, perhaps under way
                     path.unlink(missing_ok=True)
 
     def _remove_unpublished(self) -> None:

@@ -146,6 +146,8 @@ def odd_one_out(
         BadInputError: the model cannot be loaded, or triplets or images cannot be used.
     """
     images = list_images(source)
+    for note in find_images([source])[1] if source.is_dir() else []:  # what is left out has no index
+        print(note, file=sys.stderr)
     found = read_triplets(triplets, odd, len(images))
     used, as_used = np.unique(found, return_inverse=True)
     with session() as here:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from clip_hba_behavior.reproducibility.record.judge import Verdict
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.files import published_directory
@@ -66,7 +67,7 @@ def export_model(
         if held_out is not None:
             alignment = alignment_of(predictions, held_out.human_rdm)
         findings = Findings(comparison, alignment, certificates)
-        (directory / CONFIG_NAME).write_bytes(run.config_file.read_bytes())
+        (directory / CONFIG_NAME).write_bytes(run.read_config().to_yaml().encode())
         card = model_card(format, model, run, checkpoint, findings)
         (directory / "README.md").write_bytes(card.encode())
     return comparison
@@ -99,7 +100,8 @@ def _certified(path: Path, checkpoint: Checkpoint) -> str | None:
     words = {each["recorded_digest"]: each["word"] for each in content["epochs"]}
     if checkpoint.state_digest not in words:
         return None
-    claim = content["claim"]
-    level = f" at level {claim['level']} ({claim['meaning']})" if claim else ""
+    claim, word = content["claim"], words[checkpoint.state_digest]
+    holds = word in (Verdict.REPRODUCIBLE, Verdict.CONSISTENT)  # the level is that of the run's other epochs, too
+    level = f" at level {claim['level']} ({claim['meaning']})" if claim and holds else ""
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return f"{path.name} (SHA-256 `{sha256}`): this state is {words[checkpoint.state_digest]}{level}"
+    return f"{path.name} (SHA-256 `{sha256}`): this state is {word}{level}"

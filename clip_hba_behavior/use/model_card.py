@@ -65,11 +65,12 @@ def _values(
     format: str, model: TrainedModel, run: RunDirectory, checkpoint: Checkpoint, findings: Findings
 ) -> dict[str, Any]:
     config, environment, state = model.config, run.read_environment(), checkpoint.whole_state()
+    recorded = run.read_config()  # a key that was given for this export is not what the run was trained with
     num_held_out = len(environment["images"]) - len(environment["targets"])
     base = base_name(config)
     is_on_hub = base is not None and not is_a_path(base) and not Path(base).exists()
     package = environment.get("package", {}).get("version", "of unknown version")
-    trained_with = ", ".join(f"{key} {getattr(config, key)}" for key in _SETTINGS)
+    trained_with = ", ".join(f"{key} {getattr(recorded, key)}" for key in _SETTINGS)
     return {
         "format": format,
         "library": _LIBRARIES[format],
@@ -85,13 +86,13 @@ def _values(
         "digests": environment["digests"],
         "test_loss": state.metrics["test_loss"],
         "recorded_rho": state.metrics["behavioral_rsa_rho"],
-        "arithmetic": config.arithmetic_kind(),
+        "arithmetic": recorded.arithmetic_kind(),
         "settings": f"DoRA of {trained_with}",
         "versions": ", ".join(
             [f"clip_hba_behavior {package}", *(f"{k} {v}" for k, v in sorted(environment["versions"].items()))]
         ),
         "device": environment["device"],
-        "origin": _origin(config, environment),
+        "origin": _origin(recorded, environment),
         "state_digest": checkpoint.state_digest,
         "verify_command": command_line("verify", "checkpoints", run.path.name, "--json", "certificate.json"),
         "repeat_command": command_line("train", CONFIG_NAME, "--run-dir", f"runs/{run.path.name}-again"),

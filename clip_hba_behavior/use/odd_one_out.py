@@ -104,6 +104,8 @@ def read_triplets(path: Path, odd: str, num_images: int) -> NDArray[np.int64]:
 def _triplet(path: Path, number: int, line: str, num_images: int) -> tuple[int, int, int]:
     cells = line.replace(",", " ").split()
     try:
+        if "_" in line or not line.isascii():  # int takes more than a writer of triplets means
+            raise ValueError
         first, second, third = map(int, cells)
     except ValueError:
         raise BadInputError(

@@ -15,6 +15,7 @@ from clip_hba_behavior.data.images import load_pixels
 from clip_hba_behavior.data.things import DataError
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.files import publish
+from clip_hba_behavior.reproducibility.state.untrusted import quote
 from clip_hba_behavior.use.request import names_file, refuse_bad_table
 from clip_hba_behavior.use.trained_model import TrainedModel
 
@@ -86,6 +87,7 @@ def predict_images(
     waiting: list[torch.Tensor] = []
     for done, path in enumerate(images, start=1):
         try:
+            _refuse_no_text(path)
             waiting.append(load_pixels([path], model.preprocessing))
         except DataError as error:
             unreadable.append(str(error))
@@ -96,6 +98,13 @@ def predict_images(
             waiting = []
         progress(done, len(images))
     return Predictions(tuple(readable), np.concatenate(parts), model.prompts, tuple(unreadable))
+
+
+def _refuse_no_text(path: Path) -> None:
+    """Return if a path can be a line of UTF-8 text, as what is written of it must be; raises DataError."""
+    name = str(path)
+    if "\n" in name or "\r" in name or name != name.encode(errors="replace").decode():
+        raise DataError(f"{quote(name)}: its name has a line break, or is no UTF-8\n  rename the file")
 
 
 def write_predictions(path: Path, predictions: Predictions) -> list[Path]:

@@ -1,5 +1,6 @@
 """What commands on a trained model refuse before torch is imported."""
 
+import os
 from pathlib import Path
 
 from clip_hba_behavior.reproducibility.state.archive import open_archive
@@ -90,11 +91,15 @@ def refuse_taken(*paths: Path) -> None:
     """Return if something can be written to each path.
 
     Raises:
-        BadInputError: one is there already.
+        BadInputError: one is there already, even as a broken link; or nothing can be made where it would be.
     """
     for path in paths:
-        if path.exists():
+        if os.path.lexists(path):
             raise BadInputError(f"{path} is there already, and is not replaced\n  give another --out, or move it")
+        above = next(each for each in path.absolute().parents if os.path.lexists(each))
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            reason = "cannot be written in" if above.is_dir() else "is no directory"
+            raise BadInputError(f"--out {path} cannot be: {above} {reason}\n  give another --out")
 
 
 def refuse_bad_triplets(triplets: Path, images: Path, odd: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from clip_hba_behavior.data.standin import standin_backbone_directory
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.errors import StoppedError
 from clip_hba_behavior.run.checkpoint import read_checkpoint
+from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.use import check_export, formats
 from clip_hba_behavior.use import export as export_module
 from clip_hba_behavior.use.alignment import alignment_of
@@ -183,7 +185,7 @@ def test_what_predicts_otherwise_is_refused_and_leaves_nothing(
 
     monkeypatch.setattr(formats, "_write_tensors", spoil)
     with pytest.raises(StoppedError, match=r"predicts otherwise than the run, by .*transformers"):
-        export_model(last(finished_run), format, tmp_path / "out", None, None, HERE)
+        export_model(last(finished_run), format, tmp_path / "new" / "out", None, None, HERE)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -225,6 +227,37 @@ def test_a_certificate_of_another_state_is_refused(finished_run: Path, tmp_path:
     with pytest.raises(BadInputError, match="is no certificate of this state"):
         export_model(last(finished_run), "peft", tmp_path / "out", other, None, HERE)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("word", "level"), [("reproducible", " at level L0 (all)"), ("not reproducible", "")])
+def test_a_state_that_does_not_hold_gets_no_level_of_other_epochs(
+    word: str, level: str, finished_run: Path, tmp_path: Path
+) -> None:
+    checkpoint = read_checkpoint(last(finished_run))
+    epochs = [{"epoch": 2, "recorded_digest": checkpoint.state_digest, "word": word}]
+    claim = {"level": "L0", "meaning": "all"}
+    content = {"certificate": "verification", "format_version": 1, "epochs": epochs, "claim": claim}
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    (sentence,) = export_module._certificates(RunDirectory(finished_run), checkpoint, tmp_path / "c.json")
+    assert sentence.endswith(f": this state is {word}{level}")
+
+
+def test_the_card_tells_the_settings_of_the_run_not_those_given_to_the_export(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    keys = {"random_seed": 77, "lr": 0.5, "arithmetic": "native"}
+    export_model(last(finished_run), "peft", tmp_path / "out", None, keys, HERE)
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "lr 0.0003, batch_size 8, random_seed 1\n" in card
+    assert "portable arithmetic" in card
+
+
+def test_the_config_of_an_old_run_is_complete(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("preprocessing: 2\n", ""))
+    export_model(last(run), "peft", tmp_path / "out", None, None, HERE)
+    assert "preprocessing: 1\n" in (tmp_path / "out" / "training_config.yaml").read_text()
 
 
 def test_wrong_requests_are_told(finished_run: Path, clip_hba: ClipHba, tmp_path: Path) -> None:

@@ -79,6 +79,8 @@ def test_triplets_are_read_with_the_odd_one_in_the_column_that_is_named(tmp_path
         ("", "line 2: no triplet"),
         ("0 1.5 2", "line 2: no triplet"),
         ("2 1 2", "line 2: an image is in it twice"),
+        ("0_1 2 3", "line 2: no triplet"),  # which int() would take
+        ("\u0663 1 2", "line 2: no triplet"),
     ],
 )
 def test_a_line_that_is_no_triplet_is_named(line: str, reason: str, tmp_path: Path) -> None:
@@ -139,6 +141,15 @@ def test_the_command_says_what_it_compared(finished_run: Path, clip_hba: ClipHba
     assert done.code == 0, done.output
     assert f"in the order of its lines: 0 is {names[-1]}" in done.output
     assert "noise ceiling: none given" in done.output
+
+    some = tmp_path / "some"
+    some.mkdir()
+    for name in names[:3]:
+        (some / name).write_bytes((images / name).read_bytes())
+    (some / "aardvark.heic").touch()
+    done = clip_hba("odd-one-out", finished_run, file_of(triplets, "0 1 2"), "--images", some, "--device", "cpu")
+    assert done.code == 0, done.output
+    assert f"{some}: 1 other files left out, such as aardvark.heic" in done.output
 
     file_of(triplets, *lines, f"0 1 {len(names)}")
     done = clip_hba("odd-one-out", finished_run, *arguments)

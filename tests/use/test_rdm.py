@@ -1,5 +1,7 @@
 """The held-out predictions and their RDM, as NumPy, pandas and rsatoolbox read them."""
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,23 @@ def test_predictions_as_csv_and_parquet_are_exact_in_pandas(
     assert from_csv.to_numpy().astype(np.float32).tobytes() == expected.tobytes()
     assert from_parquet.to_numpy().tobytes() == expected.tobytes()
     assert list(from_csv.index) == list(from_parquet.index) == [str(image) for image in images]
+
+
+def test_a_name_that_is_no_line_of_text_is_left_out_and_named(
+    finished_run: Path, data: Path, clip_hba: ClipHba, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in (b"\xff.png", b"two\nlines.png", "\u00e9 \u202f,.png".encode()):
+        target = os.fsencode(images) + b"/" + name
+        shutil.copy(data / "images" / "heldout_0000.png", target)
+    for name in ("p.csv", "p.npy"):
+        done = clip_hba("predict", finished_run, images, "--out", tmp_path / name, "--device", "cpu")
+        assert done.code == 1, done.output
+        assert "two\\nlines.png': its name has a line break, or is no UTF-8" in done.output
+        assert "2 of 3 images could not be read" in done.output
+    assert (tmp_path / "p_file_names.txt").read_text(encoding="utf-8") == f"{images}/\u00e9 \u202f,.png\n"
+    assert len(pd.read_csv(tmp_path / "p.csv")) == 1
 
 
 def test_other_held_out_data_are_refused(finished_run: Path, data: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from clip_hba_behavior.reproducibility.state.system import name_new, replace_file, sync_directory, sync_file
@@ -64,6 +64,7 @@ def published_directory(path: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: something is there already; it is left as it is.
     """
+    made = [each for each in path.parents if not each.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
@@ -80,3 +81,6 @@ def published_directory(path: Path) -> Iterator[Path]:
         sync_directory(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # after the rename there is none
+        for each in made:
+            with suppress(OSError):  # it is not empty
+                each.rmdir()
