@@ -53,16 +53,13 @@ def report(
     if records[0].config is not None:
         make_config(records[0].config.model_dump() | keys)
     certificates, left_out = certificates_of(records[0], certificate) if of_one_run else ([], [])
-    from clip_hba_behavior.data.things import read_human_halves
     from clip_hba_behavior.report.run_page import Request, run_page
     from clip_hba_behavior.report.runs_page import runs_page
     from clip_hba_behavior.report.site import render_site
-    from clip_hba_behavior.rsa.noise_ceiling import noise_ceiling
 
-    ceiling = None if split_half is None else noise_ceiling(*read_human_halves(split_half))
     with session() as here, drawing() as draw:
         if of_one_run:
-            page, problems = run_page(records[0], Request(keys, device, ceiling, certificates), here, draw)
+            page, problems = run_page(records[0], Request(keys, device, split_half, certificates), here, draw)
             left_out += problems
         else:
             page = runs_page(records, here)

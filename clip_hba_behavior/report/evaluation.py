@@ -10,17 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clip_hba_behavior.config import make_config
-from clip_hba_behavior.data.things import read_prompts
 from clip_hba_behavior.report.sources import RunRecord
 from clip_hba_behavior.reproducibility.record.session import Session
-from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.numerics import numerics_left_as_they_were
-from clip_hba_behavior.reproducibility.state.snapshot import restore_parameters
 from clip_hba_behavior.rsa.rank_correlation import correlation_distances, rank_correlation
-from clip_hba_behavior.run.assembly import build_trainer, with_standin
-from clip_hba_behavior.run.environment import changed_data
-from clip_hba_behavior.run.resolution import resolve_config
+from clip_hba_behavior.use.evaluation import Evaluator
 
 Parameters = Mapping[str, torch.Tensor]
 
@@ -32,6 +26,7 @@ class Evaluation:
     Attributes:
         predictions: by epoch, ascending: `[48, 66] float32` of the held-out images.
         human_rdm: `[48, 48] float64`.
+        human_rdm_file: where it was read.
         held_out: the held-out images' names.
         best: the epoch of the model that is looked at: of those with a checkpoint, the lowest test loss.
         test_predictions: `[num_test, 66] float32` of that model.
@@ -43,6 +38,7 @@ class Evaluation:
 
     predictions: dict[int, NDArray[np.float32]]
     human_rdm: NDArray[np.float64]
+    human_rdm_file: Path
     held_out: tuple[str, ...]
     best: int
     test_predictions: NDArray[np.float32]
@@ -76,36 +72,26 @@ def evaluate(
     Raises:
         BadInputError: data or backbone are not at hand, or not those that the run recorded.
     """
-    assert record.config is not None
-    given = record.config.model_dump() | dict(keys) | {"device": device}
-    config = with_standin(resolve_config(make_config(given)))
-    trainer, found = build_trainer(config, session)
-    changed = changed_data(record.environment, found)
-    if changed:
-        raise BadInputError("data or weights are not those of the run\n  " + "\n  ".join(changed))
-    prompts = read_prompts(Path(str(config.prompts_file)))
-    inputs, test = trainer.inputs, trainer.split.test
+    evaluator = Evaluator(record.path, {**keys, "device": device}, session)
     recorded = [epoch for epoch in checkpoints if epoch in record.rows]
     best = min(recorded, key=lambda epoch: record.rows[epoch]["test_loss"])
     predictions: dict[int, NDArray[np.float32]] = {}
-    test_predictions = torch.empty(0)
     for done, (epoch, parameters) in enumerate(checkpoints.items(), start=1):
-        restore_parameters(trainer.parameters, parameters)
-        predictions[epoch] = trainer.predict(inputs.inference_rows()).cpu().numpy()
-        if epoch == best:
-            test_predictions = trainer.predict(test).cpu()
+        evaluator.load(parameters)
+        predictions[epoch] = evaluator.predict_held_out()
         session.interruptible().report("predicting with checkpoints", done, len(checkpoints))
-    names = [path.name for path in inputs.image_paths]
+    evaluator.load(checkpoints[best])
     return Evaluation(
         predictions=predictions,
-        human_rdm=inputs.human_rdm,
-        held_out=tuple(names[row] for row in inputs.inference_rows().tolist()),
+        human_rdm=evaluator.human_rdm,
+        human_rdm_file=evaluator.human_rdm_file,
+        held_out=tuple(path.name for path in evaluator.held_out_paths),
         best=best,
-        test_predictions=test_predictions.numpy(),
-        test_targets=inputs.targets[test.to(inputs.device)].cpu().numpy(),
-        test_images=tuple(inputs.image_paths[row] for row in test.tolist()),
-        prompts=prompts,
-        largest_difference=_largest_difference(record, predictions, inputs.human_rdm),
+        test_predictions=evaluator.predict_test(),
+        test_targets=evaluator.test_targets,
+        test_images=evaluator.test_paths,
+        prompts=evaluator.prompts,
+        largest_difference=_largest_difference(record, predictions, evaluator.human_rdm),
     )
 
 

@@ -19,12 +19,12 @@ from clip_hba_behavior.report.provenance import about_run, environment_facts, re
 from clip_hba_behavior.report.sources import RunRecord
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
-from clip_hba_behavior.rsa.noise_ceiling import NoiseCeiling
 from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.run.checkpoint import read_named
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.use.alignment import Alignment, alignment_of
+from clip_hba_behavior.use.run_alignment import read_ceiling
 
 Draw = Callable[[Figure], Figure]
 _FEWEST_IMAGES = 3  # for a correlation
@@ -37,13 +37,13 @@ class Request:
     Attributes:
         keys: of the configuration that are others than the run's, such as where the data are now.
         device: where the model computes.
-        ceiling: of the human RDM; None if no RDMs of two halves were given.
+        split_half: the file of the RDMs of two halves of the human data, for the noise ceiling.
         certificates: of verifications of this run.
     """
 
     keys: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
-    ceiling: NoiseCeiling | None = None
+    split_half: Path | None = None
     certificates: Sequence[Certificate] = ()
 
 
@@ -60,6 +60,9 @@ def run_page(
 
     Returns:
         The page, and a line for each thing that was left out because something could not be read.
+
+    Raises:
+        BadInputError: `split_half` cannot be read, or holds halves of other data.
     """
     training = [draw(losses(record)), draw(trajectory(record))]
     time = _time(record, draw)
@@ -153,8 +156,11 @@ def _alignment(
 ) -> list[Block]:
     if evaluation is None:
         return [draw(alignment_recorded(record)), _no_data(record, "intervals, RDMs and pairs", problem)]
-    blocks: list[Block] = [draw(alignment_over_epochs(record, evaluation, request.ceiling))]
-    if request.ceiling is None:
+    ceiling = None
+    if request.split_half is not None:
+        ceiling = read_ceiling(request.split_half, evaluation.human_rdm, evaluation.human_rdm_file)
+    blocks: list[Block] = [draw(alignment_over_epochs(record, evaluation, ceiling))]
+    if ceiling is None:
         again = command_line("report", record.path, "--split-half", "RDM48_triplet_splithalf.mat")
         blocks.append(
             Missing("the noise ceiling", "The RDMs of two halves of the human data were not given.", again)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from clip_hba_behavior.data.things import read_prompts
@@ -96,10 +97,23 @@ class Evaluator:
             BadInputError: there is no such checkpoint, or it does not fit the model.
         """
         path = named_checkpoint(self.path, epoch)
-        checkpoint = read_named(path)
-        trainer = self._trainer
-        restore_parameters(trainer.parameters, checkpoint.parameters)
-        held_out, test = (
-            trainer.predict(rows).cpu().numpy() for rows in (trainer.inputs.inference_rows(), trainer.split.test)
-        )
-        return Evaluation(position_in_name(path.name)[0], held_out, test)
+        self.load(read_named(path).parameters)
+        return Evaluation(position_in_name(path.name)[0], self.predict_held_out(), self.predict_test())
+
+    def load(self, parameters: Mapping[str, torch.Tensor]) -> None:
+        """Give the model an epoch's parameters.
+
+        Raises:
+            BadInputError: they do not fit.
+        """
+        restore_parameters(self._trainer.parameters, parameters)
+
+    def predict_held_out(self) -> NDArray[np.float32]:
+        """Predict the held-out images, `[48, 66] float32`, in the order of the human RDM."""
+        found: NDArray[np.float32] = self._trainer.predict(self._trainer.inputs.inference_rows()).cpu().numpy()
+        return found
+
+    def predict_test(self) -> NDArray[np.float32]:
+        """Predict the test images of the run's own split, `[num_test, 66] float32`."""
+        found: NDArray[np.float32] = self._trainer.predict(self._trainer.split.test).cpu().numpy()
+        return found
