@@ -66,6 +66,17 @@ class Visit:
         return int(self.page.evaluate(drawn))
 
 
+def axe_problems(visit: Visit, axe: str) -> list[str]:
+    """What the accessibility checker finds on a page."""
+    visit.page.evaluate(axe)
+    found: dict[str, Any] = visit.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return [
+        f"{each['id']}: {each['help']}: {node['html'][:200]} {node['failureSummary'][:300]}"
+        for each in found["violations"]
+        for node in each["nodes"]
+    ]
+
+
 @contextmanager
 def visited(file: Path, width: int, theme: str = "light", with_script: bool = True) -> Iterator[Visit]:
     """Open a page from disk in a window of this width, and wait until its figures are drawn."""

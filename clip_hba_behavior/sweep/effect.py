@@ -40,7 +40,7 @@ class Null:
 
     def spread(self) -> float | None:
         """Return the standard deviation of the differences (divided by K - 1); None of a single run."""
-        return statistics.stdev(self.effects) if len(self.effects) > 1 else None
+        return nulls.standard_deviation(self.effects) if len(self.effects) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _by_run(rows: Sequence[Mapping[str, Any]]) -> list[_ByEpoch]:
     for row in rows:
         there = runs[row["parent"], row["run"]].setdefault(row["epoch"], row)
         for name in (f"{measure}_minus_baseline" for measure in MEASURES):
-            if not np.array_equal(there[name], row[name], equal_nan=True):
+            if repr(there[name]) != repr(row[name]):  # nan is nan
                 raise BadInputError(
                     f"two tables have other results of {row['run']}, a fork of {row['parent']}, "
                     f"epoch {row['epoch']}\n"

@@ -76,6 +76,12 @@ def null_needed(num_epochs: int) -> int:
     return math.ceil(round(num_epochs / FALSE_DISCOVERY_RATE, 6)) - 1
 
 
+def standard_deviation(values: Sequence[float]) -> float:
+    """Return the standard deviation of two values or more, divided by their number less 1; nan if one is."""
+    # statistics.stdev raises AttributeError for nan
+    return math.nan if any(map(math.isnan, values)) else statistics.stdev(values)
+
+
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % interval of the mean by Student's t: from baselines whose effects are taken for normal.
 
@@ -84,7 +90,7 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
     """
     from scipy.stats import t
 
-    mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    mean, error = statistics.fmean(values), standard_deviation(values) / math.sqrt(len(values))
     half = float(t.ppf(0.975, len(values) - 1)) * error
     return mean - half, mean + half
 

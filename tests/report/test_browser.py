@@ -5,13 +5,12 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import fresh_process
 from fresh_process import Outcome
-from report_browser import Visit, find_axe, visited
+from report_browser import Visit, axe_problems, find_axe, visited
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 SIZES = [(1400, "light"), (1400, "dark"), (400, "light"), (400, "dark")]
@@ -90,7 +89,7 @@ def test_everything_can_be_reached_by_keyboard_in_the_order_of_the_page(pages: d
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
         expected = page.evaluate(
-            "[...document.querySelectorAll('a[href], summary, [tabindex]')]"
+            "[...document.querySelectorAll('a[href], summary, button, [tabindex]')]"
             ".filter(each => each.tabIndex >= 0 && each.checkVisibility()).length"
         )
         places = []
@@ -110,28 +109,18 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
     return find_axe(tmp_path_factory.mktemp("axe"))
 
 
-def problems(visit: Visit, axe: str) -> list[str]:
-    visit.page.evaluate(axe)
-    found: dict[str, Any] = visit.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-    return [
-        f"{each['id']}: {each['help']}: {node['html'][:200]} {node['failureSummary'][:300]}"
-        for each in found["violations"]
-        for node in each["nodes"]
-    ]
-
-
 @pytest.mark.parametrize(("width", "theme"), [(1400, "light"), (400, "dark")])
 @pytest.mark.parametrize("name", ["run", "runs"])
 def test_axe_finds_nothing(pages: dict[str, Path], name: str, width: int, theme: str, axe: str) -> None:
     with visited(pages[name], width, theme) as visit:
         visit.page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
-        assert problems(visit, axe) == []
+        assert axe_problems(visit, axe) == []
 
 
 def test_axe_finds_what_is_wrong(pages: dict[str, Path], axe: str) -> None:
     with visited(pages["table"], 1400) as visit:
         visit.page.evaluate("document.querySelector('h1').style.color = '#eeeeee'")
-        assert any(each.startswith("color-contrast") for each in problems(visit, axe))
+        assert any(each.startswith("color-contrast") for each in axe_problems(visit, axe))
 
 
 def test_a_report_takes_ten_seconds(run: Path, clip_hba: Callable[..., Outcome], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The report of a sweep: what it shows, what it refuses, and that the same sweep gives the same bytes."""
 
 import csv
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from clip_hba_behavior.report.sweeps.record import SweepRecord, plans_of, read_s
 from clip_hba_behavior.report.sweeps.recovery import recovery_curves, recovery_medians
 from clip_hba_behavior.sweep.nulls import p_value
 from fresh_process import Outcome
-from report.browser import visited
+from report_browser import axe_problems, find_axe, visited
 from run_tools import data_keys, trained
 from sweep_tools import write_sweep
 
@@ -196,6 +197,7 @@ def test_the_band_ends_where_p_falls_to_its_level(size: int) -> None:
     limit = limit_of(null)
     assert p_value(limit, null) > 0.05
     assert size < 19 or p_value(limit + 0.5, null) <= 0.05
+    assert limit_of([*null[:19], math.nan]) == math.inf
 
 
 def test_the_best_of_each_run_stands_beside_the_null(record: SweepRecord) -> None:
@@ -329,17 +331,20 @@ def test_a_report_of_several_sweeps_needs_a_place(sweep: Path, own_sweep: Path, 
 
 
 @pytest.mark.system
+@pytest.mark.timeout(1200)
 def test_a_browser_shows_every_figure_of_sweeps_and_asks_no_network(
     sweep: Path, own_sweep: Path, clip_hba: ClipHba, tmp_path: Path
 ) -> None:
     outcome = clip_hba("report", sweep, own_sweep, "--out", tmp_path / "report")
     assert outcome.code == 0, outcome.output
     assert len(list((tmp_path / "report" / "assets").glob("plotly*"))) == 1
+    axe = find_axe(tmp_path)
     for file in ("index.html", "sweep-1.html", "sweep-2.html"):
-        for width, theme in [(1400, "light"), (400, "dark")]:
+        for width, theme in [(1400, "light"), (1400, "dark"), (400, "light"), (400, "dark")]:
             with visited(tmp_path / "report" / file, width, theme) as visit:
-                assert not visit.errors
-                assert not [url for url in visit.requests if not url.startswith(("file:", "data:", "blob:"))]
-                drawn = visit.page.locator(".plot .main-svg").count()
-                assert drawn >= visit.page.locator(".plot").count() > 0
+                assert visit.errors == []
+                assert visit.outside() == []
+                assert visit.page.locator(".plot").count() == visit.num_drawn() > 0
                 assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+                visit.page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+                assert axe_problems(visit, axe) == []

@@ -12,6 +12,7 @@ from clip_hba_behavior.sweep.nulls import (
     null_needed,
     p_value,
     signed_rank_p_value,
+    standard_deviation,
     t_interval,
 )
 
@@ -121,6 +122,13 @@ def test_what_is_undefined_shows_nothing() -> None:
     statistics, maxima = family_statistics([nan, 5.0], [[0.1, 0.1], [0.2, nan], [0.1, 0.2]])
     assert statistics.tolist() == [0.0, 0.0]
     assert maxima.max() == np.inf
+
+
+def test_spread_and_interval_of_something_undefined_are_undefined() -> None:
+    nan = float("nan")
+    assert np.isnan(standard_deviation([1.0, nan, 2.0]))
+    assert np.isnan(t_interval([1.0, nan, 2.0])).all()
+    assert standard_deviation([1.0, 3.0]) == pytest.approx(2**0.5)
 
 
 def test_equal_runs_tie_whatever_the_order_of_a_sum() -> None:

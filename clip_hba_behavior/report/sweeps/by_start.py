@@ -1,5 +1,6 @@
 """Figures of what a perturbation did, by the epoch that it began with."""
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -105,7 +106,7 @@ def _figure(
     ]
     seeds = len({effect.seed for effect in everything})
     lines = " Lines are means over seeds, points single seeds." if seeds > 1 else ""
-    largest = max(everything, key=lambda effect: abs(effect.value))
+    largest = max(everything, key=lambda effect: -1.0 if math.isnan(effect.value) else abs(effect.value))
     return Figure(
         name,
         title,
@@ -192,7 +193,7 @@ def _null_band(by_kind: ByKind) -> list[Mark]:
     if not nulls:
         return []
     x = sorted(nulls)
-    limits = [limit_of(nulls[start].effects) for start in x]
+    limits = [limit if math.isfinite(limit := limit_of(nulls[start].effects)) else math.nan for start in x]
     kind: Literal["line", "points"] = "line" if len(x) > 1 else "points"  # a band needs two
     means = [float(np.mean(nulls[start].effects)) for start in x]
     return [

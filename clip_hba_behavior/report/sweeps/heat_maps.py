@@ -163,7 +163,8 @@ def _best(record: SweepRecord, measure: str, kind: str) -> dict[tuple[int, int],
     for rows in record.runs(kind):
         first = rows[0]
         same = [record.baseline.rows[row["epoch"]][measure] for row in rows]
-        value = best(row[measure] for row in rows) - best(same)
+        own, its = ([each for each in of if math.isfinite(each)] for of in ([row[measure] for row in rows], same))
+        value = best(own) - best(its) if own and its else math.nan
         found[first["perturb_epoch"], first["perturb_length"]][first["seed"]] = value
     return dict(found)
 
@@ -179,7 +180,7 @@ def _mean_of(effects: Sequence[Effect]) -> float:
 
 def _end_of_scale(values: Iterator[float]) -> float:
     """Return where a scale around 0 ends: at the largest absolute value."""
-    return max((abs(value) for value in values), default=0.0) or 1.0
+    return max((abs(value) for value in values if math.isfinite(value)), default=0.0) or 1.0
 
 
 def _marks_text(record: SweepRecord) -> str:

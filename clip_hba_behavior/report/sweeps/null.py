@@ -1,5 +1,6 @@
 """Where an effect is outside its null, in figures."""
 
+import math
 from collections.abc import Sequence
 
 from clip_hba_behavior.sweep.effect import Effect, Null
@@ -17,12 +18,14 @@ RULE = (
 def limit_of(null: Sequence[float]) -> float:
     """Return the largest absolute difference that is within the null: one above it has p of at most `LEVEL`.
 
-    With fewer than `LEAST_NULL` null runs none has; it is then the largest of theirs.
+    With fewer than `LEAST_NULL` null runs none has; it is then the largest of theirs. An undefined one (nan)
+    counts as larger than any.
 
     Args:
         null: `[K]`, K of 1 or more.
     """
-    return max(abs(each) for each in null if p_value(each, null) > LEVEL)
+    sizes = [math.inf if math.isnan(each) else abs(each) for each in null]
+    return max(each for each in sizes if p_value(each, sizes) > LEVEL)
 
 
 def is_outside(effects: Sequence[Effect]) -> bool:

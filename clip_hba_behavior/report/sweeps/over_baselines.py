@@ -71,14 +71,15 @@ def _figure(found: Sequence[OverBaselines], when: When, measure: str, styles: Ma
         sorted({each.length for each in found}) if when != "perturbed" else [min(each.length for each in found)]
     )
     name = MEASURE_NAMES[measure]
-    num_baselines = max(len(each.baselines) for each in found)
+    sizes = sorted({len(each.baselines) for each in found})
+    baselines = f"{sizes[0]} baselines" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} baselines"
     return Figure(
         f"baselines-{when.replace('_', '-')}-{measure.replace('_', '-')}",
         f"Change of {name} {_TITLES[when]}",
-        f"The {name} of the perturbed run minus its baseline’s: mean of {num_baselines} baselines (line), each "
+        f"The {name} of the perturbed run minus its baseline’s: mean of {baselines} (line), each "
         "baseline (points), and the 95 % t interval of the mean (bars), which takes the baselines’ effects for "
-        "normal.",
-        f"Change of {name} {_TITLES[when]}, by start epoch, over {num_baselines} baselines.",
+        "normal. Numbers: in “Effects over baselines” below.",
+        f"Change of {name} {_TITLES[when]}, by start epoch, over {baselines}.",
         tuple(
             _panel([each for each in found if each.length == length], when, measure, length, styles)
             for length in lengths
@@ -91,7 +92,7 @@ def _panel(
 ) -> Panel:
     starts = sorted({each.start_epoch for each in found})
     kinds = [kind for kind in styles if any(each.kind == kind for each in found)]
-    step = 0.12 * min((after - before for before, after in pairwise(starts)), default=1)
+    step = 0.05 * min((after - before for before, after in pairwise(starts)), default=1)
     marks: list[Mark] = [Level(0.0)]
     for place, kind in enumerate(kinds):
         of = sorted((each for each in found if each.kind == kind), key=lambda each: each.start_epoch)
