@@ -157,7 +157,9 @@ def fork(
     ],
     perturb: Annotated[
         str,
-        typer.Option("--perturb", help="random_target, label_shuffle, image_noise, uniform_images or none."),
+        typer.Option(
+            "--perturb", help="random_target, label_shuffle, image_noise, uniform_images, reorder or none."
+        ),
     ],
     run_dir: Annotated[Path, typer.Option("--run-dir", help="The fork's new directory.")],
     perturb_length: Annotated[
@@ -346,6 +348,30 @@ def export(
     from clip_hba_behavior.use.commands import export
 
     raise typer.Exit(export(checkpoint, format, out, certificate, keys))
+
+
+@app.command()
+def report(
+    asked: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN_OR_SWEEP...", help="A run, several runs or results CSVs, or a sweep."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Directory of the report. Default: RUN/report, for one run.")
+    ] = None,
+    config: WhereDataAre = None,
+    split_half: Annotated[
+        Path | None, typer.Option("--split-half", help="RDM48_triplet_splithalf.mat, for the noise ceiling.")
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option("--certificate", help="Of a verification; those in the run are found.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Show what runs did: pages that open from disk, and the same figures for a paper."""
+    from clip_hba_behavior.report.commands import report
+
+    raise typer.Exit(report(asked, out, config, split_half, certificate, device))
 
 
 @data_app.command("check")
@@ -612,7 +638,7 @@ def sweep_status(sweep: Sweep) -> None:
 
 @sweep_app.command("table")
 def sweep_table(sweep: Sweep) -> None:
-    """Aggregate the finished runs into sweep.csv and sweep.parquet."""
+    """Aggregate the finished runs into sweep.csv and sweep.parquet, and their effects beside the null."""
     from clip_hba_behavior.sweep.commands import table
 
     raise typer.Exit(table(sweep))

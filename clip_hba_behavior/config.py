@@ -22,7 +22,7 @@ PreprocessingRule = Literal[1, 2]
 Arithmetic = Literal["native", "portable"]
 # The newest definition of portable arithmetic; `exact.DEFINITION`, without importing torch.
 PORTABLE: Literal["portable 1"] = "portable 1"
-PerturbType = Literal["none", "random_target", "label_shuffle", "image_noise", "uniform_images"]
+PerturbType = Literal["none", "random_target", "label_shuffle", "image_noise", "uniform_images", "reorder"]
 PerturbDistribution = Literal["normal", "target"]
 PerturbRule = Literal["philox", "earlier"]
 DATA_KEYS = ("csv_file", "img_dir", "inference_csv_file", "RDM48_triplet_dir", "prompts_file")
@@ -41,6 +41,7 @@ _UNUSED_BY: dict[PerturbType, tuple[str, ...]] = {
     "label_shuffle": ("perturb_distribution",),
     "image_noise": ("perturb_distribution", "perturb_rule"),
     "uniform_images": ("perturb_seed", "perturb_distribution", "perturb_rule"),
+    "reorder": ("perturb_distribution", "perturb_rule"),
 }
 
 # Keys that do not shape a run's trajectory, in any arithmetic. Paths count by
@@ -167,7 +168,8 @@ class Config(BaseModel):
     perturb_type: PerturbType = Field(
         "none",
         description="What training undergoes for some epochs: targets drawn at random, targets swapped within "
-        "the batch, images of noise, or images of one grey; see PERTURBATIONS.md.",
+        "the batch, images of noise, images of one grey, or the same images and targets in another order; see "
+        "PERTURBATIONS.md.",
     )
     perturb_epoch: Positive | None = Field(
         None, description="The first perturbed epoch, counted from 1; needed unless perturb_type is none."

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from clip_hba_behavior.exact.grid import F64, for_each_block, widen
+
 
 def apply(function: Any, *arguments: object) -> torch.Tensor:
     """Return what a `torch.autograd.Function` makes of its arguments."""
@@ -39,7 +41,15 @@ class _Branches(torch.autograd.Function):
         given = [grad for grad in grads if grad is not None]
         if not given:
             return None, None
-        total = given[0].to(torch.float64)
-        for grad in given[1:]:
-            total = total + grad.to(torch.float64)
-        return total.to(given[0].dtype), None
+        shape = given[0].shape
+        rows = [grad.reshape(-1, shape[-1] if shape else 1) for grad in given]
+        result = torch.empty_like(rows[0])
+
+        def add(block: slice) -> None:
+            total = widen(rows[0][block])
+            for other in rows[1:]:
+                total.add_(other[block].to(F64))
+            result[block].copy_(total)
+
+        for_each_block(result, add)
+        return result.view(shape), None

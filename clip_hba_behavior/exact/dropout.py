@@ -51,9 +51,15 @@ def philox(counters: list[torch.Tensor], key: tuple[int, int]) -> list[torch.Ten
     words = counters
     for number in range(_ROUNDS):
         round_key = [(word + number * step) & _WORD for word, step in zip(key, _WEYL, strict=True)]
-        high_0, low_0 = _product_of_words(words[0], _MULTIPLIERS[0])
-        high_1, low_1 = _product_of_words(words[2], _MULTIPLIERS[1])
-        words = [high_1 ^ words[1] ^ round_key[0], low_1, high_0 ^ words[3] ^ round_key[1], low_0]
+        product_0, product_1 = words[0] * _MULTIPLIERS[0], words[2] * _MULTIPLIERS[1]
+        # only the low words are used of what a shift or a product leaves above them
+        high_0, high_1 = product_0 >> 32, product_1 >> 32
+        words = [
+            (high_1 ^ words[1]).bitwise_xor_(round_key[0]).bitwise_and_(_WORD),
+            product_1.bitwise_and_(_WORD),
+            (high_0 ^ words[3]).bitwise_xor_(round_key[1]).bitwise_and_(_WORD),
+            product_0.bitwise_and_(_WORD),
+        ]
     return words
 
 
@@ -115,9 +121,3 @@ def _kept(number: int, first: int, draw: Draw, least: int, device: torch.device)
 
     for_each_block(kept, compute)
     return kept.view(-1)[first % 4 : first % 4 + number]
-
-
-def _product_of_words(words: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the high and low words of the products with a word, of which int64 holds all 64 bits."""
-    product = words * factor
-    return product >> 32 & _WORD, product & _WORD

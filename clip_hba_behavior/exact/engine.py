@@ -14,13 +14,14 @@ from typing import Literal, get_args
 
 import torch
 
-from clip_hba_behavior.exact.grid import F32, F64, I64, round_rows
+from clip_hba_behavior.exact.grid import F32, F64, I64, memory, round_rows
 
 Engine = Literal["float64", "int8"]
 Choice = Literal["float64", "int8", "auto"]
 
 _LARGEST_OF_THREE_DIGITS = 0x7F7F7F
 _MOST_OUTLIERS = 8  # of so many columns one may hold entries of more than three digits
+_NARROW = 256  # columns of a result
 _chosen: Choice = "auto"
 
 
@@ -59,11 +60,11 @@ class Rows:
         return (self.integers.abs() > _LARGEST_OF_THREE_DIGITS).any(0)
 
 
-def on_grids(values: torch.Tensor) -> Rows:
-    """Round rows `[..., n, k]`, float32 or float64, each to the grid of its norm."""
+def on_grids(values: torch.Tensor, slot: str = "") -> Rows:
+    """Round rows `[..., n, k]`, float32 or float64, each to the grid of its norm; in `grid.memory` of a slot."""
     if values.dim() == 2:
-        return Rows(*round_rows(values))
-    rounded, rounders = round_rows(values.flatten(0, -2))
+        return Rows(*round_rows(values, slot))
+    rounded, rounders = round_rows(values.flatten(0, -2), slot)
     return Rows(rounded.view(values.shape), rounders.view(*values.shape[:-1], 1))
 
 
@@ -80,20 +81,30 @@ def prepared(rows: Rows) -> Rows:
     return Rows(rows.values.to(F64), rows.rounders)
 
 
-def multiply(a: Rows, b: Rows) -> torch.Tensor:
+def multiply(a: Rows, b: Rows, slot: str = "") -> torch.Tensor:
     """Return the products `[..., m, n]` of rows `[..., m, k]` with rows `[..., n, k]`, float64 and exact.
 
     Every partial sum, over any subset of the k terms, is a multiple of the product of two grids, and by
     Cauchy-Schwarz at most 2**53 of them: so no order of summation, no split and no fused operation rounds
-    anything. The sign of a zero is not defined: kernels differ in it.
+    anything. The sign of a zero is not defined: kernels differ in it. The products may be in `grid.memory` of the
+    slot.
     """
     if a.values.dim() == 2 and min(len(a.values), len(b.values)) > 0 and _engine(a.values.device) == "int8":
         return _multiply_int8(a, b)
-    return _multiply_float64(a.values, b.values)
+    return _multiply_float64(a.values, b.values, slot)
 
 
-def _multiply_float64(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return torch.matmul(a.to(F64), b.to(F64).mT)
+def _multiply_float64(a: torch.Tensor, b: torch.Tensor, slot: str = "") -> torch.Tensor:
+    a, b = a.to(F64), b.to(F64)
+    shape = (*a.shape[:-1], b.shape[-2])
+    result = memory(shape, a.device, slot)
+    if a.dim() > 2:
+        torch.bmm(a.flatten(0, -3), b.flatten(0, -3).mT, out=result.flatten(0, -3))
+    elif len(b) <= _NARROW < len(a):
+        return torch.mm(b, a.T, out=result.view(len(b), len(a))).T  # few columns are slow in CPU libraries
+    else:
+        torch.mm(a, b.T, out=result)
+    return result
 
 
 def use_engine(name: Choice) -> AbstractContextManager[object]:

@@ -7,7 +7,8 @@ by integer operations on bits alone, so that no library function decides a grid.
 
 import math
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -83,6 +84,29 @@ def _pool(num_threads: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(num_threads)
 
 
+class _Memory(threading.local):
+    def __init__(self) -> None:
+        self.flat: dict[str, torch.Tensor] = {}
+
+
+_memory = _Memory()
+
+
+def memory(shape: Sequence[int], device: torch.device, slot: str = "") -> torch.Tensor:
+    """Return float64 memory to write to: fresh, or that of a slot, which each use of it in this thread overwrites.
+
+    On a CPU the first touch of fresh pages takes longer than the arithmetic. CUDA's allocator keeps its own.
+    """
+    size = math.prod(shape)
+    if not slot or device.type == "cuda":
+        return torch.empty(shape, dtype=F64, device=device)
+    if slot not in _memory.flat or _memory.flat[slot].numel() < size:
+        _memory.flat.pop(slot, None)
+        with torch.inference_mode(False):  # so that it may be written to in any mode
+            _memory.flat[slot] = torch.empty(size, dtype=F64)
+    return _memory.flat[slot][:size].view(shape)
+
+
 def power_of_two(exponent: torch.Tensor) -> torch.Tensor:
     """Return `2**exponent` as float64, for int64 exponents from -1022 to 1023."""
     return ((exponent + 1023) << 52).view(F64)
@@ -142,34 +166,30 @@ def rounder_of_norm(squares: torch.Tensor, size: int) -> torch.Tensor:
     return _rounder_of_bits(*_bits_of_bound(squares, size))
 
 
-def round_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def round_rows(rows: torch.Tensor, slot: str = "") -> tuple[torch.Tensor, torch.Tensor]:
     """Round each row of `[n, k]`, float32 or float64, to the grid of its norm; return float64 and the rounders.
 
     The norms are by definition trees' sums. Any other order of summation serves as well, unless the bound that it
     gives is so near the limit between two grids that the tree's might lie beyond it.
     """
-    size = rows.shape[1]
-    wide, squares = rows.new_empty(rows.shape, dtype=F64), rows.new_empty((len(rows), 1), dtype=F64)
-
-    def square(block: slice) -> None:
-        part = wide[block].copy_(rows[block])
-        torch.sum(part * part, 1, keepdim=True, out=squares[block])
-
-    def square_in_trees(block: slice) -> None:
-        squares[block] = tree_sum_(wide[block] * wide[block])
+    wide, rounders = memory(rows.shape, rows.device, slot), rows.new_empty((len(rows), 1), dtype=F64)
 
     def round_(block: slice) -> None:
-        wide[block].add_(rounders[block]).sub_(rounders[block])
+        part = wide[block].copy_(rows[block])
+        magic = rounders[block].copy_(_rounder_of_rows(part))
+        part.add_(magic).sub_(magic)
 
-    for_each_block(rows, square)
-    bits, nan = _bits_of_bound(squares, size)
-    slack = 4 * size + 64  # units in the last place: twice what n additions in any order can differ by
-    if not torch.equal((bits - slack) >> 53, (bits + slack) >> 53):
-        for_each_block(rows, square_in_trees)
-        bits, nan = _bits_of_bound(squares, size)
-    rounders = _rounder_of_bits(bits, nan)
     for_each_block(rows, round_)
     return wide, rounders
+
+
+def _rounder_of_rows(rows: torch.Tensor) -> torch.Tensor:
+    size = rows.shape[1]
+    bits, nan = _bits_of_bound((rows * rows).sum(1, keepdim=True), size)
+    slack = 4 * size + 64  # units in the last place: twice what n additions in any order can differ by
+    if not torch.equal((bits - slack) >> 53, (bits + slack) >> 53):
+        bits, nan = _bits_of_bound(tree_sum_(rows * rows), size)
+    return _rounder_of_bits(bits, nan)
 
 
 def _bits_of_bound(squares: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -109,7 +109,7 @@ class _Softmax(torch.autograd.Function):
         result = torch.empty_like(rows)
 
         def compute(block: slice) -> None:
-            result[block] = softmax_(widen(rows[block]).mul_(LOG2_E))
+            result[block].copy_(softmax_(widen(rows[block]).mul_(LOG2_E)))
 
         for_each_block(rows, compute)
         result = result.view(values.shape)
@@ -168,43 +168,50 @@ class _LayerNorm(torch.autograd.Function):
         eps: float,
         reduce: Reduce,
     ) -> torch.Tensor:
-        ctx.save_for_backward(values, weight, bias)
-        ctx.eps, ctx.reduce = eps, reduce
         rows = values.reshape(-1, values.shape[-1])
         gain = None if weight is None else widen(weight, "the weight")
         shift = None if bias is None else widen(bias, "the bias")
         result = torch.empty_like(rows)
+        mean, inverse = rows.new_empty((2, len(rows), 1), dtype=F64)
+        reciprocal = 1.0 / rows.shape[-1]
 
         def compute(block: slice) -> None:
-            part, _ = _normalized(rows[block], eps)
+            part = widen(rows[block])
+            part.sub_(torch.mul(tree_sum(part), reciprocal, out=mean[block]))
+            variance = tree_sum_(part * part).mul_(reciprocal)
+            part.mul_(torch.reciprocal(square_root(variance.add_(eps)), out=inverse[block]))
             if gain is not None:
                 part.mul_(gain)
             if shift is not None:
                 part.add_(shift)
-            result[block] = part
+            result[block].copy_(part)
 
         for_each_block(rows, compute)
+        ctx.save_for_backward(values, weight, bias, mean, inverse)
+        ctx.reduce = reduce
         return result.view(values.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        values, weight, bias = ctx.saved_tensors
+        values, weight, bias, mean, inverse = ctx.saved_tensors
         rows, grad_rows = values.reshape(-1, values.shape[-1]), grad.reshape(-1, values.shape[-1])
         to_values = torch.empty_like(rows)
         to_weight_rows = torch.empty_like(rows, dtype=F64) if ctx.needs_input_grad[1] else None
+        gain = None if weight is None else widen(weight)
         reciprocal = 1.0 / rows.shape[-1]
 
         def compute(block: slice) -> None:
-            part, inverse = _normalized(rows[block], ctx.eps)
+            part = widen(rows[block]).sub_(mean[block]).mul_(inverse[block])
             slope = widen(grad_rows[block])
             if to_weight_rows is not None:
-                to_weight_rows[block] = slope * part
-            if weight is not None:
-                slope.mul_(weight.to(F64))
-            mean = tree_sum(slope).mul_(reciprocal)
+                torch.mul(slope, part, out=to_weight_rows[block])
+            if gain is not None:
+                slope.mul_(gain)
+            common = tree_sum(slope).mul_(reciprocal)
             along = tree_sum_(slope * part).mul_(reciprocal)
-            to_values[block] = slope.sub_(mean).sub_(part.mul_(along)).mul_(inverse)
+            slope.sub_(common).sub_(part.mul_(along)).mul_(inverse[block])
+            to_values[block].copy_(slope)
 
         for_each_block(rows, compute)
         to_weight = to_bias = None
@@ -213,12 +220,3 @@ class _LayerNorm(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             to_bias = column_totals(grad_rows, ctx.reduce).to(bias.dtype)
         return to_values.view(values.shape), to_weight, to_bias, None, None
-
-
-def _normalized(rows: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return rows `[n, k]` less their means over their standard deviations, and these' reciprocals `[n, 1]`."""
-    reciprocal = 1.0 / rows.shape[-1]
-    part = widen(rows)
-    part.sub_(tree_sum(part).mul_(reciprocal))
-    inverse = square_root(tree_sum_(part * part).mul_(reciprocal).add_(eps)).reciprocal_()
-    return part.mul_(inverse), inverse

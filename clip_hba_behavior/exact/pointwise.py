@@ -150,9 +150,10 @@ class _Pointwise(torch.autograd.Function):
         slopes = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
 
         def compute(block: slice) -> None:
-            result[block], derivative = function(widen(flat[block]))
+            value, derivative = function(widen(flat[block]))
+            result[block].copy_(value)
             if slopes is not None:
-                slopes[block] = derivative()
+                slopes[block].copy_(derivative())
 
         for_each_block(flat[:, None], compute)
         if slopes is not None:

@@ -24,7 +24,9 @@ class Operand:
 
     def __init__(self, matrix: torch.Tensor) -> None:
         self.shape = matrix.shape
-        self.chunks = _chunks_on_grids(matrix)
+        check_dtype(matrix, "the matrix")
+        with torch.no_grad():
+            self.chunks = [on_grids(chunk) for chunk in matrix.split(CHUNK, dim=-1)]
 
 
 class FrozenWeight:
@@ -67,18 +69,17 @@ def product(
         bias: `[n]` float64.
         dtype: of the result.
     """
+    check_dtype(left, "the matrix")
     operand = right if isinstance(right, Operand) else Operand(right)
+    result = left.new_empty((*left.shape[:-1], operand.shape[-2]), dtype=dtype)
     if left.dim() > 2:
-        return (
-            _product_of_chunks(_chunks_on_grids(left), operand.chunks)
-            .add_(0.0 if bias is None else bias + 0.0)
-            .to(dtype)
-        )
-    result = left.new_empty((len(left), operand.shape[-2]), dtype=dtype)
+        products = _product_of_chunks(left, operand.chunks)
+        _finish(products.flatten(0, -2), bias, result.flatten(0, -2))
+        return result
     step = max(64, _AT_ONCE[left.device.type] // max(1, *operand.shape))
     chunks = [prepared(chunk) for chunk in operand.chunks]
     for start in range(0, len(left), step):
-        products = _product_of_chunks(_chunks_on_grids(left[start : start + step]), chunks)
+        products = _product_of_chunks(left[start : start + step], chunks)
         _finish(products, bias, result[start : start + step])
     return result
 
@@ -199,16 +200,13 @@ class _Linear(torch.autograd.Function):
         return to_inputs, to_weight, None, to_bias, None
 
 
-def _chunks_on_grids(matrix: torch.Tensor) -> list[Rows]:
-    check_dtype(matrix, "the matrix")
-    with torch.no_grad():
-        return [on_grids(chunk) for chunk in matrix.split(CHUNK, dim=-1)]
-
-
-def _product_of_chunks(left: list[Rows], right: list[Rows]) -> torch.Tensor:
-    total = multiply(left[0], right[0])
-    for a, b in zip(left[1:], right[1:], strict=True):
-        total += multiply(a, b)
+def _product_of_chunks(left: torch.Tensor, right: list[Rows]) -> torch.Tensor:
+    """Return the sum of the chunks' products, in memory that the next call overwrites."""
+    total: torch.Tensor | None = None
+    for a, b in zip(left.split(CHUNK, dim=-1), right, strict=True):
+        products = multiply(on_grids(a, "left"), b, "total" if total is None else "chunk")
+        total = products if total is None else total.add_(products)
+    assert total is not None
     return total
 
 
@@ -217,6 +215,6 @@ def _finish(products: torch.Tensor, bias: torch.Tensor | None, result: torch.Ten
     added = 0.0 if bias is None else bias + 0.0
 
     def finish(block: slice) -> None:
-        result[block] = products[block].add_(added)
+        result[block].copy_(products[block].add_(added))
 
     for_each_block(products, finish)

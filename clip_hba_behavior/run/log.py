@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import sys
 import time
@@ -18,6 +19,7 @@ from clip_hba_behavior.run.output import lasting_output
 LOGGER_NAME = "clip_hba_behavior"
 SECONDS_BETWEEN_LINES = 10.0
 EPOCHS = "epochs"  # what the progress of the whole run is reported as
+_EPOCH_LINE = re.compile(r"Epoch (\d+)/\d+: .* ([0-9.]+) s$")
 _FILE_ONLY = "file_only"  # marks what is printed elsewhere
 
 
@@ -144,7 +146,7 @@ def _duration(seconds: float) -> str:
 
 
 def epoch_line(metrics: Mapping[str, Any], last_epoch: int, seconds: float) -> str:
-    """Return the log's line of an epoch; `clip-hba sweep plan` reads the seconds from it."""
+    """Return the log's line of an epoch; `epoch_seconds` reads it."""
     kind = metrics.get("perturb_type", "none")
     return (
         f"Epoch {metrics['epoch']}/{last_epoch}: train loss {metrics['train_loss']:.4f}, "
@@ -152,6 +154,14 @@ def epoch_line(metrics: Mapping[str, Any], last_epoch: int, seconds: float) -> s
         f"(p {metrics['behavioral_rsa_p_value']:.3g})"
         f"{f', perturbed by {kind}' if kind != 'none' else ''}, {seconds:.1f} s"
     )
+
+
+def epoch_seconds(log_file: Path) -> list[tuple[int, float]]:
+    """Return each epoch that a log tells of, and its seconds, in its order; none where there is no log."""
+    if not log_file.is_file():
+        return []
+    lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [(int(match[1]), float(match[2])) for line in lines if (match := _EPOCH_LINE.search(line))]
 
 
 def warn_of_changes(changes: Iterable[str], logger: logging.Logger) -> None:

@@ -4,26 +4,23 @@ What needs torch is imported once the file is read: a wrong path or key is told 
 """
 
 import random
-import re
 import statistics
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 from clip_hba_behavior.reproducibility.record.lease import hold
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
 from clip_hba_behavior.reproducibility.state.files import replace
 from clip_hba_behavior.run.advice import command_line, go_on_with
-from clip_hba_behavior.run.checkpoint_files import list_checkpoints, name_epochs
+from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
-from clip_hba_behavior.run.log import session
+from clip_hba_behavior.run.log import epoch_seconds, session
 from clip_hba_behavior.sweep import slurm
+from clip_hba_behavior.sweep.collected import collect, not_in_the_table
 from clip_hba_behavior.sweep.local import cancel_local, refuse_no_fork_server, run_locally
 from clip_hba_behavior.sweep.plan import Plan, Run, make_plan, read_sweep_file
 from clip_hba_behavior.sweep.progress import SweepProgress
 from clip_hba_behavior.sweep.status import Status, status_of
-
-_EPOCH_SECONDS = re.compile(r"Epoch \d+/\d+: .* ([0-9.]+) s$")
 
 
 def read_plan(sweep: Path) -> Plan:
@@ -39,12 +36,15 @@ def plan(sweep: Path) -> int:
             shares = f", continues {run.extends}" if run.extends else ""
             print(f"{run.name}: epochs {planned.first_own_epoch(run)} to {planned.last_epoch}{shares}")
     print()
-    for line in _not_in_the_table(planned):
+    for line in not_in_the_table(planned):
         print(line)
     seconds, checkpoint = _cost_of_an_epoch(planned)
     runs, trained, alone = len(planned.runs()), planned.epochs_to_train(), planned.epochs_alone()
     files = trained + runs
     print(f"{runs} runs, {trained} epochs to train; {alone} if each began at the baseline")
+    if null := sum(run.kind == "reorder" for run in planned.runs()):
+        seeds = planned.file.null_seeds
+        print(f"{null} of them are the null of effects: reorder, seeds 1 to {seeds}, for each start and length")
     if seconds is None:
         print("the baseline's log tells no times")
     else:
@@ -57,37 +57,10 @@ def plan(sweep: Path) -> int:
     return 0
 
 
-def _not_in_the_table(planned: Plan) -> Iterator[str]:
-    """Name the runs that someone may expect in the table: asked for but impossible, or there but not asked for."""
-    left_out = Counter((run.epoch, run.length) for run in planned.left_out)
-    if left_out:
-        yield (
-            f"{_runs(left_out.total())} left out: the perturbation would go beyond the baseline's last epoch, "
-            f"{planned.last_epoch}"
-        )
-        for (epoch, length), number in left_out.items():
-            yield f"  {name_epochs(range(epoch, epoch + length))}: {number} of them"
-        if planned.file.epochs != "all":  # else a longer baseline would have as many at its end
-            end = max(epoch + length - 1 for epoch, length in left_out)
-            longer = command_line("resume", planned.baseline, "--set", f"epochs={end}")
-            yield f"  to have them, train the baseline further: {longer}"
-    folder = planned.directory / "runs"
-    there = {each.name for each in folder.iterdir() if each.is_dir()} if folder.is_dir() else set()
-    if others := sorted(there - {run.name for run in planned.runs()}):
-        names = ", ".join(others)
-        yield f"{_runs(len(others))} in {folder}, but not in the sweep's file, so not in the table: {names}"
-        yield "  to have them in the table, ask for them in the file; else give the sweep another directory"
-
-
-def _runs(number: int) -> str:
-    return f"{number} runs are" if number != 1 else "1 run is"
-
-
 def _cost_of_an_epoch(planned: Plan) -> tuple[float | None, int]:
     """Return an epoch's median seconds and a checkpoint's bytes, of the baseline."""
     baseline = RunDirectory(planned.baseline)
-    lines = baseline.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
-    found = [float(match[1]) for line in lines if (match := _EPOCH_SECONDS.search(line))]
+    found = [seconds for _, seconds in epoch_seconds(baseline.log_file)]
     newest = list_checkpoints(baseline.checkpoints)[planned.last_epoch]
     return (statistics.median(found) if found else None), newest.stat().st_size
 
@@ -125,11 +98,11 @@ def run(sweep: Path, engine: str) -> int:
         except InterruptedRunError as error:
             error.next_step = go_on_with(command_line("sweep", "resume", sweep))
             raise
-    return collect(planned)
+    return _write_table(planned)
 
 
 def table(sweep: Path) -> int:
-    """Aggregate the finished runs of a sweep, as `collect` does.
+    """Aggregate the finished runs of a sweep, name what is not in the table; return 0 if all is.
 
     Raises:
         BadInputError: the sweep has not begun.
@@ -140,32 +113,32 @@ def table(sweep: Path) -> int:
         raise BadInputError(
             f"there is nothing in {planned.directory} yet: the sweep has not begun\n  begin: {begin}"
         )
-    return collect(planned)
+    return _write_table(planned)
 
 
-def collect(planned: Plan) -> int:
+def _write_table(planned: Plan) -> int:
     """Aggregate the finished runs into the table; return 0 if that is all of them and every control holds."""
-    from clip_hba_behavior.sweep.table import aggregate, write_table
+    found = collect(planned)
+    from clip_hba_behavior.sweep.effects import effects_of
+    from clip_hba_behavior.sweep.table import write_table
 
-    states = {each.name: status_of(planned, each) for each in planned.runs()}
-    finished = {name: int(found.epoch or 0) for name, found in states.items() if found.state == "done"}
-    rows, problems = aggregate(planned, finished)
-    for path in write_table(planned, rows):
+    effects = effects_of(found.rows)
+    for path in write_table(planned, found.rows, effects):
         print(path)
-    problems |= {name: found.detail for name, found in states.items() if found.state == "failed"}
-    for name, problem in problems.items():
+    for note in effects.notes:
+        print(note)
+    for name, problem in found.problems.items():
         print(f"{name} is not in the table\n  {_indented(problem)}")
-    controls = {row["run"] for row in rows if row["kind"] == "none"}
-    failed = sorted({row["run"] for row in rows if row["kind"] == "none" and not row["equals_baseline"]})
-    print(f"{len(finished)} of {len(states)} runs are done")
-    for line in _not_in_the_table(planned):
+    print(f"{found.num_done()} of {len(found.states)} runs are done")
+    for line in not_in_the_table(planned):
         print(line)
+    controls, failed = found.controls(), found.failed_controls()
     if controls:
         print(f"controls equal to the baseline byte for byte: {len(controls) - len(failed)} of {len(controls)}")
     for name in failed:
         where = command_line("diff", planned.baseline, planned.path(name))
         print(f"control {name} is not the baseline; find out where: {where}")
-    return 0 if len(finished) == len(states) and not failed and not problems else 1
+    return 0 if found.is_complete() else 1
 
 
 def _indented(text: str) -> str:
@@ -186,7 +159,7 @@ def status(sweep: Path) -> int:
                 print(f"  {_indented(found.detail)}")
     for line in slurm.describe_jobs(planned):
         print(line)
-    for line in _not_in_the_table(planned):
+    for line in not_in_the_table(planned):
         print(line)
     print(", ".join(f"{number} {state}" for state, number in counts.items()))
     return 0 if counts["done"] == counts.total() else 1

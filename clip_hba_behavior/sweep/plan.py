@@ -7,17 +7,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from clip_hba_behavior.config import Config, make_config, read_config_file
+from clip_hba_behavior.config import Config, PerturbType, make_config, read_config_file
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.process import usable_cores
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.wrong_keys import explain, suggestion
 
-Kind = Literal["random_target", "label_shuffle", "image_noise", "uniform_images"]
 Positive = Annotated[int, Field(ge=1)]
 # What a perturbation draws nothing for: another seed would give the same run.
 _WITHOUT_SEED = ("uniform_images",)
+# What is no perturbation to look for an effect of, and the key that asks for such runs.
+_ASKED_FOR_ELSEWHERE = {"none": "controls: true", "reorder": "null_seeds: 19"}
 # Keys of a fork that a sweep sets itself.
 _SET_BY_THE_SWEEP = {
     "run_dir",
@@ -98,16 +99,22 @@ class SweepFile(BaseModel):
     baseline: str = Field(description="The baseline's run directory.")
     directory: str = Field(description="Where the runs, their log and the table go.")
     epochs: list[Positive] | Literal["all"] = Field("all", description="First perturbed epochs; `all`: each.")
-    kinds: list[Kind] = Field(description="Perturbations.")
+    kinds: list[PerturbType] = Field(description="Perturbations.")
     lengths: list[Positive] = Field([1], description="How many epochs each is perturbed.")
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([0], description="Seeds of the draws.")
     controls: bool = Field(True, description="For each epoch an unperturbed fork, which must be the baseline.")
+    null_seeds: Annotated[int, Field(ge=0)] = Field(
+        0, description="For each epoch and length so many `reorder` runs, seeds from 1 on: the matched null."
+    )
     reseeds: Annotated[int, Field(ge=0)] = Field(
-        0, description="For each epoch so many unperturbed forks with other random streams: the null distribution."
+        0, description="For each epoch so many unperturbed forks with other random streams: a wider null."
     )
     settings: dict[str, Any] = Field({}, description="Other keys of every fork, such as perturb_distribution.")
     band: Annotated[float, Field(gt=0)] = Field(
         0.02, description="Recovered: the test loss is within this share of the baseline's."
+    )
+    band_epochs: Positive = Field(
+        3, description="Recovered: the test loss stays within the band for so many epochs."
     )
     processes: Positive | None = Field(
         None, description="Runs at once on this machine. Default: cores by the baseline's thread count."
@@ -122,6 +129,14 @@ class SweepFile(BaseModel):
         numbers = given if isinstance(given, list) else [None]
         if given != "all" and not all(type(each) is int and each >= 1 for each in numbers):
             raise ValueError("expected all, or a list of epochs from 1 on, such as [3, 10]")
+        return given
+
+    @field_validator("kinds")
+    @classmethod
+    def _kinds_are_perturbations(cls, given: list[PerturbType]) -> list[PerturbType]:
+        for kind, key in _ASKED_FOR_ELSEWHERE.items():
+            if kind in given:
+                raise ValueError(f"expected no {kind}; its runs are asked for by {key}")
         return given
 
     @field_validator("settings")
@@ -321,6 +336,8 @@ def make_plan(file: SweepFile) -> Plan:
             seeds = file.seeds[:1] if kind in _WITHOUT_SEED else list(dict.fromkeys(file.seeds))
             for seed in seeds:
                 chains.append(_chain(kind, epoch, seed, sorted(set(file.lengths))))
+        for seed in range(1, file.null_seeds + 1):
+            chains.append(_chain("reorder", epoch, seed, sorted(set(file.lengths))))
     fitting = (tuple(run for run in chain if run.epoch + run.length - 1 <= last) for chain in chains)
     left_out = tuple(run for chain in chains for run in chain if run.epoch + run.length - 1 > last)
     arithmetic = baseline.read_config().arithmetic

@@ -1,7 +1,5 @@
 """The results of a sweep in one tidy table: a row for each epoch of each run."""
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,36 +9,19 @@ from clip_hba_behavior.reproducibility.state.errors import BadInputError, Stoppe
 from clip_hba_behavior.reproducibility.state.files import replace
 from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.run.results import METRICS, P_VALUE_CAVEAT
+from clip_hba_behavior.sweep.columns import COLUMNS, EFFECT_COLUMNS, to_csv, to_parquet
+from clip_hba_behavior.sweep.effects import Effects
 from clip_hba_behavior.sweep.plan import Plan, Run
+from clip_hba_behavior.sweep.recovery import Recovery, recovery_of
 from clip_hba_behavior.verification.files import RunFiles
 
 Results = dict[int, tuple[dict[str, float], str]]  # of each epoch its metrics and its state digest
-
-COLUMNS = (
-    "run",
-    "parent",
-    "parent_epoch",
-    "kind",
-    "perturb_epoch",
-    "perturb_length",
-    "seed",
-    "epoch",
-    "perturbed",
-    *METRICS,
-    *(f"{name}_minus_baseline" for name in METRICS[:3]),
-    "recovery_epochs",
-    "censored",
-    "state_digest",
-    "equals_baseline",
-)
 
 
 def aggregate(plan: Plan, finished: Mapping[str, int]) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Return the table's rows, in the plan's order, and what is wrong with the runs that are left out.
 
-    A run that extends a shorter one has the epochs before its own from that one. Recovery is the number of
-    epochs after the last perturbed one until the test loss is back within the band of the baseline's, and
-    censored where the run ends before.
+    A run that extends a shorter one has the epochs before its own from that one.
 
     Args:
         plan: the sweep.
@@ -84,8 +65,11 @@ def _rows_of(plan: Plan, run: Run, own: Results, baseline: Results) -> Iterator[
             "perturbed": run.length > 0 and run.epoch <= epoch < run.epoch + run.length,
             **metrics,
             **{f"{name}_minus_baseline": metrics[name] - reference[name] for name in METRICS[:3]},
-            "recovery_epochs": recovery,
-            "censored": recovery is None,
+            "recovery_epochs": recovery and recovery.after_window,
+            "recovery_epochs_from_start": recovery and recovery.after_start,
+            "followed_epochs": recovery and recovery.followed,
+            "censored": recovery and recovery.censored,
+            "left_band": recovery and recovery.left_band,
             "state_digest": digest,
             "equals_baseline": digest == reference_digest,
         }
@@ -120,55 +104,41 @@ def _recorded(path: Path, first: int, last: int) -> Results:
     return found
 
 
-def _recovery(plan: Plan, run: Run, own: Results, baseline: Results) -> int | None:
-    last_perturbed = run.epoch + run.length - 1
-    for epoch in (epoch for epoch in own if epoch > last_perturbed):
-        reference = baseline[epoch][0]["test_loss"]
-        if abs(own[epoch][0]["test_loss"] - reference) <= plan.file.band * abs(reference):
-            return epoch - last_perturbed
-    return None
+def _recovery(plan: Plan, run: Run, own: Results, baseline: Results) -> Recovery | None:
+    """Return when a run recovered; None for an unperturbed one, which has nothing to recover from."""
+    if not run.length or not own:
+        return None
+    losses, references = (
+        {epoch: metrics["test_loss"] for epoch, (metrics, _) in results.items()} for results in (own, baseline)
+    )
+    return recovery_of(losses, references, run.epoch, run.length, plan.file.band, plan.file.band_epochs)
 
 
-def write_table(plan: Plan, rows: list[dict[str, Any]]) -> Iterator[Path]:
-    """Write `sweep.csv`, `sweep.parquet` and the note on the columns; the same rows give the same bytes."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        values = (row[name] for name in COLUMNS)
-        writer.writerow(
-            ["" if each is None else repr(each) if isinstance(each, float) else each for each in values]
-        )
+def write_table(plan: Plan, rows: list[dict[str, Any]], effects: Effects) -> Iterator[Path]:
+    """Write `sweep.csv`, `sweep.parquet`, `sweep_effects.csv` where there is a null, and the note on the columns.
+
+    The same rows give the same bytes.
+    """
     path = plan.directory / "sweep.csv"
-    replace(path, text.getvalue().encode())
+    replace(path, to_csv(COLUMNS, rows))
     yield path
     path = plan.directory / "sweep.parquet"
-    replace(path, _parquet(rows))
+    replace(path, to_parquet(COLUMNS, rows, {"caveat": P_VALUE_CAVEAT}))
     yield path
+    path = plan.directory / "sweep_effects.csv"
+    if compared := list(effects.rows()):
+        replace(path, to_csv(EFFECT_COLUMNS, compared))
+        yield path
+    else:
+        path.unlink(missing_ok=True)  # an earlier table's
     path = plan.directory / "sweep_columns.json"
-    note = {"caveat": P_VALUE_CAVEAT, "band": plan.file.band, "columns": list(COLUMNS)}
+    note = {
+        "caveat": P_VALUE_CAVEAT,
+        "band": plan.file.band,
+        "band_epochs": plan.file.band_epochs,
+        "columns": {name: column.rule for name, column in COLUMNS.items()},
+        "columns_of_sweep_effects.csv": {name: column.rule for name, column in EFFECT_COLUMNS.items()},
+        "notes": list(effects.notes),
+    }
     replace(path, (json.dumps(note, indent=1) + "\n").encode())
     yield path
-
-
-def _parquet(rows: list[dict[str, Any]]) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    types = {
-        bool: pa.bool_(),
-        int: pa.int64(),
-        float: pa.float64(),
-        str: pa.string(),
-    }
-    kinds: dict[str, type] = dict.fromkeys(COLUMNS, str)
-    kinds |= dict.fromkeys(("parent_epoch", "perturb_epoch", "perturb_length", "seed", "epoch"), int)
-    kinds |= dict.fromkeys((*METRICS, *(f"{name}_minus_baseline" for name in METRICS[:3])), float)
-    kinds |= {"recovery_epochs": int, "perturbed": bool, "censored": bool, "equals_baseline": bool}
-    arrays = [pa.array([row[name] for row in rows], type=types[kinds[name]]) for name in COLUMNS]
-    sink = io.BytesIO()
-    schema = pa.schema(
-        [pa.field(name, types[kinds[name]]) for name in COLUMNS], metadata={"caveat": P_VALUE_CAVEAT}
-    )
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink)
-    return sink.getvalue()

@@ -1,4 +1,4 @@
-"""Perturbations: for a window of epochs a batch gets other targets, or other images.
+"""Perturbations: for a window of epochs a batch gets other targets, other images, or the epoch another order.
 
 Every draw is a pure function of (seed, kind, epoch, batch), made on the CPU with integers and IEEE operations
 alone: the same bits on every machine and for every number of threads. Nothing is drawn from a global
@@ -8,7 +8,7 @@ pipeline's draws, at the end of this file, are the exception: each says what its
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -90,6 +90,15 @@ class Perturbation:
         """Whether any epoch behind this one gets other images."""
         return self.kind in IMAGE_KINDS and epoch < self.first_epoch + self.length - 1
 
+    def order(self, epoch: int, order: torch.Tensor) -> torch.Tensor:
+        """Return the order that an epoch trains in.
+
+        Args:
+            epoch: counted from 1.
+            order: the epoch's own, `[num_train] int64`.
+        """
+        return order[reordering(self.seed, epoch, len(order))] if self.kind_in(epoch) == "reorder" else order
+
     def targets(self, epoch: int, batch: int, targets: torch.Tensor) -> torch.Tensor:
         """Return the targets that a batch trains with.
 
@@ -136,13 +145,20 @@ def perturbation_of(config: Config, targets: torch.Tensor, train_rows: torch.Ten
         train_rows: rows of it that train. Random targets imitate these alone; those of the earlier rule
             imitate the whole table, as they did.
     """
+    window = window_of(config)
+    if window.kind != "random_target":
+        return window
+    targets = targets.cpu()
+    earlier = window.rule == "earlier"
+    return replace(
+        window, population=earlier_population(targets) if earlier else exact_population(targets[train_rows])
+    )
+
+
+def window_of(config: Config) -> Perturbation:
+    """Make the perturbation that a configuration names, without the targets that random ones imitate."""
     if config.perturb_type == "none":
         return Perturbation()
-    population = None
-    if config.perturb_type == "random_target":
-        earlier = config.perturb_rule == "earlier"
-        targets = targets.cpu()
-        population = earlier_population(targets) if earlier else exact_population(targets[train_rows])
     return Perturbation(
         kind=config.perturb_type,
         first_epoch=int(config.perturb_epoch or 1),
@@ -150,7 +166,6 @@ def perturbation_of(config: Config, targets: torch.Tensor, train_rows: torch.Ten
         seed=config.perturb_seed,
         distribution=config.perturb_distribution,
         rule=config.perturb_rule,
-        population=population,
         arithmetic=config.arithmetic_kind(),
     )
 
@@ -184,8 +199,16 @@ def random_targets(
 
 def shuffle(seed: int, epoch: int, batch: int, size: int) -> torch.Tensor:
     """Draw a permutation, `[size] int64`: the order that sorts as many words."""
-    words = stream(seed, "label_shuffle", epoch, batch).random_raw(size)
-    return torch.from_numpy(np.argsort(words, kind="stable").astype(np.int64))
+    return _permutation(stream(seed, "label_shuffle", epoch, batch), size)
+
+
+def reordering(seed: int, epoch: int, size: int) -> torch.Tensor:
+    """Draw a permutation of an epoch's order, `[size] int64`; the draw is the whole epoch's, and has batch 0."""
+    return _permutation(stream(seed, "reorder", epoch, 0), size)
+
+
+def _permutation(generator: np.random.Philox, size: int) -> torch.Tensor:
+    return torch.from_numpy(np.argsort(generator.random_raw(size), kind="stable").astype(np.int64))
 
 
 def noise(seed: int, epoch: int, batch: int, shape: Sequence[int]) -> torch.Tensor:

@@ -187,6 +187,7 @@ class Trainer:
         )
         if self.step_in_epoch > 0:
             restore_rng_state(rng_state)
+        order = self.perturbation.order(self.epoch + 1, order)
         for group in self.optimizer.param_groups:
             # a fork's config may differ from the parent whose optimizer state it restored
             group["lr"] = self._learning_rate()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clip_hba_behavior.data.things import read_human_halves
 from clip_hba_behavior.reproducibility.record.session import Session
@@ -147,19 +148,10 @@ def align_run(
     Raises:
         BadInputError: the run, its data, the checkpoint or the split halves cannot be used.
     """
-    halves = None if split_half is None else read_human_halves(split_half)
     evaluator = Evaluator(run, keys, session)
     ceiling = None
-    if split_half is not None and halves is not None:
-        ceiling = noise_ceiling(*halves)
-        whole, _ = rank_correlation((halves[0] + halves[1]) / 2, evaluator.human_rdm)
-        if not whole > ceiling.split_half:
-            raise BadInputError(
-                f"{split_half} does not hold halves of the data of {evaluator.human_rdm_file}\n"
-                f"  rank correlation of their mean with that RDM: {whole:.4f}\n"
-                f"  expected: more than that of the halves, {ceiling.split_half:.4f}\n"
-                "  give the file that belongs to this RDM"
-            )
+    if split_half is not None:
+        ceiling = read_ceiling(split_half, evaluator.human_rdm, evaluator.human_rdm_file)
     evaluation = evaluator.evaluate(epoch)
     row = evaluator.recorded.get(evaluation.epoch)
     return RunAlignment(
@@ -171,6 +163,30 @@ def align_run(
         dimensions=dimension_correlations(evaluation.test, evaluator.test_targets, permutations),
         prompts=evaluator.prompts,
     )
+
+
+def read_ceiling(split_half: Path, human_rdm: NDArray[np.float64], human_rdm_file: Path) -> NoiseCeiling:
+    """Return the noise ceiling of a human RDM from RDMs of the two halves of its data.
+
+    Args:
+        split_half: `RDM48_triplet_splithalf.mat`.
+        human_rdm: `[48, 48]`.
+        human_rdm_file: where it was read.
+
+    Raises:
+        BadInputError: the file cannot be read, or holds halves of other data.
+    """
+    first, second = read_human_halves(split_half)
+    ceiling = noise_ceiling(first, second)
+    whole, _ = rank_correlation((first + second) / 2, human_rdm)
+    if not whole > ceiling.split_half:
+        raise BadInputError(
+            f"{split_half} does not hold halves of the data of {human_rdm_file}\n"
+            f"  rank correlation of their mean with that RDM: {whole:.4f}\n"
+            f"  expected: more than that of the halves, {ceiling.split_half:.4f}\n"
+            "  give the file that belongs to this RDM"
+        )
+    return ceiling
 
 
 def _plain(value: Any) -> Any:

@@ -19,6 +19,7 @@ from clip_hba_behavior.reproducibility.state.rng import (
 from clip_hba_behavior.reproducibility.state.snapshot import snapshot
 from clip_hba_behavior.training import seed_protocol
 from clip_hba_behavior.training.batch_order import draw_evaluation_seeds, draw_loader_seed, epoch_order
+from clip_hba_behavior.training.perturbations import window_of
 
 _MAX_DRAWS_APART = 2000
 _CPU_STREAMS = ("torch_rng_state", "numpy_rng_state", "python_rng_state")
@@ -78,6 +79,7 @@ def epoch_batches(config: Config, num_images: int, rng_state: RngState, epoch: i
         split = seed_protocol.begin(config.random_seed, num_images, config.train_portion)
         restore_rng_state(rng_state)
         order = epoch_order(config.batch_order, config.random_seed, epoch, len(split.train))
+        order = window_of(config).order(epoch, order)
         return tuple(split.train[order].split(config.batch_size))
 
 

@@ -26,6 +26,7 @@ from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.fork import publish_first_state
 from clip_hba_behavior.run.life import start_fork
 from clip_hba_behavior.training.state import TrainingState
+from clip_hba_behavior.verification.seed import epoch_batches
 from fresh_process import Outcome
 from run_tools import differences, offered, rewrite_state, write_config
 
@@ -40,6 +41,7 @@ KINDS: dict[str, list[str]] = {
     "label_shuffle": ["--perturb", "label_shuffle"],
     "image_noise": ["--perturb", "image_noise"],
     "uniform_images": ["--perturb", "uniform_images"],
+    "reorder": ["--perturb", "reorder", "--perturb-seed", "7"],
     "earlier random_target": ["--perturb", "random_target", "--set", "perturb_rule=earlier"],
     "earlier label_shuffle": ["--perturb", "label_shuffle", "--set", "perturb_rule=earlier"],
 }
@@ -161,7 +163,7 @@ def test_a_perturbed_fork_is_verified_resumed_and_back_in_its_baselines_order(
         assert differences(fork, resumed) == []
 
 
-@pytest.mark.parametrize("kind", ["random_target", "label_shuffle", "image_noise", "uniform_images"])
+@pytest.mark.parametrize("kind", ["random_target", "label_shuffle", "image_noise", "uniform_images", "reorder"])
 def test_a_state_within_a_perturbed_epoch_goes_on_as_the_epoch_did(
     kind: str, baseline: Path, clip_hba: ClipHba, tmp_path: Path
 ) -> None:
@@ -181,7 +183,7 @@ def test_a_state_within_a_perturbed_epoch_goes_on_as_the_epoch_did(
         assert trainer.snapshot().digest() == state_of(fork, 2).digest()
 
 
-@pytest.mark.parametrize("kind", ["random_target", "image_noise"])
+@pytest.mark.parametrize("kind", ["random_target", "image_noise", "reorder"])
 def test_a_fork_that_is_stopped_within_a_perturbed_epoch_ends_as_the_one_that_was_not(
     kind: str, baseline: Path, clip_hba: ClipHba, tmp_path: Path
 ) -> None:
@@ -255,6 +257,56 @@ def test_images_are_perturbed_between_augmented_epochs(
     fork = forked(clip_hba, tmp_path / "baseline", tmp_path / "fork", 2, *KINDS["image_noise"])
     assert batches(fork)[3] == batches(tmp_path / "baseline")[3]
     assert clip_hba("verify", "checkpoints", fork).code == 0
+
+
+@pytest.mark.parametrize("augmentation", [[], ["random_resized_crop"]])
+def test_a_reordered_epoch_has_the_same_images_and_targets_in_another_order(
+    augmentation: list[str], keys: dict[str, Any], clip_hba: ClipHba, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "config.yaml", keys | {"augmentation": augmentation, "epochs": 3})
+    assert clip_hba("train", config, "--run-dir", tmp_path / "baseline").code == 0
+    fork = forked(clip_hba, tmp_path / "baseline", tmp_path / "fork", 2, *KINDS["reorder"])
+    other = forked(clip_hba, tmp_path / "baseline", tmp_path / "other", 2, "--perturb", "reorder")  # seed 0
+    used = {run: trained_with(run, 2) for run in (tmp_path / "baseline", fork, other)}
+    assert len({tuple(order) for order in used.values()}) == 3
+    assert len({tuple(sorted(order)) for order in used.values()}) == 1
+    assert batches(fork)[3] == batches(tmp_path / "baseline")[3]
+    assert digest(state_of(fork, 3).rng_state) == digest(state_of(tmp_path / "baseline", 3).rng_state)
+    outcome = clip_hba("verify", "checkpoints", fork)
+    assert outcome.code == 0, outcome.output
+    assert "Batch order: 3 of 3 batches equal" in outcome.output
+
+
+def trained_with(run: Path, epoch: int) -> list[str]:
+    """Of each image in turn what a step got of it: a digest of its frozen features and its targets."""
+    trainer = build_trainer(RunDirectory(run).read_config(), Session(logging.getLogger("test")))[0]
+    trainer.restore(state_of(run, epoch - 1))
+    seen: list[str] = []
+    step = trainer._step
+
+    def look(batch: Any) -> float:
+        seen.extend(
+            digest([features, targets]) for features, targets in zip(batch.features, batch.targets, strict=True)
+        )
+        return step(batch)
+
+    trainer._step = look  # type: ignore[method-assign]
+    assert [each.batch_digest for each in trainer.steps()] == batches(run)[epoch]
+    return seen
+
+
+def test_the_images_of_a_reordered_batch_are_derived_from_the_random_states_alone(
+    baseline: Path, clip_hba: ClipHba, tmp_path: Path
+) -> None:
+    fork = forked(clip_hba, baseline, tmp_path / "fork", 2, *KINDS["reorder"], "--epochs", 2)
+    start = state_of(fork, 1).rng_state
+    found = epoch_batches(RunDirectory(fork).read_config(), 60, start, 2)
+    calm = epoch_batches(RunDirectory(baseline).read_config(), 60, start, 2)
+    assert sorted(torch.cat(found).tolist()) == sorted(torch.cat(calm).tolist())
+    trainer = build_trainer(RunDirectory(fork).read_config(), Session(logging.getLogger("test")))[0]
+    targets = trainer.inputs.targets
+    assert [trainer._batch_digest(rows, targets[rows]) for rows in found] == batches(fork)[2]
+    assert [trainer._batch_digest(rows, targets[rows]) for rows in calm] == batches(baseline)[2]
 
 
 # --- forks of forks ---------------------------------------------------------------------------------

@@ -78,12 +78,13 @@ def test_two_processes_of_torchrun_write_the_bytes_of_one(
 
 
 @pytest.mark.system
+@pytest.mark.parametrize("kind", ["image_noise", "reorder"])
 def test_three_processes_share_augmented_and_perturbed_images(
-    clip_hba: ClipHba, keys: dict[str, Any], tmp_path: Path
+    kind: str, clip_hba: ClipHba, keys: dict[str, Any], tmp_path: Path
 ) -> None:
     changes = {
         "augmentation": ["random_resized_crop", "horizontal_flip", "color_jitter"],
-        "perturb_type": "image_noise",
+        "perturb_type": kind,
         "num_workers": 1,
     }
     one = trained(clip_hba, tmp_path, keys, "one", **changes)

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from operator import mul
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from clip_hba_behavior import exact
-from clip_hba_behavior.exact.engine import on_grids
+from clip_hba_behavior.exact.engine import multiply, on_grids
 from exact_tools import F64, gradients, normal, relative_error, with_outliers
 
 
@@ -140,3 +141,22 @@ def test_helpful_errors() -> None:
         exact.linear(torch.ones(2, 3), torch.ones(4, 3), torch.ones(5))
     with pytest.raises(ValueError, match=r"this bias\n  found:    \[1\]\n  expected: \[4\]"):
         exact.linear(torch.ones(2, 3), exact.FrozenWeight(torch.ones(4, 3)), torch.ones(1))
+
+
+def test_a_product_is_not_overwritten_by_the_next_whatever_the_thread_or_mode() -> None:
+    """Products reuse their memory; what they return is memory of its own, the first made in inference mode."""
+    factors = [
+        (normal(300, 1100, seed=seed), normal(1100, n, seed=seed + 9)) for seed, n in enumerate((70, 300) * 3)
+    ]
+    batch = normal(4, 3, 20, 30, seed=1)
+    with torch.inference_mode():
+        expected = [exact.matmul(a, b).clone() for a, b in factors]
+    found = [exact.matmul(a, b) for a, b in factors]
+    exact.matmul(batch, batch.mT)
+    assert all(map(torch.equal, found, expected))
+    with ThreadPoolExecutor(3) as pool:
+        assert all(map(torch.equal, pool.map(lambda pair: exact.matmul(*pair), factors * 4), expected * 4))
+    first = multiply(on_grids(factors[0][0]), on_grids(factors[0][0]), "chunk")
+    kept = first.clone()
+    multiply(on_grids(factors[2][0]), on_grids(factors[2][0]), "chunk")
+    assert not torch.equal(first, kept)  # the failed control: within a product memory is used again

@@ -1,5 +1,7 @@
 """A sweep on this machine: controls, shared beginnings, a kill in its middle, failures, the table."""
 
+import csv
+import json
 import os
 import signal
 import time
@@ -12,6 +14,8 @@ import yaml
 import fresh_process
 from clip_hba_behavior.run.checkpoint import read_checkpoint
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
+from clip_hba_behavior.sweep.columns import COLUMNS, EFFECT_COLUMNS, read_table, to_csv
+from clip_hba_behavior.sweep.effects import effects_of
 from clip_hba_behavior.sweep.plan import make_plan, make_sweep_file
 from fresh_process import Outcome
 from sweep_tools import table, write_sweep
@@ -59,6 +63,64 @@ def test_a_sweep_runs_once_and_its_controls_are_the_baseline(
     outcome = clip_hba("sweep", "verify", sweep, "--sample", 2)
     assert outcome.code == 0, outcome.output
     assert "2 of 2 sampled epochs are reproducible" in outcome.output
+
+
+def test_effects_are_written_beside_their_null_and_each_column_with_its_rule(
+    baseline: Path, clip_hba: ClipHba, tmp_path: Path
+) -> None:
+    sweep = write_sweep(tmp_path, baseline, kinds=["random_target"], null_seeds=2, reseeds=1, band_epochs=1)
+    outcome = clip_hba("sweep", "run", sweep)
+    assert outcome.code == 0, outcome.output
+    directory = tmp_path / "sweep"
+    assert f"\n{directory / 'sweep_effects.csv'}\n" in outcome.output
+    assert "with 2 null runs no p-value is below 0.33; null_seeds: 19 is the least for 0.05" in outcome.output
+    rows = read_table(directory / "sweep.csv")
+    effects = [dict(zip(EFFECT_COLUMNS, row, strict=True)) for row in read_csv(directory / "sweep_effects.csv")]
+    # two starts and lengths, two measures; perturbed, the longer one's end, and the last epoch where it is another
+    assert [(each["run"], each["when"]) for each in effects if each["measure"] == "test_loss"] == [
+        ("e002_random_target_l1_s0", "perturbed"),
+        ("e002_random_target_l1_s0", "last"),
+        ("e002_random_target_l2_s0", "perturbed"),
+        ("e002_random_target_l2_s0", "window_end"),
+        ("e002_random_target_l2_s0", "last"),
+        ("e003_random_target_l1_s0", "perturbed"),
+        ("e003_random_target_l1_s0", "last"),
+        ("e003_random_target_l2_s0", "perturbed"),
+        ("e003_random_target_l2_s0", "window_end"),
+    ]
+    assert {(each["matched_null_runs"], each["wider_null_runs"]) for each in effects} == {("2", "1")}
+    assert [effect["effect"] for effect in effects] == [
+        repr(row[f"{effect['measure']}_minus_baseline"])
+        for effect in effects
+        for row in rows
+        if (row["run"], row["epoch"]) == (effect["run"], int(effect["epoch"]))
+    ]
+    assert [each.value for each in effects_of(rows).effects] == [float(each["effect"]) for each in effects]
+    assert to_csv(COLUMNS, rows) == (directory / "sweep.csv").read_bytes()
+
+    note = json.loads((directory / "sweep_columns.json").read_text())
+    assert list(note["columns"]) == list(rows[0])
+    assert list(note["columns_of_sweep_effects.csv"]) == list(EFFECT_COLUMNS)
+    assert (note["band"], note["band_epochs"]) == (0.02, 1)
+    assert all(rule.endswith(".") for rule in note["columns"].values())
+    for row in rows:
+        recovery = [row[name] for name in ("recovery_epochs", "followed_epochs", "censored", "left_band")]
+        if row["kind"] in ("none", "reseed"):
+            assert recovery == [None] * 4
+        else:
+            assert row["followed_epochs"] == 4 - (row["perturb_epoch"] + row["perturb_length"] - 1)
+            assert row["censored"] is (row["recovery_epochs"] is None)
+
+    without = write_sweep(tmp_path, baseline, kinds=["random_target"], reseeds=0)
+    outcome = clip_hba("sweep", "table", without)
+    assert outcome.code == 0, outcome.output
+    assert "effects have no null to be judged against: add null_seeds: 19 to the sweep's file" in outcome.output
+    assert not (directory / "sweep_effects.csv").exists()  # it was of another file's runs
+
+
+def read_csv(path: Path) -> list[list[str]]:
+    with path.open(newline="") as file:
+        return list(csv.reader(file))[1:]
 
 
 def test_a_run_that_continues_a_shorter_one_is_the_run_from_the_baseline(

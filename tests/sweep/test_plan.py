@@ -60,9 +60,46 @@ def test_reseeded_forks_are_so_many_an_epoch(tmp_path: Path) -> None:
     assert sum(run.kind == "reseed" for run in plan.runs()) == 6
 
 
+def test_the_matched_null_has_every_seed_at_each_start_and_length_and_shares_beginnings(tmp_path: Path) -> None:
+    plan = sweep_of(tmp_path, epochs=[2, 12], null_seeds=3, lengths=[1, 2], controls=False, kinds=[])
+    assert [run.name for run in plan.runs()] == [
+        *(f"e002_reorder_l{length}_s{seed}" for seed in (1, 2, 3) for length in (1, 2)),
+        *(f"e012_reorder_l1_s{seed}" for seed in (1, 2, 3)),
+    ]
+    assert plan.runs()[1].extends == "e002_reorder_l1_s1"
+    assert plan.runs()[1].settings() == {
+        "perturb_type": "reorder",
+        "perturb_epoch": 2,
+        "perturb_length": 2,
+        "perturb_seed": 1,
+    }
+    assert len(plan.left_out) == 3
+
+
+def test_plan_counts_the_null(clip_hba: Callable[..., Outcome], tmp_path: Path) -> None:
+    baseline = baseline_of(tmp_path, 4)
+    (baseline / "training_log.txt").touch()
+    outcome = clip_hba("sweep", "plan", write_sweep(tmp_path, baseline, null_seeds=19))
+    assert outcome.code == 0, outcome.output
+    assert "86 runs, " in outcome.output
+    assert (
+        "76 of them are the null of effects: reorder, seeds 1 to 19, for each start and length" in outcome.output
+    )
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
+        (
+            {"kinds": ["reorder"]},
+            r"kinds: found \['reorder'\], expected no reorder; .* asked for by null_seeds: 19",
+        ),
+        (
+            {"kinds": ["none"]},
+            r"kinds: found \['none'\], expected no none; its runs are asked for by controls: true",
+        ),
+        ({"null_seeds": -1}, "null_seeds: found -1"),
+        ({"band_epochs": 0}, "band_epochs: found 0"),
         ({"epochs": [13]}, "no fork can start with epoch 13"),
         ({"kinds": ["noise"]}, "kinds.0"),
         ({"lengths": [0]}, "lengths.0"),

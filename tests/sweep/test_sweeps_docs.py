@@ -4,8 +4,8 @@ from pathlib import Path
 import yaml
 
 from clip_hba_behavior.cli import app
+from clip_hba_behavior.sweep.columns import COLUMNS
 from clip_hba_behavior.sweep.plan import SlurmSettings, SweepFile, make_sweep_file
-from clip_hba_behavior.sweep.table import COLUMNS
 
 PAGE = (Path(__file__).parents[2] / "docs/SWEEPS.md").read_text(encoding="utf-8")
 
@@ -27,6 +27,6 @@ def test_the_page_has_every_command() -> None:
 
 
 def test_the_page_names_the_columns_that_need_a_word() -> None:
-    for column in ("recovery_epochs", "censored"):
+    for column in ("recovery_epochs", "recovery_epochs_from_start", "followed_epochs", "left_band", "censored"):
         assert column in COLUMNS
         assert f"`{column}`" in PAGE

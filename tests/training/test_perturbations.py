@@ -24,6 +24,7 @@ from clip_hba_behavior.training.perturbations import (
     normals,
     perturbation_of,
     random_targets,
+    reordering,
     shuffle,
     stream,
 )
@@ -44,6 +45,7 @@ DRAWS: dict[str, tuple[Callable[..., torch.Tensor], str]] = {
     "shuffle": (lambda *key: shuffle(*key, 64), "950b291eab24a6489793cb7bbd204dbd"),
     "noise": (lambda *key: noise(*key, (2, 3, 224, 224)), "5ba23d4c27030f29441ef9983185b88d"),
 }
+ORDER = "88ed5c25f9b91c797f391f99ab7cf5a6"  # the digest of the order of 64 for seed 5 and epoch 7
 KINDS: dict[str, dict[str, Any]] = {
     "normal targets": {"perturb_type": "random_target"},
     "targets of the table": {"perturb_type": "random_target", "perturb_distribution": "target"},
@@ -52,6 +54,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "earlier shuffle": {"perturb_type": "label_shuffle", "perturb_rule": "earlier"},
     "noise": {"perturb_type": "image_noise"},
     "uniform": {"perturb_type": "uniform_images"},
+    "order": {"perturb_type": "reorder"},
     "none": {},
 }
 
@@ -157,7 +160,16 @@ def test_no_two_seeds_epochs_or_batches_share_a_draw(name: str) -> None:
 
 def test_kinds_do_not_share_their_words() -> None:
     kinds = ("random_target/normal", "random_target/target", "label_shuffle", "image_noise")
-    assert len({int(stream(0, kind, 1, 0).random_raw()) for kind in kinds}) == len(kinds)
+    assert len({int(stream(0, kind, 1, 0).random_raw()) for kind in (*kinds, "reorder")}) == len(kinds) + 1
+
+
+def test_a_new_order_has_the_recorded_bits_and_no_two_seeds_or_epochs_share_it() -> None:
+    assert leaf_digest(reordering(5, 7, 64))[:32] == ORDER
+    keys = [*itertools.product((0, 1, 2), (1, 2, 3)), (1000, 1), (0, 1001)]
+    assert len({leaf_digest(reordering(*key, 64)) for key in keys}) == len(keys)
+    found = {tuple(reordering(seed, 1, 4).tolist()) for seed in range(300)}
+    assert found == set(itertools.permutations(range(4)))
+    assert reordering(0, 1, 1).tolist() == [0]
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -165,6 +177,7 @@ def test_nothing_global_is_drawn_from(name: str) -> None:
     before = digest(capture_rng_state())
     found = perturbation(name)
     found.targets(3, 0, TABLE[:16])
+    found.order(3, torch.arange(40))
     if name in ("noise", "uniform"):
         found.pixels(3, 0, (16, 3, 32, 32))
     assert digest(capture_rng_state()) == before
@@ -188,6 +201,10 @@ def test_only_the_window_is_perturbed(name: str) -> None:
         leaf_digest(found.targets(epoch, 0, TABLE[:16])) != leaf_digest(TABLE[:16]) for epoch in (2, 3, 4, 5)
     ]
     assert changed == [False, *[kind in ("random_target", "label_shuffle")] * 2, False]
+    own = torch.arange(40).flip(0)
+    orders = [found.order(epoch, own) for epoch in (2, 3, 4, 5)]
+    assert [not torch.equal(order, own) for order in orders] == [False, *[kind == "reorder"] * 2, False]
+    assert all(sorted(order.tolist()) == list(range(40)) for order in orders)
     images = kind in ("image_noise", "uniform_images")
     assert [found.changes_images_after(epoch) for epoch in range(6)] == [images] * 4 + [False] * 2
 

@@ -1,0 +1,96 @@
+"""Figures for a paper, drawn by a second process while this one goes on: half of a report's time is theirs."""
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from clip_hba_behavior.report.figure import Figure
+from clip_hba_behavior.reproducibility.state.process import usable_cores
+
+Files = dict[str, bytes]
+
+
+class Drawer:
+    """Draws each figure once, as soon as it is there.
+
+    Called with a figure, it begins to draw it, and returns the figure. A drawing is a function of its figure, so
+    it is the same in whichever process it was made.
+    """
+
+    def __init__(self, worker: "subprocess.Popen[bytes] | None" = None) -> None:
+        """Draw in another process, or without one in this process."""
+        self._worker = worker
+        self._thread = ThreadPoolExecutor(1)
+        self._begun: dict[str, Future[Files]] = {}
+
+    def __call__(self, figure: Figure) -> Figure:
+        """Begin to draw a figure."""
+        if self._worker is not None:
+            self._begun[figure.name] = self._thread.submit(self._ask, figure)
+        return figure
+
+    def files(self, figure: Figure) -> Files:
+        """Return a figure's files, as `paper_files` does; those that nobody has begun are drawn here."""
+        begun = self._begun.get(figure.name)
+        if begun is None or begun.cancel():
+            return _draw(figure)
+        return begun.result()
+
+    def close(self) -> None:
+        """Let the other process end."""
+        self._thread.shutdown(cancel_futures=True)
+        if self._worker is not None:
+            self._worker.communicate()
+
+    def _ask(self, figure: Figure) -> Files:
+        assert self._worker is not None
+        assert self._worker.stdin is not None
+        assert self._worker.stdout is not None
+        try:
+            pickle.dump(figure, self._worker.stdin)
+            self._worker.stdin.flush()
+            files: Files = pickle.load(self._worker.stdout)  # of a process of our own
+            return files
+        except (OSError, EOFError, pickle.UnpicklingError):  # it was killed
+            return _draw(figure)
+
+
+@contextmanager
+def drawing() -> Iterator[Drawer]:
+    """Give a drawer that has a process of its own where there is a core for it."""
+    command = [sys.executable, "-m", __name__]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    # a session of its own: Ctrl-C is for this process, whose end is the worker's too
+    worker = subprocess.Popen(command, **pipes, start_new_session=True) if usable_cores() > 1 else None
+    drawer = Drawer(worker)
+    try:
+        yield drawer
+    finally:
+        drawer.close()
+
+
+def _draw(figure: Figure) -> Files:
+    from clip_hba_behavior.report.paper import paper_files
+
+    return paper_files(figure)
+
+
+def _work() -> None:
+    """Draw what comes on standard input until it ends."""
+    received, sent = sys.stdin.buffer, sys.stdout.buffer
+    sys.stdout = sys.stderr  # nothing but figures goes back
+    while True:
+        try:
+            figure = pickle.load(received)
+        except EOFError:
+            return
+        pickle.dump(_draw(figure), sent)
+        sent.flush()
+
+
+if __name__ == "__main__":
+    _work()

@@ -1,0 +1,87 @@
+"""Where a report is written: a directory that holds nothing else, and is replaced by a new report alone."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.files import replace
+from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_regular, open_text, quote
+
+MANIFEST = "manifest.json"  # of each file of the report its SHA-256, so that nobody else's is ever replaced
+_KIND = "clip_hba_behavior report"
+
+
+def refuse_foreign(directory: Path) -> None:
+    """Return if a report may be written into a directory: it is not there, is empty, or holds an older report.
+
+    Raises:
+        BadInputError: it holds something else, or a report's file was changed since.
+    """
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise BadInputError(f"--out {directory} is a file\n  give a new directory")
+    written = _read_manifest(directory)
+    for path in sorted(each for each in directory.rglob("*") if not each.is_dir()):
+        name = path.relative_to(directory).as_posix()
+        if name == MANIFEST and written:
+            continue
+        if name not in written:
+            raise BadInputError(
+                f"{directory} holds what no report wrote: {name}\n  move it, or give another directory with --out"
+            )
+        if (found := _digest_of(path)) != written[name]:
+            raise BadInputError(
+                f"{path} was changed since the report was written, and is not replaced\n"
+                f"  SHA-256 found:   {found}\n  SHA-256 written: {written[name]}\n"
+                "  move it, or give another directory with --out"
+            )
+
+
+def write_report(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Write a report in the place of an older one; the manifest names every file before it is there.
+
+    Raises:
+        BadInputError: as `refuse_foreign`.
+    """
+    refuse_foreign(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in _read_manifest(directory):
+        (directory / name).unlink(missing_ok=True)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
+    manifest = json.dumps({"kind": _KIND, "files": digests}, indent=1) + "\n"
+    replace(directory / MANIFEST, manifest.encode(), is_lasting=False)
+    for name, content in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace(path, content, is_lasting=False)
+
+
+def _read_manifest(directory: Path) -> dict[str, str]:
+    """Return what an older report wrote; empty where there is none."""
+    path = directory / MANIFEST
+    if not path.is_file():
+        return {}
+    try:
+        with open_text(path, MIB) as file:
+            content = json.load(file)
+        if content["kind"] != _KIND:
+            raise ValueError(f"its kind is {quote(content['kind'])}")
+        files = {str(name): str(digest) for name, digest in content["files"].items()}
+        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
+            raise ValueError("it names files elsewhere")
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise BadInputError(
+            f"{path} is not a report's: {error}\n  move it, or give another directory with --out"
+        ) from None
+    return files
+
+
+def _digest_of(path: Path) -> str:
+    try:
+        with open_regular(path, 1024 * MIB) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadInputError(f"{path} cannot be read: {error}\n  give another directory with --out") from None

@@ -1,0 +1,59 @@
+"""From which epoch on two runs are not the same, by the comparison that `clip-hba diff` makes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from clip_hba_behavior.report.sources import RunRecord
+from clip_hba_behavior.reproducibility.record.epoch import Epoch, compare_epochs
+from clip_hba_behavior.reproducibility.record.session import Session
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.verification.diff import diff_runs
+
+
+@dataclass(frozen=True)
+class Parting:
+    """Where a run leaves the first one.
+
+    Attributes:
+        run: the name of the run.
+        epoch: the first that differs; None if there is none, or they could not be compared.
+        what: differs in it; or what was found to be equal, or why nothing could be compared.
+    """
+
+    run: str
+    epoch: int | None
+    what: str
+
+
+def partings(records: Sequence[RunRecord], session: Session) -> list[Parting]:
+    """Compare each run with the first: states, ledgers and results where both are runs, else results alone."""
+    first, *others = records
+    found = []
+    for done, other in enumerate(others, start=1):
+        is_table = first.config is None or other.config is None
+        found.append(_by_results(first, other) if is_table else _by_states(first, other, session))
+        session.interruptible().report("comparing runs", done, len(others))
+    return found
+
+
+def _by_states(first: RunRecord, other: RunRecord, session: Session) -> Parting:
+    try:
+        difference = diff_runs(first.path, other.path, with_replay=False, session=session)
+    except BadInputError as error:
+        return Parting(other.name, None, f"not compared: {error}")
+    if difference.epoch is not None:
+        return Parting(other.name, difference.epoch, str(difference.thing))
+    if difference.problems:
+        return Parting(other.name, None, f"records disagree: {difference.problems[0]}")
+    return Parting(other.name, None, f"nothing: {len(difference.epochs)} states are equal to the last bit")
+
+
+def _by_results(first: RunRecord, other: RunRecord) -> Parting:
+    both = sorted(first.rows.keys() & other.rows.keys())
+    if not both:
+        return Parting(other.name, None, "not compared: they have no epoch in common")
+    for epoch in both:
+        found = compare_epochs(Epoch(epoch, row=first.rows[epoch]), Epoch(epoch, row=other.rows[epoch]))
+        if found:
+            return Parting(other.name, epoch, f"{found[0].name} in the results")
+    return Parting(other.name, None, f"nothing: the results of {len(both)} epochs are equal to the last digit")

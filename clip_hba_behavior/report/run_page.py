@@ -1,0 +1,200 @@
+"""The page of one run."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clip_hba_behavior.report.alignment import alignment_over_epochs, matrices, pairs
+from clip_hba_behavior.report.blocks import Block, Command, Facts, Missing, Page, Section, Text
+from clip_hba_behavior.report.certificates import Certificate
+from clip_hba_behavior.report.dimensions import dimensions, galleries
+from clip_hba_behavior.report.evaluation import Evaluation, Parameters, evaluate
+from clip_hba_behavior.report.figure import Figure
+from clip_hba_behavior.report.history import alignment_recorded, epoch_times, losses, trajectory
+from clip_hba_behavior.report.movement import movement
+from clip_hba_behavior.report.provenance import about_run, environment_facts, repeated
+from clip_hba_behavior.report.sources import RunRecord
+from clip_hba_behavior.reproducibility.record.session import Session
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.rsa.noise_ceiling import NoiseCeiling
+from clip_hba_behavior.run.advice import command_line
+from clip_hba_behavior.run.checkpoint import read_named
+from clip_hba_behavior.run.checkpoint_files import list_checkpoints
+from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.use.alignment import Alignment, alignment_of
+
+Draw = Callable[[Figure], Figure]
+_FEWEST_IMAGES = 3  # for a correlation
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run's page is to show beside the run.
+
+    Attributes:
+        keys: of the configuration that are others than the run's, such as where the data are now.
+        device: where the model computes.
+        ceiling: of the human RDM; None if no RDMs of two halves were given.
+        certificates: of verifications of this run.
+    """
+
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+    ceiling: NoiseCeiling | None = None
+    certificates: Sequence[Certificate] = ()
+
+
+def run_page(
+    record: RunRecord, request: Request, session: Session, draw: Draw = lambda figure: figure
+) -> tuple[Page, list[str]]:
+    """Make the page of a run.
+
+    Args:
+        record: of the run.
+        request: what to show.
+        session: told of the progress.
+        draw: given each figure as soon as it is there, and returns it.
+
+    Returns:
+        The page, and a line for each thing that was left out because something could not be read.
+    """
+    training = [draw(losses(record)), draw(trajectory(record))]
+    time = _time(record, draw)
+    checkpoints, left_out = _read_checkpoints(record, session)
+    left_out = [*record.notes, *left_out]
+    parameters = _parameters(record, checkpoints, draw)
+    evaluation: Evaluation | None = None
+    alignment: Alignment | None = None
+    problem = ""
+    if any(epoch in record.rows for epoch in checkpoints):
+        try:
+            evaluation = evaluate(record, checkpoints, request.keys, request.device, session)
+        except BadInputError as error:
+            problem = str(error)
+            left_out.append(problem)
+    else:
+        problem = "there is no checkpoint of an epoch with results"
+    alignment_blocks = _alignment(record, request, evaluation, problem, draw)
+    dimension_blocks = _dimensions(record, evaluation, problem, draw)
+    if evaluation is not None:
+        alignment = alignment_of(evaluation.predictions[evaluation.best], evaluation.human_rdm)
+    sections = [
+        Section("summary", "Summary", _summary(record, request, evaluation, alignment)),
+        Section("training", "Training", training),
+        Section("alignment-with-people", "Alignment with people", alignment_blocks),
+        Section("dimensions-and-images", "Dimensions and images", dimension_blocks),
+        Section("parameters", "Parameters", parameters),
+        Section("time", "Time", time),
+        Section("environment", "Environment", [Facts(environment_facts(record))]),
+        Section("repeat", "Repeat it", _repeat(record)),
+    ]
+    if left_out:
+        sections[0] = Section("summary", "Summary", [*sections[0].blocks, *(Text(each) for each in left_out)])
+    lead = "A CLIP fine-tuned on human behaviour: what this run did, epoch by epoch, and what its model predicts."
+    return Page("index.html", f"Run {record.name}", lead, sections), left_out
+
+
+def _read_checkpoints(record: RunRecord, session: Session) -> tuple[dict[int, Parameters], list[str]]:
+    """Return the parameters of each checkpoint, and why others could not be read."""
+    files = list_checkpoints(RunDirectory.at(record.path).checkpoints)
+    found: dict[int, Parameters] = {}
+    problems = []
+    for done, (epoch, path) in enumerate(files.items(), start=1):
+        try:
+            found[epoch] = read_named(path).parameters
+        except BadInputError as error:
+            problems.append(str(error))
+        session.interruptible().report("reading checkpoints", done, len(files))
+    return found, problems
+
+
+def _summary(
+    record: RunRecord, request: Request, evaluation: Evaluation | None, alignment: Alignment | None
+) -> list[Block]:
+    best = record.best_epoch() if evaluation is None else evaluation.best
+    row = record.rows[best]
+    facts = [*about_run(record), ("Model looked at", f"that of epoch {best}, with the lowest test loss")]
+    facts.append(("Test loss", f"{row['test_loss']:.4f} (mean squared error)"))
+    if alignment is None:
+        facts.append(("Behavioural RSA", f"{row['behavioral_rsa_rho']:.3f} (Spearman’s rho, as recorded)"))
+    else:
+        low, high = alignment.interval
+        facts += [
+            (
+                "Behavioural RSA",
+                f"{alignment.rho:.3f} (Spearman’s rho), {alignment.level:.0%} interval {low:.3f} to {high:.3f} by "
+                f"{alignment.resamples:,} resamples of the {alignment.num_images} images",
+            ),
+            (
+                "Its p",
+                f"{alignment.p_greater:.4f}, one-sided, by {alignment.permutations:,} permutations of the images’ "
+                "labels (Mantel)",
+            ),
+        ]
+    if evaluation is not None:
+        same = evaluation.largest_difference == 0
+        found = "equal in every epoch" if same else f"within {evaluation.largest_difference:.2g} in every epoch"
+        facts.append(("Recorded RSA and that of the checkpoints", found))
+    blocks: list[Block] = [Facts(facts)]
+    blocks += [Facts(each.facts()) for each in request.certificates]
+    if not request.certificates:
+        verify = command_line("verify", "checkpoints", record.path, "--json", record.path / "certificate.json")
+        blocks.append(
+            Missing("a certificate", "None of this run’s is in its directory, and none was named.", verify)
+        )
+    return blocks
+
+
+def _alignment(
+    record: RunRecord, request: Request, evaluation: Evaluation | None, problem: str, draw: Draw
+) -> list[Block]:
+    if evaluation is None:
+        return [draw(alignment_recorded(record)), _no_data(record, "intervals, RDMs and pairs", problem)]
+    blocks: list[Block] = [draw(alignment_over_epochs(record, evaluation, request.ceiling))]
+    if request.ceiling is None:
+        again = command_line("report", record.path, "--split-half", "RDM48_triplet_splithalf.mat")
+        blocks.append(
+            Missing("the noise ceiling", "The RDMs of two halves of the human data were not given.", again)
+        )
+    if np.isnan(evaluation.model_rdm(evaluation.best)).any():
+        why = "The model predicts the same value in all dimensions of an image: its correlations are undefined."
+        return [*blocks, Missing("RDMs and pairs", why)]
+    return [*blocks, draw(matrices(evaluation)), draw(pairs(evaluation))]
+
+
+def _dimensions(record: RunRecord, evaluation: Evaluation | None, problem: str, draw: Draw) -> list[Block]:
+    if evaluation is None or record.config is None:
+        return [_no_data(record, "dimensions and images", problem)]
+    if len(evaluation.test_images) < _FEWEST_IMAGES:
+        return [Missing("dimensions and images", f"There are fewer than {_FEWEST_IMAGES} test images.")]
+    text = "Error: mean squared error over the dimensions. Below it the largest ones, predicted and measured."
+    return [draw(dimensions(evaluation)), Text(text), *galleries(evaluation, record.config.preprocessing)]
+
+
+def _no_data(record: RunRecord, what: str, problem: str) -> Missing:
+    again = command_line("report", record.path, "--config", "where-the-data-are.yaml")
+    return Missing(what, f"They need the run’s data, backbone and checkpoints. {problem}", again)
+
+
+def _parameters(record: RunRecord, checkpoints: Mapping[int, Parameters], draw: Draw) -> list[Block]:
+    if len(checkpoints) < 2:
+        return [Missing("what moved in the parameters", "There are fewer than two checkpoints.")]
+    return [draw(movement(record, checkpoints))]
+
+
+def _time(record: RunRecord, draw: Draw) -> list[Block]:
+    found = epoch_times(record)
+    return [Missing("times", "The run’s log tells of none.")] if found is None else [draw(found)]
+
+
+def _repeat(record: RunRecord) -> list[Block]:
+    again = Path(f"{RunDirectory.at(record.path).path.name}-again")
+    return [
+        Command("This trains the run again, from its recorded configuration:", repeated(record, again)),
+        Command(
+            "This finds the first bit in which the two differ, if any:", command_line("diff", record.path, again)
+        ),
+    ]

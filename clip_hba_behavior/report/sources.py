@@ -1,0 +1,142 @@
+"""What a report is of: runs, results tables, sweeps. Nothing of it needs torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from clip_hba_behavior.config import Config
+from clip_hba_behavior.reproducibility.record.ledger import read_ledger
+from clip_hba_behavior.reproducibility.record.lines import read_lines
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.run.advice import command_line
+from clip_hba_behavior.run.directory import RunDirectory, is_tracked
+from clip_hba_behavior.run.results import METRICS, RESULTS, parse_row
+from clip_hba_behavior.verification.results_table import read_results_table
+
+
+@dataclass(frozen=True)
+class Source:
+    """One path that a report was asked of.
+
+    Attributes:
+        kind: a run's directory, a results CSV alone, or a sweep's file or directory.
+        path: as it was given.
+    """
+
+    kind: Literal["run", "table", "sweep"]
+    path: Path
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What is on record of a run without its checkpoints.
+
+    Attributes:
+        name: for a person, other than the names of the other runs of the report.
+        path: the run's directory, or the CSV file.
+        rows: `METRICS` by number of completed epochs, ascending.
+        config: None of a CSV alone.
+        environment: `environment.json`; empty of a CSV alone.
+        digests: of the state at each epoch's end, as the ledger has them; empty of a CSV alone.
+        notes: what is wrong with the files, and was left out.
+    """
+
+    name: str
+    path: Path
+    rows: dict[int, dict[str, float]]
+    config: Config | None
+    environment: dict[str, Any]
+    digests: dict[int, str]
+    notes: tuple[str, ...] = ()
+
+    def column(self, metric: str) -> list[float]:
+        """Return a metric of each epoch."""
+        return [row[metric] for row in self.rows.values()]
+
+    def best_epoch(self) -> int:
+        """Return the epoch with the lowest test loss, the first of equal ones, as early stopping counts them."""
+        return min(self.rows, key=lambda epoch: self.rows[epoch]["test_loss"])
+
+
+def find_sources(asked: Sequence[Path]) -> list[Source]:
+    """Say of each path what it is.
+
+    Raises:
+        BadInputError: nothing is there, it is none of the three, or it was given twice.
+    """
+    found: list[Source] = []
+    for path in asked:
+        source = _source_of(path)
+        if any(each.path.absolute() == path.absolute() for each in found):
+            raise BadInputError(f"{path} is given twice")
+        found.append(source)
+    return found
+
+
+def _source_of(path: Path) -> Source:
+    if path.is_file():
+        return Source("sweep" if path.suffix in (".yaml", ".yml") else "table", path)
+    if not path.is_dir():
+        raise BadInputError(f"there is no {path}\n  expected: a run, a results CSV, or a sweep")
+    if (path / "sweep.yaml").is_file():
+        return Source("sweep", path)
+    if is_tracked(path):
+        raise BadInputError(
+            f"{path} is the run of a training loop of your own, of which no report is made\n"
+            f"  look at it with: {command_line('inspect', path)}"
+        )
+    run = RunDirectory.at(path)
+    if not run.config_file.is_file():
+        raise BadInputError(
+            f"there is neither a run nor a sweep in {path}: it has no config.yaml and no sweep.yaml\n"
+            f"  list the runs below it: {command_line('runs', path)}"
+        )
+    return Source("run", path if run.path == path.absolute() else path.parent)  # its dora_params was named
+
+
+def read_records(sources: Sequence[Source]) -> list[RunRecord]:
+    """Read runs and results tables, each under a name of its own.
+
+    Raises:
+        BadInputError: a file cannot be read, or has no epoch.
+    """
+    names = names_of([each.path for each in sources])
+    return [_read(source, name) for source, name in zip(sources, names, strict=True)]
+
+
+def _read(source: Source, name: str) -> RunRecord:
+    if source.kind == "table":
+        table = read_results_table(source.path)
+        record = RunRecord(name, source.path, dict(sorted(table.rows.items())), None, {}, {})
+    else:
+        run = RunDirectory.at(source.path)
+        lines = read_lines(run.results_file, RESULTS)
+        rows = {}
+        for (epoch, _), line in lines.found.items():
+            cells = parse_row(line)
+            rows[epoch] = {metric: float(cells[metric]) for metric in METRICS}
+        notes = [f"{run.results_file.name}, {fault}: left out" for fault in lines.faults]
+        if lines.torn:
+            notes.append(f"{run.results_file.name}: its last line was cut short, and is left out")
+        digests = {epoch: str(end["state_digest"]) for epoch, end in read_ledger(run.ledger_file).ends()}
+        _refuse_no_rows(source.path, rows)
+        environment = run.read_environment()
+        record = RunRecord(name, source.path, rows, run.read_config(), environment, digests, tuple(notes))
+    _refuse_no_rows(source.path, record.rows)
+    return record
+
+
+def _refuse_no_rows(path: Path, rows: Mapping[int, object]) -> None:
+    if not rows:
+        raise BadInputError(f"{path} has no results of any epoch\n  train it first, or leave it out")
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Return the last parts of paths, as many as tell them apart."""
+    parts = [path.absolute().with_suffix("").parts if path.is_file() else path.absolute().parts for path in paths]
+    for number in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-number:]) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]

@@ -1,0 +1,1 @@
+"""Pages of sweeps: what each shows, and what several show together."""

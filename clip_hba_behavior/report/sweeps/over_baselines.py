@@ -1,0 +1,149 @@
+"""The page of several sweeps: effects over their baselines, each of which counts once."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from clip_hba_behavior.report.blocks import Block, Facts, Page, Section, Text, Titled
+from clip_hba_behavior.report.figure import Figure, Level, Mark, Panel, Series, Table, epoch_step
+from clip_hba_behavior.report.sweeps.record import MEASURE_NAMES, UNITS, SweepRecord
+from clip_hba_behavior.sweep.claims import OverBaselines
+from clip_hba_behavior.sweep.effect import When
+from clip_hba_behavior.sweep.effects import Effects, effects_of
+
+_TITLES: dict[When, str] = {
+    "perturbed": "after the first perturbed epoch",
+    "window_end": "after the last perturbed epoch",
+    "last": "at the end",
+}
+
+
+def over_baselines_page(records: Sequence[SweepRecord], files: Sequence[str], styles: Mapping[str, int]) -> Page:
+    """Make the page of several sweeps.
+
+    Args:
+        records: of the sweeps, two or more; several may have one baseline.
+        files: of their own pages.
+        styles: the colour, dash and marker of each kind.
+    """
+    effects = effects_of([row for record in records for row in record.collected.rows])
+    sections = [Section("summary", "Summary", _summary(records, effects))]
+    whens: tuple[When, ...] = ("perturbed", "window_end", "last")
+    for when in whens:
+        chosen = [each for each in effects.over_baselines if each.when == when]
+        figures = [
+            _figure(of, when, measure, styles)
+            for measure in MEASURE_NAMES
+            if (of := [each for each in chosen if each.measure == measure])
+        ]
+        if figures:
+            sections.append(Section(when.replace("_", "-"), _title(_TITLES[when]), figures))
+    if effects.over_baselines:
+        sections.append(Section("numbers", "Numbers", [_table(effects.over_baselines)]))
+    lead = "The same perturbations of several baselines: what they did in all of them."
+    links = [(file, f"Sweep {record.name}") for file, record in zip(files, records, strict=True)]
+    return Page("index.html", f"{len(records)} sweeps", lead, sections, links)
+
+
+def _summary(records: Sequence[SweepRecord], effects: Effects) -> list[Block]:
+    facts = [
+        (
+            record.name,
+            f"{record.collected.num_done()} of {len(record.collected.states)} runs done; baseline "
+            f"{record.plan.baseline.name}; controls equal to the last bit: "
+            f"{len(record.collected.controls()) - len(record.collected.failed_controls())} of "
+            f"{len(record.collected.controls())}",
+        )
+        for record in records
+    ]
+    texts = [
+        "The baseline is the random unit: runs of one baseline share its weights and its order of images, so they "
+        "are not independent of each other. An effect of a baseline is the mean over its seeds; each baseline "
+        "counts once.",
+        *(f"{note[0].upper()}{note[1:]}." for note in effects.notes),
+    ]
+    if not effects.over_baselines:
+        texts.append("No effect is there in two baselines or more yet.")
+    return [Facts(facts), *(Text(each) for each in texts)]
+
+
+def _figure(found: Sequence[OverBaselines], when: When, measure: str, styles: Mapping[str, int]) -> Figure:
+    lengths = (
+        sorted({each.length for each in found}) if when != "perturbed" else [min(each.length for each in found)]
+    )
+    name = MEASURE_NAMES[measure]
+    sizes = sorted({len(each.baselines) for each in found})
+    baselines = f"{sizes[0]} baselines" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} baselines"
+    return Figure(
+        f"baselines-{when.replace('_', '-')}-{measure.replace('_', '-')}",
+        f"Change of {name} {_TITLES[when]}",
+        f"The {name} of the perturbed run minus its baseline’s: mean of {baselines} (line), each "
+        "baseline (points), and the 95 % t interval of the mean (bars), which takes the baselines’ effects for "
+        "normal. Numbers: in “Effects over baselines” below.",
+        f"Change of {name} {_TITLES[when]}, by start epoch, over {baselines}.",
+        tuple(
+            _panel([each for each in found if each.length == length], when, measure, length, styles)
+            for length in lengths
+        ),
+    )
+
+
+def _panel(
+    found: Sequence[OverBaselines], when: When, measure: str, length: int, styles: Mapping[str, int]
+) -> Panel:
+    starts = sorted({each.start_epoch for each in found})
+    kinds = [kind for kind in styles if any(each.kind == kind for each in found)]
+    step = 0.05 * min((after - before for before, after in pairwise(starts)), default=1)
+    marks: list[Mark] = [Level(0.0)]
+    for place, kind in enumerate(kinds):
+        of = sorted((each for each in found if each.kind == kind), key=lambda each: each.start_epoch)
+        shift = step * (place - (len(kinds) - 1) / 2)  # beside each other, or the bars would hide each other
+        points = [
+            (each.start_epoch + shift, value, name)
+            for each in of
+            for value, name in zip(each.values, each.baselines, strict=True)
+        ]
+        marks.append(
+            Series(
+                [x for x, _, _ in points], [y for _, y, _ in points], style=styles[kind], kind="points",
+                hover=[f"{kind}, {name.rpartition('/')[2]}" for _, _, name in points], is_faint=True,
+            )
+        )  # fmt: skip
+        marks.append(
+            Series(
+                [each.start_epoch + shift for each in of], [each.mean for each in of], kind, styles[kind], "both",
+                [each.low for each in of], [each.high for each in of],
+                hover=[f"{kind}, start {each.start_epoch}" for each in of],
+            )
+        )  # fmt: skip
+    title = "" if when == "perturbed" else f"perturbed for {length} epoch{'s' if length > 1 else ''}"
+    return Panel(
+        tuple(marks),
+        "first perturbed epoch",
+        f"change ({UNITS[measure]})",
+        title,
+        x_step=epoch_step(starts[0], starts[-1]),
+    )
+
+
+def _table(found: Sequence[OverBaselines]) -> Titled:
+    return Titled(
+        "over-baselines",
+        "Effects over baselines",
+        "mean, low and high: over the baselines, with the 95 % t interval. p: of the Wilcoxon signed-rank "
+        "test, two-sided; none with fewer than six baselines, where it cannot be below 0.05. Not corrected for "
+        "the number of rows.",
+        Table(
+            ("kind", "length", "start_epoch", "measure", "when", "baselines", "mean", "low", "high", "p"),
+            [
+                (
+                    each.kind, each.length, each.start_epoch, each.measure, each.when, len(each.baselines),
+                    each.mean, each.low, each.high, each.p_value,
+                )
+                for each in found
+            ],
+        ),
+    )  # fmt: skip
+
+
+def _title(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}"

@@ -1,0 +1,96 @@
+"""What perturbations did, each beside its null: computed from the rows of a sweep's table alone."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from clip_hba_behavior.sweep import nulls
+from clip_hba_behavior.sweep.claims import Family, OverBaselines, claim_of, families_of, over_baselines
+from clip_hba_behavior.sweep.effect import Effect, compare_with_nulls
+
+
+@dataclass(frozen=True)
+class Effects:
+    """All effects of the rows that were given.
+
+    Attributes:
+        effects: in the order of the rows.
+        families: one for each baseline, kind, length, seed, measure and `when`, where there is a matched null.
+        over_baselines: where the rows are of two baselines or more.
+        notes: sentences that belong beside the numbers, such as why there is no null.
+    """
+
+    effects: tuple[Effect, ...]
+    families: tuple[Family, ...]
+    over_baselines: tuple[OverBaselines, ...]
+    notes: tuple[str, ...]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows of `sweep_effects.csv`; none where there is no null."""
+        families = {claim_of(each): each for each in self.families}
+        for effect in self.effects:
+            matched, wider = effect.matched, effect.wider
+            if effect.when == "later" or not (matched or wider):
+                continue
+            family = families.get(claim_of(effect))
+            place = family.start_epochs.index(effect.start_epoch) if family and matched else None
+            adjusted = family.adjusted_p_values if family else None
+            yield {
+                "baseline": effect.baseline,
+                "run": effect.run,
+                "kind": effect.kind,
+                "length": effect.length,
+                "start_epoch": effect.start_epoch,
+                "seed": effect.seed,
+                "measure": effect.measure,
+                "when": effect.when,
+                "epoch": effect.epoch,
+                "effect": effect.value,
+                "matched_null_runs": len(matched.effects) if matched else 0,
+                "matched_null_mean": matched.mean() if matched else None,
+                "matched_null_spread": matched.spread() if matched else None,
+                "matched_p_value": matched.p_value if matched else None,
+                "wider_null_runs": len(wider.effects) if wider else 0,
+                "wider_p_value": wider.p_value if wider else None,
+                "family_epochs": len(family.start_epochs) if family and matched else None,
+                "family_p_value": family.p_value if family and matched else None,
+                "family_epoch_p_value": family.epoch_p_values[place] if family and place is not None else None,
+                "adjusted_p_value": adjusted[place] if adjusted and place is not None else None,
+            }
+
+
+def effects_of(rows: Sequence[Mapping[str, Any]], later_epochs: bool = False) -> Effects:
+    """Compare every perturbed run with its baseline, and with the null of the same state.
+
+    Args:
+        rows: of one sweep's table or of several, as `aggregate` returns them or `read_table` reads them.
+        later_epochs: also at every other epoch from the first perturbed one on, as `later`.
+
+    Raises:
+        BadInputError: two tables have other results of the same run.
+    """
+    effects = compare_with_nulls(rows, later_epochs)
+    at_once = [each for each in effects if each.when != "later"]
+    families = tuple(families_of(at_once))
+    return Effects(effects, families, tuple(over_baselines(at_once)), tuple(_notes(effects, families)))
+
+
+def _notes(effects: Sequence[Effect], families: Sequence[Family]) -> Iterator[str]:
+    if not effects:
+        return
+    if not any(each.matched for each in effects):
+        yield (
+            "effects have no null to be judged against: add null_seeds: 19 to the sweep's file, and run it again "
+            "(reorder with seeds 1 to 19 for each start and length)"
+        )
+    least = min((len(each.null_seeds) for each in families), default=19)
+    if least < 19:
+        below = f"no p-value is below {1 / (least + 1):.2g}"
+        yield f"with {least} null runs {below}; null_seeds: 19 is the least for 0.05"
+    yield from dict.fromkeys(each.why_not_adjusted for each in families if each.why_not_adjusted is not None)
+    baselines = len({each.baseline for each in effects})
+    if 1 < baselines < nulls.LEAST_BASELINES:
+        yield (
+            f"over {baselines} baselines there is a t interval, which takes their effects for normal, and no "
+            f"signed-rank test, which cannot be below 0.05 with fewer than {nulls.LEAST_BASELINES}"
+        )
