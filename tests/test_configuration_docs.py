@@ -3,7 +3,7 @@ import inspect
 from pathlib import Path
 from typing import get_args
 
-from clip_hba_behavior.cli import fork
+from clip_hba_behavior.cli.training import fork
 from clip_hba_behavior.config import PerturbType
 
 REPOSITORY = Path(__file__).parent.parent

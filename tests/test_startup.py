@@ -78,6 +78,8 @@ WRONG = {
     "report run": "run has no results of any epoch",
     "report run --out good.yaml": "--out good.yaml is a file",
     "report run --split-half none.mat": "there is no file none.mat",
+    "report good.yaml": "the sweep file is wrong",
+    "report lost_sweep.yaml": "the sweep's baseline has no config.yaml",
     "report run other": "say where it goes: clip-hba report run other --out report",
     "slurm none.yaml": "there is no configuration file none.yaml",
     "predict none.pth one.png": "there is no checkpoint none.pth",

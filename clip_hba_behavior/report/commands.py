@@ -12,7 +12,6 @@ from clip_hba_behavior.report.certificates import certificates_of
 from clip_hba_behavior.report.drawing import drawing
 from clip_hba_behavior.report.output import refuse_foreign, write_report
 from clip_hba_behavior.report.sources import Source, find_sources, read_records
-from clip_hba_behavior.report.sweeps.commands import report_sweeps
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.run.directory import RunDirectory
@@ -39,6 +38,8 @@ def report(
     of_a_run = {"--split-half": split_half, "--certificate": certificate, "--config": config}
     if any(source.kind == "sweep" for source in sources):
         _refuse_options_of_a_run(of_a_run)
+        from clip_hba_behavior.report.sweeps.commands import report_sweeps
+
         return report_sweeps(sources, out)
     directory = out if out is not None else _default_directory(sources)
     refuse_foreign(directory)

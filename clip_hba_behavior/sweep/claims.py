@@ -124,7 +124,7 @@ def families_of(effects: Sequence[Effect]) -> Iterator[Family]:
 
 def _why_not_adjusted(num_epochs: int, num_null: int) -> str:
     return (
-        f"no p-value is adjusted for {num_epochs} epochs by Benjamini and Hochberg: with {num_null} null runs "
+        f"no p-value is adjusted for {num_epochs} epoch{'s' if num_epochs > 1 else ''} by Benjamini and Hochberg: with {num_null} null runs "
         f"none is below {1 / (num_null + 1):.2g}, and a single one would have to be at most "
         f"{nulls.FALSE_DISCOVERY_RATE / num_epochs:.2g}; null_seeds: {nulls.null_needed(num_epochs)} would do"
     )

@@ -87,6 +87,13 @@ def _notes(effects: Sequence[Effect], families: Sequence[Family]) -> Iterator[st
     if least < 19:
         below = f"no p-value is below {1 / (least + 1):.2g}"
         yield f"with {least} null runs {below}; null_seeds: 19 is the least for 0.05"
+    claimed = {claim_of(each) for each in families}
+    lacking = (each for each in effects if each.when != "later" and each.matched and claim_of(each) not in claimed)
+    for kind, length in dict.fromkeys((each.kind, each.length) for each in lacking):
+        yield (
+            f"no claim for all start epochs of {kind}, length {length}: no seed of the null has a run at each of "
+            "them; run what is missing"
+        )
     yield from dict.fromkeys(each.why_not_adjusted for each in families if each.why_not_adjusted is not None)
     baselines = len({each.baseline for each in effects})
     if 1 < baselines < nulls.LEAST_BASELINES:

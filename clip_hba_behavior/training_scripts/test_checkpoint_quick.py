@@ -5,7 +5,7 @@ The same as `clip-hba verify quick`. It trains on the synthetic data set for som
 
 import sys
 
-from clip_hba_behavior.cli import NO, YES, exit_code_of
+from clip_hba_behavior.cli.exit_codes import NO, YES, exit_code_of
 
 
 def main() -> None:

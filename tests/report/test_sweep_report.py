@@ -23,7 +23,8 @@ from clip_hba_behavior.report.sweeps.by_start import at_the_end, at_the_window, 
 from clip_hba_behavior.report.sweeps.null import is_outside, limit_of
 from clip_hba_behavior.report.sweeps.over_baselines import over_baselines_page
 from clip_hba_behavior.report.sweeps.page import sweep_page
-from clip_hba_behavior.report.sweeps.record import SweepRecord, plans_of, read_sweep, styles_of
+from clip_hba_behavior.report.sweeps.plans import plans_of
+from clip_hba_behavior.report.sweeps.record import SweepRecord, read_sweep, styles_of
 from clip_hba_behavior.report.sweeps.recovery import recovery_curves, recovery_medians
 from clip_hba_behavior.sweep.nulls import p_value
 from fresh_process import Outcome
@@ -286,9 +287,7 @@ def test_controls_that_were_not_asked_for_are_named_as_missing(record: SweepReco
     assert "which must be the baseline" in str(block)
 
 
-def test_what_is_no_sweep_is_refused_before_torch_is_imported(
-    sweep: Path, clip_hba: ClipHba, tmp_path: Path
-) -> None:
+def test_what_is_no_sweep_is_refused(sweep: Path, clip_hba: ClipHba, tmp_path: Path) -> None:
     for arguments, expected in [
         ([tmp_path], "there is neither a run nor a sweep in"),
         ([tmp_path / "none.yaml"], "there is no"),

@@ -225,3 +225,16 @@ def test_runs_that_stop_early_are_each_compared_at_their_own_last_epoch() -> Non
     assert last.matched is not None
     assert dict(zip(last.matched.seeds, last.matched.effects, strict=True)) == {1: 2.0, 3: 1.0}
     assert last.matched.p_value == 2 / 3
+
+
+def test_a_null_without_a_common_seed_makes_no_claim_and_says_so() -> None:
+    rows = [row for start in (2, 4) for row in run_of("random_target", start, 1, 0, 5.0)]
+    rows += [*run_of("reorder", 2, 1, 1, 1.0), *run_of("reorder", 4, 1, 2, 1.0)]
+    found = effects_of(rows)
+    assert {(each.start_epoch, each.matched and each.matched.p_value) for each in found.effects} == {
+        (2, 1 / 2),
+        (4, 1 / 2),
+    } | {(start, 1.0) for start in (2, 4)}  # an RSA of 0
+    assert found.families == ()
+    assert any("no claim for all start epochs of random_target, length 1" in note for note in found.notes)
+    assert not any("no claim" in note for note in effects_of(sweep_of({"random_target": 5.0})).notes)

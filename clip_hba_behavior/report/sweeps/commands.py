@@ -6,7 +6,7 @@ from pathlib import Path
 from clip_hba_behavior.report.drawing import drawing
 from clip_hba_behavior.report.output import refuse_foreign, write_report
 from clip_hba_behavior.report.sources import Source, names_of
-from clip_hba_behavior.report.sweeps.record import plans_of, read_sweep, styles_of
+from clip_hba_behavior.report.sweeps.plans import plans_of
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.run.log import session
@@ -41,6 +41,7 @@ def report_sweeps(sources: Sequence[Source], out: Path | None) -> int:
     from clip_hba_behavior.report.site import render_site
     from clip_hba_behavior.report.sweeps.over_baselines import over_baselines_page
     from clip_hba_behavior.report.sweeps.page import sweep_page
+    from clip_hba_behavior.report.sweeps.record import read_sweep, styles_of
 
     with session() as here, drawing() as drawer:
         progress = here.interruptible().report

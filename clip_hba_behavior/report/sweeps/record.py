@@ -7,12 +7,10 @@ from typing import Any
 
 from clip_hba_behavior.report.sources import RunRecord, Source, read_records
 from clip_hba_behavior.reproducibility.record.session import Report
-from clip_hba_behavior.reproducibility.state.errors import BadInputError
-from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.sweep.collected import Collected, collect
 from clip_hba_behavior.sweep.effect import Effect
 from clip_hba_behavior.sweep.effects import Effects, effects_of
-from clip_hba_behavior.sweep.plan import Plan, make_plan, read_sweep_file
+from clip_hba_behavior.sweep.plan import Plan
 
 # Of each measure: what it is called, and how its difference from the baseline is labelled.
 MEASURE_NAMES = {"behavioral_rsa_rho": "behavioural RSA", "test_loss": "test loss"}
@@ -59,32 +57,6 @@ class SweepRecord:
     def effects_of(self, measure: str) -> Iterator[Effect]:
         """Yield the effects of one measure."""
         return (effect for effect in self.effects.effects if effect.measure == measure)
-
-
-def plans_of(sources: Sequence[Source]) -> list[tuple[Path, Plan]]:
-    """Read the files of sweeps, and list their runs; nothing of it needs torch.
-
-    A sweep's directory is where it is now, wherever the file in it says that it is.
-
-    Raises:
-        BadInputError: one is no sweep, has not begun, or was given twice.
-    """
-    found: list[tuple[Path, Plan]] = []
-    for source in sources:
-        file = source.path / "sweep.yaml" if source.path.is_dir() else source.path
-        asked = read_sweep_file(file)
-        if source.path.is_dir():
-            asked = asked.model_copy(update={"directory": str(source.path)})
-        plan = make_plan(asked)
-        if not plan.directory.is_dir():
-            raise BadInputError(
-                f"there is nothing in {plan.directory} yet: the sweep has not begun\n"
-                f"  begin: {command_line('sweep', 'run', file)}"
-            )
-        if any(plan.directory.resolve() == before.directory.resolve() for _, before in found):
-            raise BadInputError(f"the sweep in {plan.directory} is given twice")
-        found.append((file, plan))
-    return found
 
 
 def read_sweep(file: Path, plan: Plan, name: str, prefix: str, report: Report) -> SweepRecord:
