@@ -23,7 +23,12 @@ from clip_hba_behavior.use.odd_one_out import (
     odd_one_out_accuracy,
     read_triplets,
 )
-from clip_hba_behavior.use.predict import find_images, predict_images, write_predictions
+from clip_hba_behavior.use.predict import (
+    find_images,
+    predict_images,
+    refuse_columns_of_one_name,
+    write_predictions,
+)
 from clip_hba_behavior.use.rdm import write_rdm
 from clip_hba_behavior.use.request import CHANCE
 from clip_hba_behavior.use.run_alignment import align_run
@@ -77,6 +82,8 @@ def predict(
         print(note, file=sys.stderr)
     with session() as here:
         model = load_model(source, config=keys, device=device)
+        if out is not None:
+            refuse_columns_of_one_name(out, model.prompts)
         report = here.interruptible().report
         found = predict_images(model, images, lambda done, total: report("predicting images", done, total))
         if top is not None or out is None:

@@ -107,6 +107,20 @@ def _refuse_no_text(path: Path) -> None:
         raise DataError(f"{quote(name)}: its name has a line break, or is no UTF-8\n  rename the file")
 
 
+def refuse_columns_of_one_name(path: Path, prompts: Sequence[str]) -> None:
+    """Return if a Parquet file can have these columns, and one `image`: readers refuse two of one name.
+
+    Raises:
+        BadInputError: it cannot.
+    """
+    names = ["image", *prompts]
+    if path.suffix == ".parquet" and (twice := sorted({name for name in names if names.count(name) > 1})):
+        raise BadInputError(
+            f"--out {path}: several columns would have one name: {quote(twice)}\n"
+            "  give a .csv or a .npy, whose readers go by place"
+        )
+
+
 def write_predictions(path: Path, predictions: Predictions) -> list[Path]:
     """Write predictions as CSV, Parquet or NPY, by the file's ending; the same predictions give the same bytes.
 
@@ -117,9 +131,10 @@ def write_predictions(path: Path, predictions: Predictions) -> list[Path]:
         The files written.
 
     Raises:
-        BadInputError: as `refuse_bad_table`.
+        BadInputError: as `refuse_bad_table` and `refuse_columns_of_one_name`.
     """
     refuse_bad_table(path)
+    refuse_columns_of_one_name(path, predictions.prompts)
     path.parent.mkdir(parents=True, exist_ok=True)
     names = [str(image) for image in predictions.images]
     if path.suffix == ".csv":

@@ -16,6 +16,7 @@ from clip_hba_behavior.rsa import portable
 from clip_hba_behavior.run.checkpoint import read_checkpoint
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.use.held_out import held_out_of
+from clip_hba_behavior.use.predict import Predictions, write_predictions
 from fresh_process import Outcome
 
 ClipHba = Callable[..., Outcome]
@@ -87,6 +88,15 @@ def test_predictions_as_csv_and_parquet_are_exact_in_pandas(
     assert from_csv.to_numpy().astype(np.float32).tobytes() == expected.tobytes()
     assert from_parquet.to_numpy().tobytes() == expected.tobytes()
     assert list(from_csv.index) == list(from_parquet.index) == [str(image) for image in images]
+
+
+@pytest.mark.parametrize("prompts", [("red", "red"), ("image", "red")])
+def test_a_parquet_file_gets_no_two_columns_of_one_name(prompts: tuple[str, str], tmp_path: Path) -> None:
+    found = Predictions((Path("a.png"),), np.ones((1, 2), dtype=np.float32), prompts, ())
+    with pytest.raises(BadInputError, match="several columns would have one name"):
+        write_predictions(tmp_path / "p.parquet", found)
+    assert list(tmp_path.iterdir()) == []
+    write_predictions(tmp_path / "p.csv", found)
 
 
 def test_a_name_that_is_no_line_of_text_is_left_out_and_named(
