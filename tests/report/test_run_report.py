@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
+import yaml
 from PIL import Image
 
 import fresh_process
@@ -18,6 +19,7 @@ from clip_hba_behavior.data.things import read_human_halves, read_human_rdm
 from clip_hba_behavior.rsa.noise_ceiling import noise_ceiling
 from clip_hba_behavior.run.directory import RunDirectory
 from fresh_process import Outcome
+from run_tools import data_keys
 
 ClipHba = Callable[..., Outcome]
 FIGURES = ("losses", "trajectory", "alignment", "rdms", "pairs", "dimensions", "movement", "times")
@@ -128,7 +130,9 @@ def test_without_the_images_the_page_says_so_and_the_code_is_1(
     run: Path, clip_hba: ClipHba, tmp_path: Path
 ) -> None:
     shutil.copytree(run, tmp_path / "things")
-    (tmp_path / "elsewhere.yaml").write_text(f"img_dir: {tmp_path / 'nowhere'}\n")
+    write_standin_dataset(tmp_path / "data")
+    elsewhere = data_keys(tmp_path / "data") | {"img_dir": str(tmp_path / "nowhere")}
+    (tmp_path / "elsewhere.yaml").write_text(yaml.safe_dump(elsewhere))
     done = clip_hba("report", tmp_path / "things", "--config", tmp_path / "elsewhere.yaml")
     assert done.code == 1, done.output
     assert "left out: " in done.output
