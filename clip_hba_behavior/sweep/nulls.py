@@ -22,6 +22,11 @@ def p_value(value: float, null: Sequence[float]) -> float:
     return (1 + sum(not abs(each) < abs(value) for each in null)) / (len(null) + 1)
 
 
+def least_p_value(num_null: int) -> float:
+    """Return the least p that K null runs can give."""
+    return 1 / (num_null + 1)
+
+
 def family_statistics(
     values: Sequence[float], null: Sequence[Sequence[float]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -173,6 +173,8 @@ def test_heat_maps_have_one_scale_around_zero_and_nothing_before_the_start(recor
         assert heat.x_names == ["2", "3", "4"]
         assert [[value == value for value in row] for row in heat.values] == [[True] * 3, [False, True, True]]
         assert heat.marked == [[False] * 3] * 2  # two null runs can put nothing outside
+    assert all("with 2 null runs no p is below 0.33" in figure.text for figure in figures)
+    assert {row[5] for figure in figures if figure.table is not None for row in figure.table.rows} == {None}
 
 
 def test_cells_outside_the_null_are_marked_where_the_null_is_large_enough(record: SweepRecord) -> None:
@@ -181,15 +183,20 @@ def test_cells_outside_the_null_are_marked_where_the_null_is_large_enough(record
     small = tuple(1e-9 * seed for seed in range(1, 20))
     outside = replace(effect, matched=replace(effect.matched, effects=small, p_value=p_value(effect.value, small)))
     assert is_outside([outside])
-    assert not is_outside([outside, effect])  # every seed must be
-    assert not is_outside([replace(effect, matched=None)])
-    assert not is_outside([])
+    inside = replace(effect, matched=replace(effect.matched, effects=small, p_value=1.0))
+    assert is_outside([outside, inside]) is False  # every seed must be
+    assert is_outside([outside, effect]) is None  # two null runs cannot tell
+    assert is_outside([replace(effect, matched=None)]) is None
+    assert is_outside([]) is None
     marked = replace(record, effects=replace(record.effects, effects=(outside,)))
     (figure,) = heat_maps.over_epochs(marked, effect.measure)
     (heat,) = [mark for mark in figure.panels[0].marks if isinstance(mark, Heat)]
     assert heat.marked is not None
     assert sum(map(sum, heat.marked)) == 1
     assert heat.mark_name == "outside the null"
+    assert "p of at most 0.05 in every seed, where" in figure.text
+    assert figure.table is not None
+    assert [row[5] for row in figure.table.rows] == [True]
 
 
 @pytest.mark.parametrize("size", [1, 5, 19, 39, 100])
@@ -269,6 +276,8 @@ def test_a_sweep_without_null_says_what_to_add(own_sweep: Path) -> None:
     page = page_of(record)
     assert "add null_seeds: 19 to the sweep’s file" in page
     assert f"clip-hba sweep run {own_sweep / 'sweep.yaml'}" in page
+    assert "No cell can be marked: there is no null" in page
+    assert "effects below" not in page
     assert "outside the null" not in page
     assert "One claim" not in page
 
