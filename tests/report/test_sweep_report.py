@@ -104,7 +104,9 @@ def test_the_command_writes_every_part_and_another_process_makes_the_same(
     assert "All 22 runs of the sweep are done and in this report." in page
     assert "2 of 2 controls are equal to the baseline to the last bit." in page
     assert "With 2 null runs no p-value is below 0.33" in page
+    assert "0.33 is the least that 2 null runs can give (matched null)." in page
     assert "No p-value is adjusted for 2 epochs by Benjamini and Hochberg" in page
+    assert "(claims: perturbed of length 1, " in page
     assert f"clip-hba sweep verify {sweep / 'sweep.yaml'} --sample 10" in page
     figures = tmp_path / "report" / "figures"
     assert len(made.figures()) == 12
