@@ -7,12 +7,13 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 import fresh_process
+from clip_hba_behavior.config import PerturbType
 from clip_hba_behavior.report.blocks import Titled
 from clip_hba_behavior.report.figure import Heat, Series
 from clip_hba_behavior.report.paper import paper_files
@@ -24,7 +25,7 @@ from clip_hba_behavior.report.sweeps.null import is_outside, limit_of
 from clip_hba_behavior.report.sweeps.over_baselines import over_baselines_page
 from clip_hba_behavior.report.sweeps.page import sweep_page
 from clip_hba_behavior.report.sweeps.plans import plans_of
-from clip_hba_behavior.report.sweeps.record import SweepRecord, read_sweep, styles_of
+from clip_hba_behavior.report.sweeps.record import KIND_NAMES, SweepRecord, read_sweep, styles_of
 from clip_hba_behavior.report.sweeps.recovery import recovery_curves, recovery_medians
 from clip_hba_behavior.sweep.nulls import p_value
 from fresh_process import Outcome
@@ -225,7 +226,10 @@ def test_the_best_of_each_run_stands_beside_the_null(record: SweepRecord) -> Non
 def test_recovery_counts_runs_and_names_its_rule(record: SweepRecord) -> None:
     titled = recovery_medians(record)
     assert "within 2 % of the baseline’s and stays there for 1 consecutive epoch;" in titled.text
-    for kind, _, runs, inside, recovered, censored, *_ in titled.table.rows:
+    assert titled.table.columns[5:7] == ("censored", "of them without time")
+    for kind, _, runs, inside, recovered, censored, without_time, *_ in titled.table.rows:
+        assert isinstance(without_time, int)
+        assert 0 <= without_time <= int(censored or 0)
         assert runs == (4 if kind == "random_target" else 2)
         assert isinstance(inside, int)
         assert isinstance(recovered, int)
@@ -318,6 +322,37 @@ def test_what_is_no_sweep_is_refused(sweep: Path, clip_hba: ClipHba, tmp_path: P
     outcome = clip_hba("report", file)
     assert outcome.code == 2
     assert "the sweep has not begun" in outcome.output
+
+
+def test_sweeps_of_one_baseline_and_baselines_of_other_settings_are_said_to_be(
+    record: SweepRecord, own_sweep: Path
+) -> None:
+    other = replace(record_of(own_sweep), name="other")
+    assert other.baseline.config is not None
+    pages = []
+    for changed in (
+        replace(record, name="other"),
+        other,
+        replace(
+            other, baseline=replace(other.baseline, config=other.baseline.config.model_copy(update={"rank": 8}))
+        ),
+    ):
+        page = over_baselines_page([record, changed], ["sweep-1.html", "sweep-2.html"], styles_of([record]))
+        pages.append(render_page(page))
+    one, copies, unlike = pages
+    assert "Several sweeps of one baseline: " in one
+    assert "All have the baseline baseline: a mean over baselines takes two." in one
+    assert "Several sweeps of one baseline" not in copies
+    assert "differ in more than their seed" not in copies
+    assert "The baselines differ in more than their seed. sweep: rank 4; other: rank 8." in unlike
+    assert "other: with 2 null runs no p-value is below 0.33" in copies
+
+
+def test_kinds_are_explained_by_the_words_of_the_documentation(record: SweepRecord) -> None:
+    told = (Path(__file__).parents[2] / "docs" / "PERTURBATIONS.md").read_text(encoding="utf-8").replace("'", "’")
+    assert KIND_NAMES.keys() == set(get_args(PerturbType)) - {"none", "reorder"}
+    assert all(f"`{kind}` | {text}" in told for kind, text in KIND_NAMES.items())
+    assert "uniform_images: images in which every pixel is 0.5" in page_of(record)
 
 
 def test_several_sweeps_are_summarised_over_their_baselines(record: SweepRecord, own_sweep: Path) -> None:
