@@ -69,7 +69,10 @@ def check_data_of(config: Config) -> DataReport:
             progress=lambda done, total: here.interruptible().report("opening images", done, total),
         )
     model = check_model(data, backbone, report.prompts, report.num_train_images)
-    lines = (f"backbone:              {model.backbone}", f"tokenizer:             {model.tokenizer}")
+    which = "; the small CLIP that comes with the package, for want of a key backbone"
+    if config.backbone != STANDIN or is_synthetic(config):
+        which = ""
+    lines = (f"backbone:              {model.backbone}{which}", f"tokenizer:             {model.tokenizer}")
     return dataclasses.replace(report, model=lines, problems=(*report.problems, *model.problems))
 
 

@@ -92,10 +92,8 @@ class RunAlignment:
         yield f"{self.run}, epoch {self.epoch}"
         if self.synthetic:
             yield "The data are the synthetic data set: images, targets and RDM are drawn, none is of people."
-        of_whom = "synthetic" if self.synthetic else "human"
-        yield (
-            f"Spearman's rho of the model's RDM and the {of_whom} RDM of {found.num_images} images: {found.rho:.4f}"
-        )
+        compared = f"the {'synthetic' if self.synthetic else 'human'} RDM of {found.num_images} images"
+        yield f"Spearman's rho of the model's RDM and {compared}: {found.rho:.4f}"
         yield (
             f"  {100 * found.level:.0f} % interval {found.interval[0]:.4f} to {found.interval[1]:.4f}, standard "
             f"deviation {found.sd:.4f} (percentiles of {found.resamples:,} resamples of the images)"

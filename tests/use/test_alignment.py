@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,6 +134,28 @@ def test_alignment_of_is_made_of_the_test_and_the_bootstrap(things: Path) -> Non
     assert (found.num_images, found.level, found.resamples, found.seed) == (48, 0.95, 200, 3)
     assert found.p_note() == "0.01 is the least that 99 permutations can give"
     assert dataclasses.replace(found, p_greater=0.02).p_note() == ""
+
+
+def test_the_difference_of_two_models_is_computed_as_the_page_on_statistics_shows(
+    things: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "STATISTICS.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    targets = read_annotations(things / "spose_embedding66d_rescaled_48val_reordered.csv").targets
+    noise = np.random.default_rng(1).normal(scale=targets.std(), size=targets.shape)
+    for name, rows in (("rdm_one", targets), ("rdm_two", targets + noise)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "rdm.npy", correlation_distances(rows))
+    (tmp_path / "data").mkdir()
+    shutil.copy(things / "RDM48_triplet.mat", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(compile(code, "STATISTICS.md", "exec"), found)
+    assert found["estimates"].shape == (10_000, 2)
+    assert 0 < found["low"] < found["difference"] < found["high"]
+    assert capsys.readouterr().out.startswith(
+        f"{found['difference']:.4f}, standard deviation {found['sd']:.4f}, 95"
+    )
 
 
 def test_a_ceiling_is_given_for_the_halves_of_this_rdm_and_for_no_others(
