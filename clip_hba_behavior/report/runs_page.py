@@ -1,5 +1,6 @@
 """The page of several runs beside each other."""
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -132,7 +133,8 @@ def _curves(groups: Sequence[Group], metric: str) -> list[Mark]:
             marks.append(Series(x, run.column(metric), named, style, is_faint=has_mean))
         if has_mean:
             x, values = group.over_epochs(metric)
-            mean, sd = values.mean(axis=0), values.std(axis=0, ddof=1)
+            with np.errstate(invalid="ignore"):  # a loss may be infinite
+                mean, sd = values.mean(axis=0), values.std(axis=0, ddof=1)
             name = f"mean of {len(values)}{', settings ' if group.name else ''}{group.name}"
             style = INK if is_one else number
             marks.append(Series(x, _plain(mean), name, style, low=_plain(mean - sd), high=_plain(mean + sd)))
@@ -185,7 +187,7 @@ def _spread(group: Group) -> Facts:
         values = [float(value) for value in group.at_best(metric)]
         text = f"{statistics.fmean(values):.4g}"
         if len(values) > 1:
-            sd = statistics.stdev(values)
+            sd = statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
             text = f"mean {text}, standard deviation {sd:.2g}, {min(values):.4g} to {max(values):.4g}"
         rows.append((_LABELS[metric][0].upper() + _LABELS[metric][1:], text))
     return Facts(rows)

@@ -1,5 +1,6 @@
 """What a report is of: runs, results tables, sweeps. Nothing of it needs torch."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +56,12 @@ class RunRecord:
         return [row[metric] for row in self.rows.values()]
 
     def best_epoch(self) -> int:
-        """Return the epoch with the lowest test loss, the first of equal ones, as early stopping counts them."""
-        return min(self.rows, key=lambda epoch: self.rows[epoch]["test_loss"])
+        """Return the epoch with the lowest test loss, the first of equal ones, as early stopping counts them.
+
+        An undefined loss (nan) is no lowest one.
+        """
+        losses = {epoch: row["test_loss"] for epoch, row in self.rows.items()}
+        return min(losses, key=lambda epoch: math.inf if math.isnan(losses[epoch]) else losses[epoch])
 
 
 def find_sources(asked: Sequence[Path]) -> list[Source]:
@@ -138,5 +143,10 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     for number in range(1, max(map(len, parts)) + 1):
         names = ["/".join(each[-number:]) for each in parts]
         if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in paths]
+            return [_readable(name) for name in names]
+    return [_readable(str(path)) for path in paths]
+
+
+def _readable(name: str) -> str:
+    """Return a name with a question mark for each byte that is no UTF-8, and cannot be written as text."""
+    return name.encode(errors="replace").decode()

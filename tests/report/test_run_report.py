@@ -263,3 +263,26 @@ def test_what_cannot_be_used_is_told_before_anything_is_written(
     assert said in done.output
     assert files_of(run) == before
     assert not (tmp_path / "new").exists()
+
+
+def test_a_device_that_cannot_be_is_told_and_nothing_is_written(
+    run: Path, clip_hba: ClipHba, tmp_path: Path
+) -> None:
+    done = clip_hba("report", run, "--device", "gpu", "--out", tmp_path / "report")
+    assert done.code == 2
+    assert "device: found 'gpu', expected auto, cpu, cuda" in done.output
+    done = clip_hba("report", run / "training_res.csv", "--device", "cpu", "--out", tmp_path / "report")
+    assert done.code == 2
+    assert "--device cpu: only for the report of one run" in done.output
+    assert not (tmp_path / "report").exists()
+
+
+def test_the_model_looked_at_is_said_not_to_be_the_best_where_that_one_is_lost(
+    run: Path, clip_hba: ClipHba, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "lost")
+    (tmp_path / "lost/dora_params/epoch3_dora_params.pth").unlink()
+    assert clip_hba("report", tmp_path / "lost").code == 0
+    page = (tmp_path / "lost/report/index.html").read_text(encoding="utf-8")
+    assert "that of epoch 2, with the lowest test loss of those with a checkpoint that can be read" in page
+    assert "epoch 3 has a lower one" in page
