@@ -1,6 +1,5 @@
 """The page of several runs beside each other."""
 
-import math
 import statistics
 from collections.abc import Sequence
 
@@ -15,6 +14,7 @@ from clip_hba_behavior.report.parting import Parting, partings
 from clip_hba_behavior.report.sources import RunRecord
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.run.checkpoint_files import name_epochs
+from clip_hba_behavior.sweep.nulls import standard_deviation
 
 _LABELS = {"test_loss": "test loss", "train_loss": "training loss", "behavioral_rsa_rho": "behavioural RSA (rho)"}
 _MOST_NAMED = 8  # more single runs are not told apart
@@ -187,7 +187,7 @@ def _spread(group: Group) -> Facts:
         values = [float(value) for value in group.at_best(metric)]
         text = f"{statistics.fmean(values):.4g}"
         if len(values) > 1:
-            sd = statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+            sd = standard_deviation(values)
             text = f"mean {text}, standard deviation {sd:.2g}, {min(values):.4g} to {max(values):.4g}"
         rows.append((_LABELS[metric][0].upper() + _LABELS[metric][1:], text))
     return Facts(rows)

@@ -124,7 +124,9 @@ def _read(source: Source, name: str) -> RunRecord:
         notes = [f"{run.results_file.name}, {fault}: left out" for fault in lines.faults]
         if lines.torn:
             notes.append(f"{run.results_file.name}: its last line was cut short, and is left out")
-        digests = {epoch: str(end["state_digest"]) for epoch, end in read_ledger(run.ledger_file).ends()}
+        ledger = read_ledger(run.ledger_file)
+        notes += [f"{run.ledger_file.name}, {fault}: left out" for fault in ledger.lines.faults]
+        digests = {epoch: str(end["state_digest"]) for epoch, end in ledger.ends()}
         _refuse_no_rows(source.path, rows)
         environment = run.read_environment()
         record = RunRecord(name, source.path, rows, run.read_config(), environment, digests, tuple(notes))

@@ -16,6 +16,7 @@ from PIL import Image
 import fresh_process
 from clip_hba_behavior.data.standin import write_standin_dataset
 from clip_hba_behavior.data.things import read_human_halves, read_human_rdm
+from clip_hba_behavior.report.sources import find_sources, read_records
 from clip_hba_behavior.rsa.noise_ceiling import noise_ceiling
 from clip_hba_behavior.run.directory import RunDirectory
 from fresh_process import Outcome
@@ -286,3 +287,15 @@ def test_the_model_looked_at_is_said_not_to_be_the_best_where_that_one_is_lost(
     page = (tmp_path / "lost/report/index.html").read_text(encoding="utf-8")
     assert "that of epoch 2, with the lowest test loss of those with a checkpoint that can be read" in page
     assert "epoch 3 has a lower one" in page
+
+
+def test_a_damaged_line_of_the_ledger_is_named(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    ledger = RunDirectory.at(tmp_path / "run").ledger_file
+    lines = ledger.read_text().splitlines(keepends=True)
+    ledger.write_text("".join([*lines[:2], "garbage\n", *lines[3:]]))
+    (record,) = read_records(find_sources([tmp_path / "run"]))
+    assert len(record.notes) == 1
+    assert record.notes[0].startswith("steps.jsonl, line 3: ")
+    (whole,) = read_records(find_sources([run]))
+    assert whole.notes == ()
