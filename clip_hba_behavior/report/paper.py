@@ -64,7 +64,9 @@ def paper_files(figure: Figure) -> dict[str, bytes]:
             _draw(canvas, axes, panel)
             handles, names = axes.get_legend_handles_labels()
             # one legend for all panels
-            entries = {name.removeprefix(_SHIELD): handle for name, handle in zip(names, handles, strict=True)} | entries
+            entries = {
+                name.removeprefix(_SHIELD): handle for name, handle in zip(names, handles, strict=True)
+            } | entries
         if entries:
             room = int(_LETTERS_PER_INCH * canvas.get_figwidth())
             columns = max(1, min(len(entries), room // (max(map(len, entries)) + 7)))

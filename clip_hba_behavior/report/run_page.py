@@ -80,7 +80,8 @@ def run_page(
             problem = str(error)
             left_out.append(problem)
     else:
-        problem = "there is no checkpoint of an epoch with results"
+        problem = f"{record.path} has no checkpoint of an epoch with results"
+        left_out.append(problem)
     alignment_blocks = _alignment(record, request, evaluation, problem, draw)
     dimension_blocks = _dimensions(record, evaluation, problem, draw)
     if evaluation is not None:
