@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from matplotlib import rc_context
 
 from clip_hba_behavior.report.colours import DARK, DASHES, LIGHT, MARKERS, PAPER_DASHES, PAPER_MARKERS, themes
