@@ -17,6 +17,7 @@ from clip_hba_behavior import resume, run_behavioral_training
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.run.checkpoint import read_checkpoint, to_bytes, to_content
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path
+from clip_hba_behavior.run.results import P_VALUE_CAVEAT
 from clip_hba_behavior.verification.diff import diff_runs
 from clip_hba_behavior.verification.reconstruct import reconstruct
 from clip_hba_behavior.verification.verify import verify_checkpoints
@@ -106,7 +107,8 @@ def test_what_an_old_run_did_not_record_is_not_taken_for_changed(
     outcome = clip_hba("verify", "checkpoints", run)
     assert outcome.code == 0, outcome.output
     assert "claim level L0" in outcome.output
-    assert "note: " not in outcome.output
+    notes = [line.strip() for line in outcome.output.splitlines() if "note: " in line]
+    assert notes == [f"note: {P_VALUE_CAVEAT}"]
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     outcome = clip_hba("resume", run, "--set", "epochs=2")
     assert outcome.code == 0, outcome.output

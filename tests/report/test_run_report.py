@@ -157,7 +157,7 @@ def test_other_images_under_the_same_names_are_not_taken_for_the_run_s(
     write_standin_dataset(tmp_path / "data", num_images=40)
     image = min((tmp_path / "data/images").glob("*.png"))
     Image.new("RGB", (64, 64), "white").save(image)
-    (tmp_path / "elsewhere.yaml").write_text(f"img_dir: {tmp_path / 'data/images'}\n")
+    (tmp_path / "elsewhere.yaml").write_text(yaml.safe_dump(data_keys(tmp_path / "data")))
     done = clip_hba("report", run, "--config", tmp_path / "elsewhere.yaml", "--out", tmp_path / "report")
     assert done.code == 1, done.output
     assert f"images that differ: {image.name}" in done.output
