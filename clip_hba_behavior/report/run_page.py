@@ -1,5 +1,6 @@
 """The page of one run."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,7 +80,8 @@ def run_page(
             problem = str(error)
             left_out.append(problem)
     else:
-        problem = "there is no checkpoint of an epoch with results"
+        problem = f"{record.path} has no checkpoint of an epoch with results"
+        left_out.append(problem)
     alignment_blocks = _alignment(record, request, evaluation, problem, draw)
     dimension_blocks = _dimensions(record, evaluation, problem, draw)
     if evaluation is not None:
@@ -119,7 +121,10 @@ def _summary(
 ) -> list[Block]:
     best = record.best_epoch() if evaluation is None else evaluation.best
     row = record.rows[best]
-    facts = [*about_run(record), ("Model looked at", f"that of epoch {best}, with the lowest test loss")]
+    which = "with the lowest test loss"
+    if best != record.best_epoch():
+        which += f" of those with a checkpoint that can be read; epoch {record.best_epoch()} has a lower one"
+    facts = [*about_run(record), ("Model looked at", f"that of epoch {best}, {which}")]
     facts.append(("Test loss", f"{row['test_loss']:.4f} (mean squared error)"))
     if alignment is None:
         facts.append(("Behavioural RSA", f"{row['behavioral_rsa_rho']:.3f} (Spearman’s rho, as recorded)"))
@@ -140,6 +145,8 @@ def _summary(
     if evaluation is not None:
         same = evaluation.largest_difference == 0
         found = "equal in every epoch" if same else f"within {evaluation.largest_difference:.2g} in every epoch"
+        if math.isinf(evaluation.largest_difference):
+            found = "not equal: in an epoch, one of the two is undefined"
         facts.append(("Recorded RSA and that of the checkpoints", found))
     blocks: list[Block] = [Facts(facts)]
     blocks += [Facts(each.facts()) for each in request.certificates]

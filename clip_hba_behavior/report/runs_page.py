@@ -14,6 +14,7 @@ from clip_hba_behavior.report.parting import Parting, partings
 from clip_hba_behavior.report.sources import RunRecord
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.run.checkpoint_files import name_epochs
+from clip_hba_behavior.sweep.nulls import standard_deviation
 
 _LABELS = {"test_loss": "test loss", "train_loss": "training loss", "behavioral_rsa_rho": "behavioural RSA (rho)"}
 _MOST_NAMED = 8  # more single runs are not told apart
@@ -132,7 +133,8 @@ def _curves(groups: Sequence[Group], metric: str) -> list[Mark]:
             marks.append(Series(x, run.column(metric), named, style, is_faint=has_mean))
         if has_mean:
             x, values = group.over_epochs(metric)
-            mean, sd = values.mean(axis=0), values.std(axis=0, ddof=1)
+            with np.errstate(invalid="ignore"):  # a loss may be infinite
+                mean, sd = values.mean(axis=0), values.std(axis=0, ddof=1)
             name = f"mean of {len(values)}{', settings ' if group.name else ''}{group.name}"
             style = INK if is_one else number
             marks.append(Series(x, _plain(mean), name, style, low=_plain(mean - sd), high=_plain(mean + sd)))
@@ -185,7 +187,7 @@ def _spread(group: Group) -> Facts:
         values = [float(value) for value in group.at_best(metric)]
         text = f"{statistics.fmean(values):.4g}"
         if len(values) > 1:
-            sd = statistics.stdev(values)
+            sd = standard_deviation(values)
             text = f"mean {text}, standard deviation {sd:.2g}, {min(values):.4g} to {max(values):.4g}"
         rows.append((_LABELS[metric][0].upper() + _LABELS[metric][1:], text))
     return Facts(rows)

@@ -90,9 +90,9 @@ def null_needed(num_epochs: int) -> int:
 
 
 def standard_deviation(values: Sequence[float]) -> float:
-    """Return the standard deviation of two values or more, divided by their number less 1; nan if one is."""
-    # statistics.stdev raises AttributeError for nan
-    return math.nan if any(map(math.isnan, values)) else statistics.stdev(values)
+    """Return the standard deviation of two values or more, divided by their number less 1; nan if one is none."""
+    # statistics.stdev raises AttributeError for nan and for an infinite one
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,33 @@ def test_one_table_alone_has_a_page(tmp_path: Path) -> None:
     assert "Results a" in page
     assert "Where they part" not in page
     assert "A results table says nothing of seed and settings" in page
+
+
+def test_losses_that_are_no_numbers_have_no_spread_and_are_no_best_epoch(tmp_path: Path) -> None:
+    a = write_table(tmp_path / "a.csv", [float("nan"), 2.0, 1.0])
+    b = write_table(tmp_path / "b.csv", [float("nan"), float("inf")])
+    records = read_records(find_sources([a, b]))
+    assert [record.best_epoch() for record in records] == [3, 1]
+    page = render_page(runs_page(records, Session(logging.getLogger("a"))))
+    assert "mean nan, standard deviation nan" in page
+
+
+def test_a_run_that_stopped_earlier_with_the_same_results_counts_once(tmp_path: Path) -> None:
+    tables = [[3.0, 2.0], [3.0, 2.0, 1.0], [3.5, 2.5, 1.5]]
+    paths = [write_table(tmp_path / f"{name}.csv", losses) for name, losses in zip("abc", tables, strict=True)]
+    (group,) = groups_of(read_records(find_sources(paths)))
+    assert [run.name for run in group.distinct()] == ["b", "c"]
+    assert [run.name for run in group.repeating()] == ["a"]
+
+
+def test_a_name_that_is_no_text_is_shown_with_question_marks(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.csv"))
+    try:
+        write_table(path, [1.0])
+    except OSError:
+        pytest.skip("names are UTF-8 on this file system")
+    (record,) = read_records(find_sources([path]))
+    assert record.name == "caf?"
 
 
 def test_a_copy_of_a_run_counts_once_and_is_said_to_be_equal(run: Path, clip_hba: ClipHba, tmp_path: Path) -> None:
