@@ -102,8 +102,8 @@ def recovery_medians(record: SweepRecord) -> Titled:
         "were never outside had nothing to recover from and are counted apart. A run that ended before it "
         "recovered is censored there; of a censored one without time, the baseline ends too early after the "
         "window for any recovery to be seen. The median is Kaplan and Meier’s: the first time by which at least "
-        "half have recovered; none where fewer than half do. It takes a run’s end to tell nothing of when it would "
-        "have recovered. Unperturbed runs have no recovery.",
+        "half have recovered; none where fewer than half do. It takes a run’s end to tell nothing of when it "
+        "would have recovered. Unperturbed runs have no recovery.",
         Table(
             (
                 "kind", "length", "runs", "never outside", "recovered", "censored", "of them without time",
