@@ -190,8 +190,8 @@ def _dimensions(record: RunRecord, evaluation: Evaluation | None, problem: str, 
     if len(evaluation.test_images) < _FEWEST_IMAGES:
         return [Missing("dimensions and images", f"There are fewer than {_FEWEST_IMAGES} test images.")]
     text = (
-        "Error: mean squared error over the dimensions, of test images; the epoch was chosen by their mean. Below it "
-        "the largest ones, predicted and measured."
+        "Error: mean squared error over the dimensions, of test images; the epoch was chosen by their mean. Below "
+        "it the largest ones, predicted and measured."
     )
     return [draw(dimensions(evaluation)), Text(text), *galleries(evaluation, record.config.preprocessing)]
 
