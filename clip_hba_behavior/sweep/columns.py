@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,8 @@ def to_parquet(
 def read_table(path: Path) -> list[dict[str, Any]]:
     """Read a `sweep.csv`, each value in its column's type; an empty cell is None.
 
+    An empty cell of a number that is no integer is nan: pandas writes nan so.
+
     Raises:
         BadInputError: it is not there, or not such a table; names the line.
     """
@@ -170,7 +173,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 
 def _value(kind: type, text: str) -> Any:
     if not text:
-        return None
+        return math.nan if kind is float else None
     if kind is not bool:
         return kind(text)
     if text not in ("True", "False"):

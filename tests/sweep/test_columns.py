@@ -1,5 +1,7 @@
+import math
 from pathlib import Path
 
+import pandas
 import pytest
 
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
@@ -27,3 +29,13 @@ def test_what_is_no_table_is_refused(content: str | None, message: str, tmp_path
     with pytest.raises(BadInputError, match=message) as caught:
         read_table(path)
     assert "write it again with `clip-hba sweep table`" in str(caught.value)
+
+
+def test_nan_is_nan_also_where_pandas_wrote_it_again(tmp_path: Path) -> None:
+    texts = {bool: "True", int: "1", str: "x", float: "nan"}
+    row = {name: texts[column.type] for name, column in COLUMNS.items()}
+    (tmp_path / "sweep.csv").write_text(",".join(row) + "\n" + ",".join(row.values()) + "\n")
+    pandas.read_csv(tmp_path / "sweep.csv").to_csv(tmp_path / "again.csv", index=False)
+    (first,), (again,) = read_table(tmp_path / "sweep.csv"), read_table(tmp_path / "again.csv")
+    assert repr(first) == repr(again)
+    assert math.isnan(again["behavioral_rsa_rho"])
