@@ -83,6 +83,7 @@ WRONG = {
     "report run other": "say where it goes: clip-hba report run other --out report",
     "slurm none.yaml": "there is no configuration file none.yaml",
     "predict none.pth one.png": "there is no checkpoint none.pth",
+    "predict runs/none one.png": "there is no run runs/none, and no checkpoint",
     "predict . one.png": "there is no run in",
     "predict run one.png --out one.xlsx": "its ending names no format",
     "rdm none --out new": "there is no run in",

@@ -227,4 +227,4 @@ def _tile_size(image: ImageFile) -> tuple[int, int]:
 
 
 def _unreadable(path: Path, reason: str) -> DataError:
-    return DataError(f"{path}: the image cannot be read: {reason}\n  restore the file")
+    return DataError(f"{path}: the image cannot be read: {reason}\n  put an image in its place that can be read")

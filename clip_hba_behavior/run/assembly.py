@@ -30,10 +30,15 @@ from clip_hba_behavior.training.inputs import load_inputs, operations_of
 from clip_hba_behavior.training.trainer import Trainer, num_threads_here
 
 
+def is_synthetic(config: Config) -> bool:
+    """Whether a configuration means the synthetic data set: ask it of a run's recorded one."""
+    return config.csv_file is None
+
+
 def with_standin(config: Config) -> Config:
     """Put the synthetic data set's files where no data or no backbone is named."""
     values: dict[str, Any] = {}
-    if config.csv_file is None:
+    if is_synthetic(config):
         directory = Path(str(config.cache_dir)) / "standin"
         if put_back := write_standin_dataset(directory):
             some = ", ".join(put_back[:5]) + (f" and {len(put_back) - 5} more" if len(put_back) > 5 else "")
@@ -64,7 +69,10 @@ def check_data_of(config: Config) -> DataReport:
             progress=lambda done, total: here.interruptible().report("opening images", done, total),
         )
     model = check_model(data, backbone, report.prompts, report.num_train_images)
-    lines = (f"backbone:              {model.backbone}", f"tokenizer:             {model.tokenizer}")
+    which = "; the small CLIP that comes with the package, for want of a key backbone"
+    if config.backbone != STANDIN or is_synthetic(config):
+        which = ""
+    lines = (f"backbone:              {model.backbone}{which}", f"tokenizer:             {model.tokenizer}")
     return dataclasses.replace(report, model=lines, problems=(*report.problems, *model.problems))
 
 

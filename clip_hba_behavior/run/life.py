@@ -23,7 +23,7 @@ from clip_hba_behavior.reproducibility.state.errors import BadInputError, Interr
 from clip_hba_behavior.reproducibility.state.numerics import numerics_left_as_they_were
 from clip_hba_behavior.reproducibility.state.rng import load_and_restore_rng_state
 from clip_hba_behavior.run.advice import command_line, go_on_with
-from clip_hba_behavior.run.assembly import build_trainer
+from clip_hba_behavior.run.assembly import build_trainer, is_synthetic
 from clip_hba_behavior.run.checkpoint import Checkpoint, save_dora_parameters
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
@@ -311,7 +311,7 @@ def _announce(config: Config, logger: logging.Logger) -> None:
     """Name what the configuration leaves to this package, and what it gives without effect."""
     if left_out := ", ".join(f"{key} {value}" for key, value in config.left_out().items()):
         logger.info("No effect with perturb_type %s, so left out: %s", config.perturb_type, left_out)
-    if config.csv_file is None:
+    if is_synthetic(config):
         logger.info("No csv_file given: training on the synthetic data set, images drawn from 66-d vectors")
     if config.backbone == STANDIN:
         logger.info("No backbone given: the small CLIP that comes with the package")

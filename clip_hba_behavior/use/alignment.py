@@ -39,6 +39,12 @@ class Alignment:
     num_images: int
     seed: int
 
+    def p_note(self) -> str:
+        """Return what is to be said of a one-sided p that no permutation reached; else nothing."""
+        if self.p_greater > 1 / (self.permutations + 1):
+            return ""
+        return f"{self.p_greater:.4g} is the least that {self.permutations:,} permutations can give"
+
 
 def alignment_of(
     predictions: NDArray[np.floating],

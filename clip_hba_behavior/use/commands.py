@@ -91,7 +91,8 @@ def predict(
                 print(line)
         if out is not None:
             written = " and ".join(map(str, write_predictions(out, found)))
-            here.logger.info("Predictions of %d images are in %s", len(found.images), written)
+            images_found = "1 image" if len(found.images) == 1 else f"{len(found.images)} images"
+            here.logger.info("Predictions of %s are in %s", images_found, written)
     for reason in found.unreadable:
         print(f"left out: {reason}", file=sys.stderr)
     if found.unreadable:
@@ -166,9 +167,11 @@ def odd_one_out(
     order = "in the order of their names" if source.is_dir() else "in the order of its lines"
     print(f"images:        {len(images)} of {source}, {order}: {_first_and_last(images)}")
     print(f"triplets:      {len(found)} of {triplets}, of {len(used)} images, the odd one out in the {odd} column")
+    below_chance = False
     for similarity in SIMILARITIES:
         accuracy = odd_one_out_accuracy(predictions, as_used.reshape(found.shape), similarity)
         low, high = accuracy.interval
+        below_chance |= high < CHANCE
         line = f"{similarity + ':':<14} {accuracy.share:.4f}, {LEVEL:.0%} interval {low:.4f} to {high:.4f}"
         if accuracy.num_ties:
             line += f"; {accuracy.num_ties} ties count as guesses"
@@ -179,6 +182,12 @@ def odd_one_out(
     print(
         "noise ceiling: " + (f"{ceiling[0]:.4f}, {ceiling[1]}" if ceiling else "none given; name one: --ceiling")
     )
+    if below_chance:
+        other = "first" if odd == "last" else "last"
+        print(
+            "An interval that lies below chance as a whole mostly means that the odd one out is in another column "
+            f"(--odd {other}), or that the indices mean other images (--images)."
+        )
     print(f"Intervals are of {RESAMPLES} resamples of the triplets, the images as they are.")
     return 0
 

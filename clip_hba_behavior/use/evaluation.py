@@ -13,7 +13,7 @@ from clip_hba_behavior.data.things import read_prompts
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.snapshot import restore_parameters
-from clip_hba_behavior.run.assembly import with_standin
+from clip_hba_behavior.run.assembly import is_synthetic, with_standin
 from clip_hba_behavior.run.checkpoint import read_named
 from clip_hba_behavior.run.checkpoint_files import position_in_name
 from clip_hba_behavior.run.environment import changed_data
@@ -45,6 +45,7 @@ class Evaluator:
 
     Attributes:
         path: the run's directory.
+        synthetic: whether its data are the synthetic data set.
         prompts: the 66 dimensions' names.
         human_rdm: `[48, 48] float64`.
         human_rdm_file: where it was read.
@@ -72,6 +73,7 @@ class Evaluator:
         self._trainer = replayer.trainer()
         self.path = files.path
         self.recorded = files.rows
+        self.synthetic = is_synthetic(files.found.run.read_config())
         if changed := changed_data(recorded, replayer.environment()):
             raise BadInputError(
                 f"data or weights are not those that {self.path} was trained with\n  "

@@ -17,7 +17,7 @@ from clip_hba_behavior.use.check_export import Comparison, compare_export, drawn
 from clip_hba_behavior.use.formats import write_adapter, write_merged, write_preprocessing
 from clip_hba_behavior.use.held_out import held_out_of
 from clip_hba_behavior.use.load import load_model
-from clip_hba_behavior.use.model_card import CONFIG_NAME, Findings, model_card
+from clip_hba_behavior.use.model_card import CERTIFICATES, CONFIG_NAME, Findings, model_card
 from clip_hba_behavior.verification.certificate_file import read_verification
 
 _WRITERS = {"peft": write_adapter, "merged": write_merged}
@@ -66,15 +66,21 @@ def export_model(
         alignment: Alignment | None = None
         if held_out is not None:
             alignment = alignment_of(predictions, held_out.human_rdm)
-        findings = Findings(comparison, alignment, certificates)
-        (directory / CONFIG_NAME).write_bytes(run.read_config().to_yaml().encode())
+        findings = Findings(comparison, alignment, tuple(certificates.values()))
+        for certified in certificates:
+            (directory / CERTIFICATES).mkdir(exist_ok=True)
+            (directory / CERTIFICATES / certified.name).write_bytes(certified.read_bytes())
+        of_no_machine = run.read_config().model_copy(update={"cache_dir": None, "run_dir": None})
+        (directory / CONFIG_NAME).write_bytes(of_no_machine.to_yaml().encode())
         card = model_card(format, model, run, checkpoint, findings)
         (directory / "README.md").write_bytes(card.encode())
     return comparison
 
 
-def _certificates(run: RunDirectory, checkpoint: Checkpoint, named: Path | None) -> tuple[str, ...]:
-    """Return a sentence on each certificate that tells of a checkpoint's state.
+def _certificates(run: RunDirectory, checkpoint: Checkpoint, named: Path | None) -> dict[Path, str]:
+    """Return each certificate that tells of a checkpoint's state, and a sentence on it.
+
+    Of two with one name it is the one that was named.
 
     Raises:
         BadInputError: the one that is named is no certificate, or tells of other states.
@@ -91,7 +97,8 @@ def _certificates(run: RunDirectory, checkpoint: Checkpoint, named: Path | None)
                 f"  expected: a verification in which a recorded_digest is {checkpoint.state_digest}\n"
                 "  name one of this run and epoch, or leave --certificate out"
             )
-    return tuple(sentence for sentence in found.values() if sentence is not None)
+    by_name = {path.name: (path, sentence) for path, sentence in found.items() if sentence is not None}
+    return dict(by_name.values())
 
 
 def _certified(path: Path, checkpoint: Checkpoint) -> str | None:
@@ -104,4 +111,4 @@ def _certified(path: Path, checkpoint: Checkpoint) -> str | None:
     holds = word in (Verdict.REPRODUCIBLE, Verdict.CONSISTENT)  # the level is that of the run's other epochs, too
     level = f" at level {claim['level']} ({claim['meaning']})" if claim and holds else ""
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return f"{path.name} (SHA-256 `{sha256}`): this state is {word}{level}"
+    return f"{CERTIFICATES}/{path.name} (SHA-256 `{sha256}`): this state is {word}{level}"

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip_hba_behavior.config import Config
+from clip_hba_behavior.config import STANDIN, Config
 from clip_hba_behavior.model.backbone_names import is_a_path
 from clip_hba_behavior.run.advice import command_line
+from clip_hba_behavior.run.assembly import is_synthetic
 from clip_hba_behavior.run.checkpoint import Checkpoint
 from clip_hba_behavior.run.checkpoint_files import name_epochs
 from clip_hba_behavior.run.directory import RunDirectory
@@ -16,6 +17,7 @@ from clip_hba_behavior.use.formats import base_name, tokenizer_name
 from clip_hba_behavior.use.trained_model import TrainedModel
 
 CONFIG_NAME = "training_config.yaml"
+CERTIFICATES = "certificates"  # a directory: a certificate may have the name of a library's file
 _TEMPLATE = "model_card.md.jinja"
 _SETTINGS = ("rank", "vision_layers", "transformer_layers", "lr", "batch_size", "random_seed")
 _NO_BASE = "...  # that CLIP in Hugging Face format: transformers does not open OpenAI's files"
@@ -69,6 +71,7 @@ def _values(
     num_held_out = len(environment["images"]) - len(environment["targets"])
     base = base_name(config)
     is_on_hub = base is not None and not is_a_path(base) and not Path(base).exists()
+    where = run.path.relative_to(Path.cwd()) if run.path.is_relative_to(Path.cwd()) else run.path
     package = environment.get("package", {}).get("version", "of unknown version")
     trained_with = ", ".join(f"{key} {getattr(recorded, key)}" for key in _SETTINGS)
     return {
@@ -77,6 +80,9 @@ def _values(
         "hub_name": base if is_on_hub else None,
         "base_code": repr(base) if base is not None else _NO_BASE,
         "tokenizer_code": repr(tokenizer_name(config)),
+        "base_directory": None if is_on_hub else base,
+        "is_synthetic": is_synthetic(recorded),
+        "is_small_clip": recorded.backbone == STANDIN,
         "epoch": state.epoch,
         "run_name": run.path.name,
         "num_prompts": len(model.prompts),
@@ -94,7 +100,7 @@ def _values(
         "device": environment["device"],
         "origin": _origin(recorded, environment),
         "state_digest": checkpoint.state_digest,
-        "verify_command": command_line("verify", "checkpoints", run.path.name, "--json", "certificate.json"),
+        "verify_command": command_line("verify", "checkpoints", where, "--json", where / "certificate.json"),
         "repeat_command": command_line("train", CONFIG_NAME, "--run-dir", f"runs/{run.path.name}-again"),
         "alignment": findings.alignment,
         "certificates": findings.certificates,

@@ -67,7 +67,8 @@ def find_images(asked: Sequence[Path]) -> tuple[list[Path], list[str]]:
             images, others = images_below(path)
             found |= dict.fromkeys(images)
             if others:
-                notes.append(f"{path}: {len(others)} other files left out, such as {others[0].name}")
+                files = "1 other file" if len(others) == 1 else f"{len(others)} other files"
+                notes.append(f"{path}: {files} left out, such as {others[0].name}")
         else:
             found[path] = None
     if not found:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from clip_hba_behavior.reproducibility.state.archive import open_archive
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.run.directory import RunDirectory
 
 TABLE_SUFFIXES = (".csv", ".parquet", ".npy")
@@ -38,6 +39,11 @@ def refuse_no_model(source: Path) -> None:
     if source.is_dir():
         RunDirectory.at(source).refuse_if_no_run()
         return
+    if not source.exists() and source.suffix != ".pth":
+        raise BadInputError(
+            f"there is no run {source}, and no checkpoint\n"
+            f"  list the runs that there are: {command_line('runs', source.parent)}"
+        )
     with open_archive(source, "checkpoint"):
         pass
 

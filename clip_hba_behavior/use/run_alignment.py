@@ -35,6 +35,7 @@ class RunAlignment:
     Attributes:
         run: its directory.
         epoch: number of completed epochs.
+        synthetic: whether the data are the synthetic data set, so that nothing is said of people.
         alignment: over the held-out images.
         recorded_rho: what the run's results say of this epoch; None where they have no row of it.
         ceiling: None where no split halves are given.
@@ -44,6 +45,7 @@ class RunAlignment:
 
     run: Path
     epoch: int
+    synthetic: bool
     alignment: Alignment
     recorded_rho: float | None
     ceiling: NoiseCeiling | None
@@ -69,6 +71,7 @@ class RunAlignment:
         content = {
             "run": str(self.run),
             "epoch": self.epoch,
+            "synthetic_data": self.synthetic,
             "alignment": dataclasses.asdict(self.alignment),
             "recorded_rho": self.recorded_rho,
             "noise_ceiling": None if self.ceiling is None else self.ceiling._asdict(),
@@ -87,7 +90,10 @@ class RunAlignment:
         """Yield lines for a person."""
         found = self.alignment
         yield f"{self.run}, epoch {self.epoch}"
-        yield f"Spearman's rho of the model's RDM and the human RDM of {found.num_images} images: {found.rho:.4f}"
+        if self.synthetic:
+            yield "The data are the synthetic data set: images, targets and RDM are drawn, none is of people."
+        compared = f"the {'synthetic' if self.synthetic else 'human'} RDM of {found.num_images} images"
+        yield f"Spearman's rho of the model's RDM and {compared}: {found.rho:.4f}"
         yield (
             f"  {100 * found.level:.0f} % interval {found.interval[0]:.4f} to {found.interval[1]:.4f}, standard "
             f"deviation {found.sd:.4f} (percentiles of {found.resamples:,} resamples of the images)"
@@ -95,7 +101,7 @@ class RunAlignment:
         yield (
             f"  p {found.p_greater:.4g} one-sided, {found.p_two_sided:.4g} two-sided (Mantel's test, "
             f"{found.permutations:,} permutations of the images, under which rho's standard deviation is "
-            f"{found.null_sd:.4f})"
+            f"{found.null_sd:.4f})" + (f"; {found.p_note()}" if found.p_note() else "")
         )
         if self.ceiling is not None:
             yield (
@@ -157,6 +163,7 @@ def align_run(
     return RunAlignment(
         run=evaluator.path,
         epoch=evaluation.epoch,
+        synthetic=evaluator.synthetic,
         alignment=alignment_of(evaluation.held_out, evaluator.human_rdm, permutations=permutations),
         recorded_rho=None if row is None else row["behavioral_rsa_rho"],
         ceiling=ceiling,

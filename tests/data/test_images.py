@@ -88,7 +88,7 @@ def test_a_truncated_image_is_refused_with_path_and_reason(tmp_path: Path, name:
             warnings.simplefilter("ignore", UserWarning)
             message = message_of(lambda: read_image(path, rule))
         assert message.startswith(f"{path}: the image cannot be read: ")
-        assert message.endswith("\n  restore the file")
+        assert message.endswith("\n  put an image in its place that can be read")
 
 
 @pytest.mark.parametrize(
@@ -113,8 +113,8 @@ def test_what_is_no_image_of_the_six_formats_is_refused(
 def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path, rule: Rule) -> None:
     missing = message_of(lambda: read_image(tmp_path / "no.png", rule))
     assert (
-        missing
-        == f"{tmp_path / 'no.png'}: the image cannot be read: No such file or directory\n  restore the file"
+        missing == f"{tmp_path / 'no.png'}: the image cannot be read: No such file or directory\n"
+        "  put an image in its place that can be read"
     )
     assert "Is a directory" in message_of(lambda: read_image(tmp_path, rule))
 

@@ -1,7 +1,10 @@
 """`clip-hba alignment`: the numbers of a real run, their place in the output, and what is refused."""
 
 import csv
+import dataclasses
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,11 @@ import pytest
 import scipy.io
 import scipy.stats
 import torch
+import yaml
 from numpy.typing import NDArray
 
 from clip_hba_behavior import load_model
+from clip_hba_behavior.config import DATA_KEYS
 from clip_hba_behavior.data.standin import write_standin_dataset
 from clip_hba_behavior.data.things import read_annotations, read_human_rdm
 from clip_hba_behavior.rsa.rank_correlation import correlation_distances
@@ -82,6 +87,24 @@ def test_the_command_gives_rho_as_recorded_with_test_interval_and_dimensions(run
         f"95 % interval {low:.4f} to {high:.4f}, standard deviation {alignment['sd']:.4f} (percen" in text.output
     )
     assert "p 0.005 one-sided, 0.005 two-sided (Mantel's test, 199 permutations" in text.output
+    assert "; 0.005 is the least that 199 permutations can give\n" in text.output
+    assert found["synthetic_data"] is False
+    assert "synthetic" not in text.output
+
+    config = run / "config.yaml"  # as if the run had been told of no data: its data are the same then
+    keys = yaml.safe_load(config.read_text(encoding="utf-8"))
+    data = {key: keys.pop(key) for key in DATA_KEYS}
+    config.write_text(yaml.safe_dump(keys), encoding="utf-8")
+    where = run.parent / "where.yaml"
+    where.write_text(yaml.safe_dump(data), encoding="utf-8")
+    text = clip_hba("alignment", run, "--permutations", 9, "--config", where)
+    assert text.code == 0, text.output
+    assert "The data are the synthetic data set: images, targets and RDM are drawn, none is of people." in (
+        text.output
+    )
+    assert "the model's RDM and the synthetic RDM of 48 images" in text.output
+    done = clip_hba("alignment", run, "--permutations", 9, "--config", where, "--json")
+    assert json.loads(done.output)["synthetic_data"] is True
     assert P_VALUE_CAVEAT in text.output
 
 
@@ -109,6 +132,30 @@ def test_alignment_of_is_made_of_the_test_and_the_bootstrap(things: Path) -> Non
     assert (found.rho, found.p_greater, found.p_two_sided, found.null_sd, 99) == mantel(model, human, 99, seed=3)
     assert (found.sd, *found.interval) == spread(bootstrap([model], human, 200, seed=3)[:, 0])
     assert (found.num_images, found.level, found.resamples, found.seed) == (48, 0.95, 200, 3)
+    assert found.p_note() == "0.01 is the least that 99 permutations can give"
+    assert dataclasses.replace(found, p_greater=0.02).p_note() == ""
+
+
+def test_the_difference_of_two_models_is_computed_as_the_page_on_statistics_shows(
+    things: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "STATISTICS.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    targets = read_annotations(things / "spose_embedding66d_rescaled_48val_reordered.csv").targets
+    noise = np.random.default_rng(1).normal(scale=targets.std(), size=targets.shape)
+    for name, rows in (("rdm_one", targets), ("rdm_two", targets + noise)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "rdm.npy", correlation_distances(rows))
+    (tmp_path / "data").mkdir()
+    shutil.copy(things / "RDM48_triplet.mat", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(compile(code, "STATISTICS.md", "exec"), found)
+    assert found["estimates"].shape == (10_000, 2)
+    assert 0 < found["low"] < found["difference"] < found["high"]
+    assert capsys.readouterr().out.startswith(
+        f"{found['difference']:.4f}, standard deviation {found['sd']:.4f}, 95"
+    )
 
 
 def test_a_ceiling_is_given_for_the_halves_of_this_rdm_and_for_no_others(

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from transformers import CLIPModel
 
 import fresh_process
 from clip_hba_behavior import BadInputError, load_model
+from clip_hba_behavior.config import DATA_KEYS
 from clip_hba_behavior.data.standin import standin_backbone_directory
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.errors import StoppedError
@@ -110,9 +112,23 @@ def test_the_snippet_of_the_card_predicts_what_the_run_does(
     assert str(checkpoint.whole_state().metrics["test_loss"]) in card
     assert re.search(r"95 % interval of rho, .* \| -?0\.\d{4} to -?0\.\d{4} \|", card)
     assert "portable arithmetic, whose bits are the same on every machine" in card
-    assert re.search(r"Certificate: certificate.json .* this state is reproducible at level L\d", card)
+    assert re.search(
+        r"Certificate: certificates/certificate.json .* this state is reproducible at level L\d", card
+    )
     assert "clip-hba train training_config.yaml --run-dir runs/run-again" in card
-    assert (out / "training_config.yaml").read_bytes() == (finished_run / "config.yaml").read_bytes()
+    assert (out / "certificates" / "certificate.json").read_bytes() == certificate.read_bytes()
+    config = yaml.safe_load((out / "training_config.yaml").read_text(encoding="utf-8"))
+    assert config == yaml.safe_load((finished_run / "config.yaml").read_text()) | {
+        "cache_dir": None,
+        "run_dir": None,
+    }
+    assert "a run's best epoch is chosen by it" in card
+    assert "is the least that 9,999 permutations can give |" in card
+    assert "there is\nno human data" not in card
+    assert "knows nothing of photographs" in card
+    assert ("`clip_hba_behavior.data.standin.standin_backbone_directory()` returns where." in card) == (
+        format == "peft"
+    )
 
     source = finished_run.parent / "data" / "images" / "heldout_0000.png"
     Image.open(source).resize((90, 70)).save(out / "image.jpg")
@@ -238,7 +254,7 @@ def test_a_state_that_does_not_hold_gets_no_level_of_other_epochs(
     claim = {"level": "L0", "meaning": "all"}
     content = {"certificate": "verification", "format_version": 1, "epochs": epochs, "claim": claim}
     (tmp_path / "c.json").write_text(json.dumps(content))
-    (sentence,) = export_module._certificates(RunDirectory(finished_run), checkpoint, tmp_path / "c.json")
+    (sentence,) = export_module._certificates(RunDirectory(finished_run), checkpoint, tmp_path / "c.json").values()
     assert sentence.endswith(f": this state is {word}{level}")
 
 
@@ -250,6 +266,26 @@ def test_the_card_tells_the_settings_of_the_run_not_those_given_to_the_export(
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "lr 0.0003, batch_size 8, random_seed 1\n" in card
     assert "portable arithmetic" in card
+
+
+def test_the_card_of_the_synthetic_data_set_says_so_and_its_command_names_the_run_from_here(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "runs" / "mine")
+    keys = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    data = {key: keys.pop(key) for key in DATA_KEYS}
+    (run / "config.yaml").write_text(yaml.safe_dump(keys), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    export_model(last(run), "merged", tmp_path / "out", None, data, HERE)
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "It was trained on the synthetic data set of clip_hba_behavior" in card
+    assert "there is\nno human data in this model" in card
+    assert "It knows nothing of photographs.\n\nThese are complete weights" in card
+    assert "- synthetic-data\n" in card
+    for wrong in ("human RDM", "human-behavior", "SPoSE", str(tmp_path)):
+        assert wrong not in card
+    command = "clip-hba verify checkpoints runs/mine --json runs/mine/certificate.json"
+    assert f"Where this was exported, `{command}` makes one." in card
 
 
 def test_the_config_of_an_old_run_is_complete(finished_run: Path, tmp_path: Path) -> None:

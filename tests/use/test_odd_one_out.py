@@ -136,6 +136,21 @@ def test_the_command_says_what_it_compared(finished_run: Path, clip_hba: ClipHba
         assert "chance:        0.3333" in done.output
         assert "noise ceiling: 0.6767, of THINGS' triplets, by Brain-Score's benchmark Hebart2023" in done.output
 
+    hint = "lies below chance as a whole mostly means that the odd one out is in another column (--odd"
+    alike = predictions.astype(np.float64) @ predictions.astype(np.float64).T
+    backwards = []
+    for triplet in itertools.combinations(chosen[:12], 3):
+        a, b, odd_one = max(itertools.permutations(triplet), key=lambda each: alike[each[0], each[1]])
+        backwards.append(f"{odd_one} {a} {b}")
+    file_of(tmp_path / "backwards.txt", *backwards)
+    arguments_of_it = (tmp_path / "backwards.txt", "--images", images, "--device", "cpu")
+    done = clip_hba("odd-one-out", finished_run, *arguments_of_it)
+    assert "dot product:   0.0000" in done.output
+    assert f"{hint} first)" in done.output
+    done = clip_hba("odd-one-out", finished_run, *arguments_of_it, "--odd", "first")
+    assert "dot product:   1.0000" in done.output
+    assert hint not in done.output
+
     listed = file_of(tmp_path / "list.txt", *(str(images / name) for name in reversed(names)))
     done = clip_hba("odd-one-out", finished_run, triplets, "--images", listed, "--device", "cpu")
     assert done.code == 0, done.output
@@ -149,7 +164,7 @@ def test_the_command_says_what_it_compared(finished_run: Path, clip_hba: ClipHba
     (some / "aardvark.heic").touch()
     done = clip_hba("odd-one-out", finished_run, file_of(triplets, "0 1 2"), "--images", some, "--device", "cpu")
     assert done.code == 0, done.output
-    assert f"{some}: 1 other files left out, such as aardvark.heic" in done.output
+    assert f"{some}: 1 other file left out, such as aardvark.heic" in done.output
 
     file_of(triplets, *lines, f"0 1 {len(names)}")
     done = clip_hba("odd-one-out", finished_run, *arguments)

@@ -86,8 +86,9 @@ def test_what_cannot_be_read_is_named_and_left_out(run: Path, clip_hba: ClipHba,
     (folder / "notes.txt").write_text("no image")
     done = clip_hba("predict", run, folder, "--device", "cpu", "--top", "2")
     assert done.code == 1
-    assert f"{folder}: 1 other files left out, such as notes.txt" in done.output
+    assert f"{folder}: 1 other file left out, such as notes.txt" in done.output
     assert f"left out: {folder / 'torn.png'}: the image cannot be read" in done.output
+    assert "put an image in its place that can be read" in done.output
     assert "1 of 3 images could not be read" in done.output
     lines = [
         line

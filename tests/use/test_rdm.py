@@ -12,11 +12,12 @@ import pytest
 
 from clip_hba_behavior import BadInputError, load_model
 from clip_hba_behavior.data.things import read_annotations, read_human_rdm
-from clip_hba_behavior.rsa import portable
+from clip_hba_behavior.rsa import portable, rank_correlation
 from clip_hba_behavior.run.checkpoint import read_checkpoint
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.use.held_out import held_out_of
 from clip_hba_behavior.use.predict import Predictions, write_predictions
+from clip_hba_behavior.use.rdm import exactly_symmetric
 from fresh_process import Outcome
 
 ClipHba = Callable[..., Outcome]
@@ -52,6 +53,8 @@ def test_what_is_written_is_read_by_other_tools(
     assert table.to_numpy().astype(np.float32).tobytes() == expected.tobytes()
 
     rdm = np.load(out / "rdm.npy")
+    assert np.array_equal(rdm, rdm.T)
+    assert not np.diag(rdm).any()
     as_table = pd.read_csv(out / "rdm.csv", **EXACT, index_col="image")
     assert list(as_table.index) == list(as_table.columns) == names
     assert as_table.to_numpy().tobytes() == rdm.tobytes()
@@ -73,6 +76,20 @@ def test_what_is_written_is_read_by_other_tools(
     assert {path.name: path.read_bytes() for path in again.iterdir()} == {
         path.name: path.read_bytes() for path in out.iterdir()
     }
+
+
+def test_rounding_leaves_nothing_on_the_diagonal_or_between_the_triangles() -> None:
+    embeddings = np.random.default_rng(1).standard_normal((48, 66))
+    embeddings[7] = 1.0  # its distances are undefined
+    rdm = rank_correlation.correlation_distances(embeddings)
+    rdm[3, 2] += 1e-16
+    rdm[3, 3] = 2e-16
+    found = exactly_symmetric(rdm)
+    pairs = np.triu_indices(48, k=1)
+    assert found[pairs].tobytes() == rdm[pairs].tobytes()
+    assert np.array_equal(found, found.T, equal_nan=True)
+    assert np.array_equal(np.isnan(found), np.isnan(rdm))
+    assert (np.delete(np.diag(found), 7) == 0).all()
 
 
 def test_predictions_as_csv_and_parquet_are_exact_in_pandas(
