@@ -99,9 +99,10 @@ def _settings(shape: dict[str, Any] | None, differing: Sequence[str]) -> str:
     if shape is None:
         return UNKNOWN
     values = {key: shape[key] for key in differing if shape.get(key) is not None}
-    return ", ".join(f"{key} {_short(value)}" for key, value in values.items()) or "settings as recorded"
+    return ", ".join(f"{key} {shortened(value)}" for key, value in values.items()) or "settings as recorded"
 
 
-def _short(value: Any) -> str:
+def shortened(value: Any) -> str:
+    """Return a setting's value, a long one by its beginning."""
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 16 else f"{text[:12]}…"

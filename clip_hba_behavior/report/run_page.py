@@ -21,6 +21,7 @@ from clip_hba_behavior.report.sources import RunRecord
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.advice import command_line
+from clip_hba_behavior.run.assembly import is_synthetic
 from clip_hba_behavior.run.checkpoint import read_named
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
@@ -125,7 +126,12 @@ def _summary(
     if best != record.best_epoch():
         which += f" of those with a checkpoint that can be read; epoch {record.best_epoch()} has a lower one"
     facts = [*about_run(record), ("Model looked at", f"that of epoch {best}, {which}")]
-    facts.append(("Test loss", f"{row['test_loss']:.4f} (mean squared error)"))
+    facts.append(
+        (
+            "Test loss",
+            f"{row['test_loss']:.4f} (mean squared error of the test images; the epoch was chosen by it)",
+        )
+    )
     if alignment is None:
         facts.append(("Behavioural RSA", f"{row['behavioral_rsa_rho']:.3f} (Spearman’s rho, as recorded)"))
     else:
@@ -139,7 +145,7 @@ def _summary(
             (
                 "Its p",
                 f"{alignment.p_greater:.4f}, one-sided, by {alignment.permutations:,} permutations of the images’ "
-                "labels (Mantel)",
+                f"labels (Mantel){f'; {note}' if (note := alignment.p_note()) else ''}",
             ),
         ]
     if evaluation is not None:
@@ -167,7 +173,7 @@ def _alignment(
     if request.split_half is not None:
         ceiling = read_ceiling(request.split_half, evaluation.human_rdm, evaluation.human_rdm_file)
     blocks: list[Block] = [draw(alignment_over_epochs(record, evaluation, ceiling))]
-    if ceiling is None:
+    if ceiling is None and not (record.config is not None and is_synthetic(record.config)):  # it has no halves
         again = command_line("report", record.path, "--split-half", "RDM48_triplet_splithalf.mat")
         blocks.append(
             Missing("the noise ceiling", "The RDMs of two halves of the human data were not given.", again)
@@ -183,7 +189,10 @@ def _dimensions(record: RunRecord, evaluation: Evaluation | None, problem: str, 
         return [_no_data(record, "dimensions and images", problem)]
     if len(evaluation.test_images) < _FEWEST_IMAGES:
         return [Missing("dimensions and images", f"There are fewer than {_FEWEST_IMAGES} test images.")]
-    text = "Error: mean squared error over the dimensions. Below it the largest ones, predicted and measured."
+    text = (
+        "Error: mean squared error over the dimensions, of test images; the epoch was chosen by their mean. Below "
+        "it the largest ones, predicted and measured."
+    )
     return [draw(dimensions(evaluation)), Text(text), *galleries(evaluation, record.config.preprocessing)]
 
 

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import logging
 import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,10 @@ from clip_hba_behavior.data.standin import write_standin_dataset
 from clip_hba_behavior.data.things import read_human_halves, read_human_rdm
 from clip_hba_behavior.report import drawing
 from clip_hba_behavior.report.figure import Figure, Panel, Series
+from clip_hba_behavior.report.run_page import Request, run_page
+from clip_hba_behavior.report.site import render_page
 from clip_hba_behavior.report.sources import find_sources, read_records
+from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.rsa.noise_ceiling import noise_ceiling
 from clip_hba_behavior.run.directory import RunDirectory
 from fresh_process import Outcome
@@ -111,6 +116,22 @@ def test_measured_dissimilarities_are_the_human_ones_and_the_naive_p_is_nowhere(
         assert row["behavioral_rsa_p_value"] not in page
         assert f"{float(row['behavioral_rsa_p_value']):.5g}" not in page
     assert "by 9,999 permutations of the images’ labels (Mantel)" in page
+    assert "targets annotations.csv, human RDM RDM48_triplet.mat; 32 training images, 8 test images" in page
+    assert page.count("by the loss of these images") == 1
+    assert "of the test images; the epoch was chosen by it" in page
+    assert ("; 0.0001 is the least that 9,999 permutations can give" in page) == ("<dd>0.0001," in page)
+    assert "--split-half RDM48_triplet_splithalf.mat" in page
+    assert "synthetic" not in page
+
+
+def test_a_page_of_the_synthetic_data_set_says_so_and_asks_for_no_halves(run: Path) -> None:
+    (record,) = read_records(find_sources([run]))
+    assert record.config is not None
+    synthetic = replace(record, config=record.config.model_copy(update={"csv_file": None}))
+    page = render_page(run_page(synthetic, Request(), Session(logging.getLogger("a")))[0])
+    assert "the synthetic data set: images, targets and RDM are drawn, none is of people; 32 training" in page
+    assert "--split-half" not in page
+    assert "the small CLIP that comes with the package" in page
 
 
 def test_best_and_worst_images_are_shown_with_thumbnails(reported: Path) -> None:

@@ -46,9 +46,12 @@ def test_tables_alone_are_overlaid_with_mean_and_spread(clip_hba: ClipHba, tmp_p
     }  # fmt: skip
     page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
     assert "mean of 2" in page
-    assert "mean 1.25, standard deviation 0.35, 1 to 1.5" in page
+    assert "mean 1.25, standard deviation 0.35 (n − 1; n = 2), 1 to 1.5" in page
     (parting,) = rows_of(tmp_path / "report/figures/partings.csv")
-    assert parting == {"run": "b", "first_epoch": "3", "what": "train_loss in the results"}
+    assert parting == {"run": "b", "first_epoch": "3", "what": "train_loss in the results", "settings": ""}
+    assert "Thin: single runs. Thick: the mean" in page
+    assert "Spearman’s rho of the model’s and the human RDM of 48 held-out images." in page
+    assert page.count("test loss (mean squared error)") > 1
     assert "1e-09" not in page  # the p of dependent pairs
 
 
@@ -57,6 +60,7 @@ def test_one_table_alone_has_a_page(tmp_path: Path) -> None:
     page = render_page(runs_page([record], Session(logging.getLogger("a"))))
     assert "Results a" in page
     assert "Where they part" not in page
+    assert "Thin: " not in page
     assert "A results table says nothing of seed and settings" in page
 
 
@@ -97,6 +101,7 @@ def test_a_copy_of_a_run_counts_once_and_is_said_to_be_equal(run: Path, clip_hba
     assert partings["copy"]["first_epoch"] == ""
     assert partings["copy"]["what"] == "nothing: 4 states are equal to the last bit"
     assert partings["other"]["first_epoch"] == "0"
+    assert partings["other"]["settings"] == "random_seed 1 | 2"
     page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
     assert "mean of 2" in page
     assert "they repeat another run’s results: copy" in page
