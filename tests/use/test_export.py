@@ -280,6 +280,7 @@ def test_the_card_of_the_synthetic_data_set_says_so_and_its_command_names_the_ru
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "It was trained on the synthetic data set of clip_hba_behavior" in card
     assert "there is\nno human data in this model" in card
+    assert "It knows nothing of photographs.\n\nThese are complete weights" in card
     assert "- synthetic-data\n" in card
     for wrong in ("human RDM", "human-behavior", "SPoSE", str(tmp_path)):
         assert wrong not in card
