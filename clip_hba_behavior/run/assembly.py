@@ -69,7 +69,7 @@ def check_data_of(config: Config) -> DataReport:
             progress=lambda done, total: here.interruptible().report("opening images", done, total),
         )
     model = check_model(data, backbone, report.prompts, report.num_train_images)
-    which = "; the small CLIP that comes with the package, for want of a key backbone"
+    which = "; the small CLIP that comes with the package, as no other backbone is named"
     if config.backbone != STANDIN or is_synthetic(config):
         which = ""
     lines = (f"backbone:              {model.backbone}{which}", f"tokenizer:             {model.tokenizer}")

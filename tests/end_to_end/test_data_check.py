@@ -123,7 +123,7 @@ def test_prompts_that_the_backbone_cannot_take_are_found(
     (data / "prompts.txt").write_text("\n".join(["red " * 100, *prompts[1:]]) + "\n")
     outcome = clip_hba("data", "check", write_config(tmp_path / "config.yaml", keys))
     assert outcome.code == 1, outcome.output
-    assert "images of 32 x 32; the small CLIP that comes with the package, for want of a key backbone\n" in (
+    assert "images of 64 x 64; the small CLIP that comes with the package, as no other backbone is named\n" in (
         outcome.output
     )
     assert "tokenizer:             does not fit" in outcome.output
