@@ -44,6 +44,7 @@ _SETTINGS: Any = {
     "legend.frameon": False,
 }
 _DOTS_PER_INCH = 200
+_BESIDE_A_SQUARE = 1.4  # inches for its labels and colour bar
 _LETTERS_PER_INCH = 15
 _SHIELD = "\u200b"  # before a label that begins with `_`, which matplotlib would leave out
 
@@ -55,6 +56,9 @@ def paper_files(figure: Figure) -> dict[str, bytes]:
         down = -(-len(figure.panels) // across)
         width = across * _PANEL_WIDTH.get(across, 3.4)
         height = down * max(panel.height for panel in figure.panels) / 100
+        marks = figure.panels[0].marks if len(figure.panels) == 1 else ()
+        if any(isinstance(mark, Heat) and _is_square(mark) for mark in marks):
+            width = min(width, height + _BESIDE_A_SQUARE)
         canvas = Canvas(figsize=(width, height), layout="constrained")
         several = list(canvas.subplots(down, across, squeeze=False).flat)
         for unused in several[len(figure.panels) :]:
@@ -160,10 +164,14 @@ def _draw_series(axes: Axes, mark: Series) -> None:
             axes.annotate(label, (each_x, each_y), xytext=(3, 3), textcoords="offset points", fontsize=7)
 
 
+def _is_square(mark: Heat) -> bool:
+    return len(mark.x_names) == len(mark.y_names)
+
+
 def _draw_heat(canvas: Canvas, axes: Axes, mark: Heat) -> None:
     values = np.ma.masked_invalid(np.asarray(mark.values, dtype=float))
     image = axes.imshow(values, cmap=colour_map(mark.scale), vmin=mark.low, vmax=mark.high, interpolation="none")
-    axes.set_aspect("equal" if len(mark.x_names) == len(mark.y_names) else "auto")
+    axes.set_aspect("equal" if _is_square(mark) else "auto")
     axes.grid(visible=False)
     canvas.colorbar(image, ax=axes, label=mark.label, shrink=0.8)
     for names, set_ticks in ((mark.x_names, axes.set_xticks), (mark.y_names, axes.set_yticks)):

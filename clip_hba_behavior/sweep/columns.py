@@ -83,7 +83,8 @@ EFFECT_COLUMNS: dict[str, Column] = {
     "measure": Column(str, "What is compared: test_loss or behavioral_rsa_rho."),
     "when": Column(
         str,
-        "perturbed: the first perturbed epoch; window_end: the last, if there are more; last: the run's last.",
+        "perturbed: the first perturbed epoch; window_end: the last, if there are more; last: the run's last, "
+        "of runs that go on after the window.",
     ),
     "epoch": Column(int, "That epoch."),
     "effect": Column(float, "The run's measure minus the baseline's at that epoch."),

@@ -1,5 +1,6 @@
 """One description, two drawings: the page's and the paper's show the same, and the same bytes each time."""
 
+import io
 import math
 import re
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib import rc_context
+from PIL import Image
 
 from clip_hba_behavior.report.colours import DARK, DASHES, LIGHT, MARKERS, PAPER_DASHES, PAPER_MARKERS, themes
 from clip_hba_behavior.report.figure import Figure, Heat, Level, Panel, Series, Span, Table, epoch_step
@@ -46,6 +48,16 @@ DOTS = Panel(
 
 def figure_of(*panels: Panel) -> Figure:
     return Figure("name", "Title", "text", "alt", panels, Table(("x",), [(1,)]))
+
+
+def test_a_single_square_heat_map_fills_its_picture() -> None:
+    names = ["a", "b"]
+    square, wide = (Heat(values, names, names[: len(values)], "", 0, 4) for values in ([[1, 2], [3, 4]], [[1, 2]]))
+    sizes = []
+    for heat in (square, wide):
+        with Image.open(io.BytesIO(paper_files(figure_of(Panel((heat,), height=280)))["png"])) as image:
+            sizes.append(image.size)
+    assert sizes == [(840, 560), (1260, 560)]
 
 
 def test_a_figure_has_the_same_bytes_each_time_and_no_date() -> None:
