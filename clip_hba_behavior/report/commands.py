@@ -35,7 +35,12 @@ def report(
         BadInputError: something given cannot be used; nothing was written.
     """
     sources = find_sources(asked)
-    of_a_run = {"--split-half": split_half, "--certificate": certificate, "--config": config}
+    of_a_run = {
+        "--split-half": split_half,
+        "--certificate": certificate,
+        "--config": config,
+        "--device": None if device == "auto" else device,
+    }
     if any(source.kind == "sweep" for source in sources):
         _refuse_options_of_a_run(of_a_run)
         from clip_hba_behavior.report.sweeps.commands import report_sweeps
@@ -51,7 +56,7 @@ def report(
         raise BadInputError(f"there is no file {split_half}\n  give --split-half RDM48_triplet_splithalf.mat")
     records = read_records(sources)
     if records[0].config is not None:
-        make_config(records[0].config.model_dump() | keys)
+        make_config(records[0].config.model_dump() | {**keys, "device": device})
     certificates, left_out = certificates_of(records[0], certificate) if of_one_run else ([], [])
     from clip_hba_behavior.report.run_page import Request, run_page
     from clip_hba_behavior.report.runs_page import runs_page
@@ -71,10 +76,10 @@ def report(
     return 1 if left_out else 0
 
 
-def _refuse_options_of_a_run(given: Mapping[str, Path | None]) -> None:
-    for option, path in given.items():
-        if path is not None:
-            raise BadInputError(f"{option} {path}: only for the report of one run\n  leave it out")
+def _refuse_options_of_a_run(given: Mapping[str, Path | str | None]) -> None:
+    for option, value in given.items():
+        if value is not None:
+            raise BadInputError(f"{option} {value}: only for the report of one run\n  leave it out")
 
 
 def _default_directory(sources: Sequence[Source]) -> Path:

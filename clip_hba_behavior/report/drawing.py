@@ -62,7 +62,9 @@ class Drawer:
 @contextmanager
 def drawing() -> Iterator[Drawer]:
     """Give a drawer that has a process of its own where there is a core for it."""
-    command = [sys.executable, "-m", __name__]
+    # with the modules of this process: `-m` would prefer files of the directory in which the user is
+    program = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import work; work()"
+    command = [sys.executable, "-c", program]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     # a session of its own: Ctrl-C is for this process, whose end is the worker's too
     worker = subprocess.Popen(command, **pipes, start_new_session=True) if usable_cores() > 1 else None
@@ -79,7 +81,7 @@ def _draw(figure: Figure) -> Files:
     return paper_files(figure)
 
 
-def _work() -> None:
+def work() -> None:
     """Draw what comes on standard input until it ends."""
     received, sent = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # nothing but figures goes back
@@ -90,7 +92,3 @@ def _work() -> None:
             return
         pickle.dump(_draw(figure), sent)
         sent.flush()
-
-
-if __name__ == "__main__":
-    _work()

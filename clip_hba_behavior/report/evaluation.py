@@ -33,7 +33,7 @@ class Evaluation:
         test_targets: `[num_test, 66] float32`.
         test_images: their files.
         prompts: the names of the 66 dimensions.
-        largest_difference: of a recorded behavioural RSA from the one computed here.
+        largest_difference: of a recorded behavioural RSA from the one computed here; inf where one is undefined.
     """
 
     predictions: dict[int, NDArray[np.float32]]
@@ -103,6 +103,9 @@ def _largest_difference(
     for epoch, values in predictions.items():
         if epoch in record.rows:
             rho, _ = rank_correlation(correlation_distances(values), human_rdm)
-            difference = abs(rho - record.rows[epoch]["behavioral_rsa_rho"])
-            differences.append(0.0 if math.isnan(difference) else difference)
+            recorded = record.rows[epoch]["behavioral_rsa_rho"]
+            if math.isnan(rho) or math.isnan(recorded):
+                differences.append(0.0 if math.isnan(rho) and math.isnan(recorded) else math.inf)
+            else:
+                differences.append(abs(rho - recorded))
     return max(differences)

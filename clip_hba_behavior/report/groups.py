@@ -28,11 +28,12 @@ class Group:
 
     def distinct(self) -> tuple[RunRecord, ...]:
         """Return the runs without those that repeat another one's results: a copy is no further seed."""
-        return tuple(
-            run
-            for index, run in enumerate(self.runs)
-            if not any(repr(run.rows) == repr(other.rows) for other in self.runs[:index])
-        )
+        longest_first = sorted(self.runs, key=lambda run: -len(run.rows))  # the first of equal ones stays
+        kept: list[RunRecord] = []
+        for run in longest_first:
+            if not any(_is_repeated(run, other) for other in kept):
+                kept.append(run)
+        return tuple(run for run in self.runs if run in kept)
 
     def repeating(self) -> tuple[RunRecord, ...]:
         """Return the runs that `distinct` leaves out."""
@@ -49,6 +50,12 @@ class Group:
     def at_best(self, metric: str) -> NDArray[np.float64]:
         """Return a metric of each distinct run in its epoch with the lowest test loss, `[runs]`."""
         return np.array([run.rows[run.best_epoch()][metric] for run in self.distinct()])
+
+
+def _is_repeated(run: RunRecord, other: RunRecord) -> bool:
+    """Return whether another run has the same results in all epochs that both have."""
+    both = run.rows.keys() & other.rows.keys()
+    return bool(both) and all(repr(run.rows[epoch]) == repr(other.rows[epoch]) for epoch in both)
 
 
 def groups_of(records: Sequence[RunRecord]) -> list[Group]:
@@ -92,9 +99,10 @@ def _settings(shape: dict[str, Any] | None, differing: Sequence[str]) -> str:
     if shape is None:
         return UNKNOWN
     values = {key: shape[key] for key in differing if shape.get(key) is not None}
-    return ", ".join(f"{key} {_short(value)}" for key, value in values.items()) or "settings as recorded"
+    return ", ".join(f"{key} {shortened(value)}" for key, value in values.items()) or "settings as recorded"
 
 
-def _short(value: Any) -> str:
+def shortened(value: Any) -> str:
+    """Return a setting's value, a long one by its beginning."""
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 16 else f"{text[:12]}…"

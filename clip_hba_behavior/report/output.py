@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_regular,
 
 MANIFEST = "manifest.json"  # of each file of the report its SHA-256, so that nobody else's is ever replaced
 _KIND = "clip_hba_behavior report"
+_CUT_SHORT = re.compile(r"\.(.+)\.\w{8}\.tmp")  # what a process that was killed leaves beside the file it wrote
 
 
 def refuse_foreign(directory: Path) -> None:
@@ -19,14 +21,17 @@ def refuse_foreign(directory: Path) -> None:
     Raises:
         BadInputError: it holds something else, or a report's file was changed since.
     """
-    if not directory.exists():
-        return
+    there = next(each for each in (directory, *directory.absolute().parents) if each.exists() or each.is_symlink())
+    if not there.is_dir():
+        what = "a link to nothing" if there.is_symlink() else "a file"
+        raise BadInputError(f"--out {directory}: {there} is {what}\n  give a new directory")
     if not directory.is_dir():
-        raise BadInputError(f"--out {directory} is a file\n  give a new directory")
+        return
     written = _read_manifest(directory)
-    for path in sorted(each for each in directory.rglob("*") if not each.is_dir()):
+    # a link to a directory leads to files that are somebody else's
+    for path in sorted(each for each in directory.rglob("*") if each.is_symlink() or not each.is_dir()):
         name = path.relative_to(directory).as_posix()
-        if name == MANIFEST and written:
+        if (name == MANIFEST and written) or _is_cut_short(path, directory, written):
             continue
         if name not in written:
             raise BadInputError(
@@ -48,7 +53,10 @@ def write_report(directory: Path, files: Mapping[str, bytes]) -> None:
     """
     refuse_foreign(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    for name in _read_manifest(directory):
+    written = _read_manifest(directory)
+    for path in [each for each in directory.rglob(".*.tmp") if _is_cut_short(each, directory, written)]:
+        path.unlink(missing_ok=True)
+    for name in written:
         (directory / name).unlink(missing_ok=True)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
     manifest = json.dumps({"kind": _KIND, "files": digests}, indent=1) + "\n"
@@ -57,6 +65,13 @@ def write_report(directory: Path, files: Mapping[str, bytes]) -> None:
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         replace(path, content, is_lasting=False)
+
+
+def _is_cut_short(path: Path, directory: Path, written: Mapping[str, str]) -> bool:
+    """Return whether a file was being written when its process was killed."""
+    match = _CUT_SHORT.fullmatch(path.name)
+    name = path.with_name(match[1]).relative_to(directory).as_posix() if match is not None else ""
+    return (name == MANIFEST or name in written) and path.is_file() and not path.is_symlink()
 
 
 def _read_manifest(directory: Path) -> dict[str, str]:
@@ -72,6 +87,8 @@ def _read_manifest(directory: Path) -> dict[str, str]:
         files = {str(name): str(digest) for name, digest in content["files"].items()}
         if any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
             raise ValueError("it names files elsewhere")
+        if folders := [name for name in files if (directory / name).is_dir()]:
+            raise ValueError(f"it names a directory: {quote(folders[0])}")
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise BadInputError(
             f"{path} is not a report's: {error}\n  move it, or give another directory with --out"

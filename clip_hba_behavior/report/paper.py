@@ -4,12 +4,12 @@ import io
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
+from matplotlib.style import context
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
@@ -45,11 +45,12 @@ _SETTINGS: Any = {
 }
 _DOTS_PER_INCH = 200
 _LETTERS_PER_INCH = 15
+_SHIELD = "\u200b"  # before a label that begins with `_`, which matplotlib would leave out
 
 
 def paper_files(figure: Figure) -> dict[str, bytes]:
     """Return a figure's files for a paper by the ending of their names: svg, pdf, png."""
-    with rc_context(_SETTINGS):
+    with context(_SETTINGS, after_reset=True):  # without what a matplotlibrc says
         across = 2 if len(figure.panels) == 4 else min(len(figure.panels), 3)
         down = -(-len(figure.panels) // across)
         width = across * _PANEL_WIDTH.get(across, 3.4)
@@ -62,7 +63,10 @@ def paper_files(figure: Figure) -> dict[str, bytes]:
         for axes, panel in zip(several, figure.panels, strict=False):
             _draw(canvas, axes, panel)
             handles, names = axes.get_legend_handles_labels()
-            entries = dict(zip(names, handles, strict=True)) | entries  # one legend for all panels
+            # one legend for all panels
+            entries = {
+                name.removeprefix(_SHIELD): handle for name, handle in zip(names, handles, strict=True)
+            } | entries
         if entries:
             room = int(_LETTERS_PER_INCH * canvas.get_figwidth())
             columns = max(1, min(len(entries), room // (max(map(len, entries)) + 7)))
@@ -113,7 +117,7 @@ def _draw_mark(canvas: Canvas, axes: Axes, mark: Mark) -> None:
     elif isinstance(mark, Level):
         line = axes.axvline if mark.is_upright else axes.axhline
         colour = _COLOURS[colour_name(mark.style)]
-        line(mark.at, color=colour, linewidth=0.9, linestyle=(0, (5, 3)), label=mark.name or None)
+        line(mark.at, color=colour, linewidth=0.9, linestyle=(0, (5, 3)), label=_label(mark.name))
     elif isinstance(mark, Span):
         span = axes.axvspan if mark.is_upright else axes.axhspan
         span(
@@ -123,14 +127,18 @@ def _draw_mark(canvas: Canvas, axes: Axes, mark: Mark) -> None:
             alpha=0.22,
             linewidth=0,
             zorder=0.5,
-            label=mark.name or None,
+            label=_label(mark.name),
         )
+
+
+def _label(name: str) -> str | None:
+    return f"{_SHIELD}{name}" if name.startswith("_") else name or None
 
 
 def _draw_series(axes: Axes, mark: Series) -> None:
     x, y = np.asarray(mark.x, dtype=float), np.asarray(mark.y, dtype=float)
     colour = _COLOURS[colour_name(mark.style)]
-    style: dict[str, Any] = {"color": colour, "label": mark.name or None, "alpha": 0.6 if mark.is_faint else 1.0}
+    style: dict[str, Any] = {"color": colour, "label": _label(mark.name), "alpha": 0.6 if mark.is_faint else 1.0}
     has_line, has_points = mark.kind in ("line", "both"), mark.kind in ("points", "both")
     style["linestyle"] = PAPER_DASHES[dash_number(mark.style)] if has_line else "none"
     style["marker"] = (
@@ -165,4 +173,4 @@ def _draw_heat(canvas: Canvas, axes: Axes, mark: Heat) -> None:
         rows, columns = np.nonzero(np.asarray(mark.marked))
         about: dict[str, Any] = {"c": "white", "edgecolors": "black", "linewidths": 0.5, "marker": "X"}
         about["s"] = max(1.2, min(5, 110 / len(mark.x_names))) ** 2
-        axes.scatter(columns, rows, **about, label=mark.mark_name or None)
+        axes.scatter(columns, rows, **about, label=_label(mark.mark_name))

@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from clip_hba_behavior.report.groups import shortened
 from clip_hba_behavior.report.sources import RunRecord
 from clip_hba_behavior.reproducibility.record.epoch import Epoch, compare_epochs
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.verification.diff import diff_runs
+from clip_hba_behavior.verification.settings import Setting
+
+_MOST_SETTINGS = 8
 
 
 @dataclass(frozen=True)
@@ -18,11 +22,13 @@ class Parting:
         run: the name of the run.
         epoch: the first that differs; None if there is none, or they could not be compared.
         what: differs in it; or what was found to be equal, or why nothing could be compared.
+        settings: that differ, the likeliest cause first: the first run's value, then the run's.
     """
 
     run: str
     epoch: int | None
     what: str
+    settings: str = ""
 
 
 def partings(records: Sequence[RunRecord], session: Session) -> list[Parting]:
@@ -42,10 +48,16 @@ def _by_states(first: RunRecord, other: RunRecord, session: Session) -> Parting:
     except BadInputError as error:
         return Parting(other.name, None, f"not compared: {error}")
     if difference.epoch is not None:
-        return Parting(other.name, difference.epoch, str(difference.thing))
+        return Parting(other.name, difference.epoch, str(difference.thing), _settings(difference.settings))
     if difference.problems:
         return Parting(other.name, None, f"records disagree: {difference.problems[0]}")
     return Parting(other.name, None, f"nothing: {len(difference.epochs)} states are equal to the last bit")
+
+
+def _settings(found: Sequence[Setting]) -> str:
+    some = [f"{each.name} {shortened(each.first)} | {shortened(each.second)}" for each in found[:_MOST_SETTINGS]]
+    more = [f"{len(found) - len(some)} more: see clip-hba diff"] if len(found) > len(some) else []
+    return ", ".join([*some, *more])
 
 
 def _by_results(first: RunRecord, other: RunRecord) -> Parting:

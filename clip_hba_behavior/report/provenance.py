@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from clip_hba_behavior.config import STANDIN
 from clip_hba_behavior.report.sources import RunRecord
 from clip_hba_behavior.run.advice import command_line
+from clip_hba_behavior.run.assembly import is_synthetic
 from clip_hba_behavior.run.checkpoint_files import name_epochs
 from clip_hba_behavior.run.directory import RunDirectory
 
@@ -24,6 +26,7 @@ def about_run(record: RunRecord) -> list[Fact]:
             f"{config.arithmetic}{'' if config.is_portable() else ': bits depend on machine and versions'}",
         ),
         ("Random seed", str(config.random_seed)),
+        *_data_facts(record),
     ]
     for key, what in (("parent", "Fork of"), ("continued_from", "Continued from")):
         parent = environment.get(key)
@@ -34,6 +37,26 @@ def about_run(record: RunRecord) -> list[Fact]:
         stretch = name_epochs(range(config.perturb_epoch, last + 1))
         facts.append(("Perturbed", f"{config.perturb_type}, {stretch}, seed {config.perturb_seed}"))
     return facts
+
+
+def _data_facts(record: RunRecord) -> list[Fact]:
+    """Return which data set and backbone a run has, and how many images train and test."""
+    config = record.config
+    assert config is not None
+    data, backbone = (
+        "the synthetic data set: images, targets and RDM are drawn, none is of people",
+        config.backbone,
+    )
+    if not is_synthetic(config):
+        data = f"targets {Path(str(config.csv_file)).name}, human RDM {Path(str(config.RDM48_triplet_dir)).name}"
+    if num_images := len(record.environment.get("targets", {})):
+        num_train = int(config.train_portion * num_images)  # as the split is drawn
+        data += f"; {num_train:,} training images, {num_images - num_train:,} test images"
+    if backbone == STANDIN:
+        backbone = "the small CLIP that comes with the package; it knows drawn pictures alone"
+    elif Path(backbone).is_absolute():
+        backbone = Path(backbone).name
+    return [("Data", data), ("Backbone", backbone)]
 
 
 def environment_facts(record: RunRecord) -> list[Fact]:

@@ -1,5 +1,6 @@
 """The page of one run."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from clip_hba_behavior.report.sources import RunRecord
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.advice import command_line
+from clip_hba_behavior.run.assembly import is_synthetic
 from clip_hba_behavior.run.checkpoint import read_named
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
@@ -79,7 +81,8 @@ def run_page(
             problem = str(error)
             left_out.append(problem)
     else:
-        problem = "there is no checkpoint of an epoch with results"
+        problem = f"{record.path} has no checkpoint of an epoch with results"
+        left_out.append(problem)
     alignment_blocks = _alignment(record, request, evaluation, problem, draw)
     dimension_blocks = _dimensions(record, evaluation, problem, draw)
     if evaluation is not None:
@@ -119,8 +122,16 @@ def _summary(
 ) -> list[Block]:
     best = record.best_epoch() if evaluation is None else evaluation.best
     row = record.rows[best]
-    facts = [*about_run(record), ("Model looked at", f"that of epoch {best}, with the lowest test loss")]
-    facts.append(("Test loss", f"{row['test_loss']:.4f} (mean squared error)"))
+    which = "with the lowest test loss"
+    if best != record.best_epoch():
+        which += f" of those with a checkpoint that can be read; epoch {record.best_epoch()} has a lower one"
+    facts = [*about_run(record), ("Model looked at", f"that of epoch {best}, {which}")]
+    facts.append(
+        (
+            "Test loss",
+            f"{row['test_loss']:.4f} (mean squared error of the test images; the epoch was chosen by it)",
+        )
+    )
     if alignment is None:
         facts.append(("Behavioural RSA", f"{row['behavioral_rsa_rho']:.3f} (Spearman’s rho, as recorded)"))
     else:
@@ -134,12 +145,14 @@ def _summary(
             (
                 "Its p",
                 f"{alignment.p_greater:.4f}, one-sided, by {alignment.permutations:,} permutations of the images’ "
-                "labels (Mantel)",
+                f"labels (Mantel){f'; {note}' if (note := alignment.p_note()) else ''}",
             ),
         ]
     if evaluation is not None:
         same = evaluation.largest_difference == 0
         found = "equal in every epoch" if same else f"within {evaluation.largest_difference:.2g} in every epoch"
+        if math.isinf(evaluation.largest_difference):
+            found = "not equal: in an epoch, one of the two is undefined"
         facts.append(("Recorded RSA and that of the checkpoints", found))
     blocks: list[Block] = [Facts(facts)]
     blocks += [Facts(each.facts()) for each in request.certificates]
@@ -160,7 +173,7 @@ def _alignment(
     if request.split_half is not None:
         ceiling = read_ceiling(request.split_half, evaluation.human_rdm, evaluation.human_rdm_file)
     blocks: list[Block] = [draw(alignment_over_epochs(record, evaluation, ceiling))]
-    if ceiling is None:
+    if ceiling is None and not (record.config is not None and is_synthetic(record.config)):  # it has no halves
         again = command_line("report", record.path, "--split-half", "RDM48_triplet_splithalf.mat")
         blocks.append(
             Missing("the noise ceiling", "The RDMs of two halves of the human data were not given.", again)
@@ -176,7 +189,10 @@ def _dimensions(record: RunRecord, evaluation: Evaluation | None, problem: str, 
         return [_no_data(record, "dimensions and images", problem)]
     if len(evaluation.test_images) < _FEWEST_IMAGES:
         return [Missing("dimensions and images", f"There are fewer than {_FEWEST_IMAGES} test images.")]
-    text = "Error: mean squared error over the dimensions. Below it the largest ones, predicted and measured."
+    text = (
+        "Error: mean squared error over the dimensions, of test images; the epoch was chosen by their mean. Below "
+        "it the largest ones, predicted and measured."
+    )
     return [draw(dimensions(evaluation)), Text(text), *galleries(evaluation, record.config.preprocessing)]
 
 

@@ -14,8 +14,13 @@ from clip_hba_behavior.report.parting import Parting, partings
 from clip_hba_behavior.report.sources import RunRecord
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.run.checkpoint_files import name_epochs
+from clip_hba_behavior.sweep.nulls import standard_deviation
 
-_LABELS = {"test_loss": "test loss", "train_loss": "training loss", "behavioral_rsa_rho": "behavioural RSA (rho)"}
+_LABELS = {  # as on a run's own page
+    "test_loss": "test loss (mean squared error)",
+    "train_loss": "training loss (mean squared error)",
+    "behavioral_rsa_rho": "behavioural RSA (Spearman’s rho)",
+}
 _MOST_NAMED = 8  # more single runs are not told apart
 _MOST_LEVELS = 3  # more upright lines hide the curves
 
@@ -68,7 +73,11 @@ def _table(records: Sequence[RunRecord], groups: Sequence[Group]) -> Titled:
             )
         )
     columns = ("run", "kind", "seed", "epochs", "best_epoch", "test_loss", "behavioral_rsa_rho", "settings")
-    text = "The best epoch has the lowest test loss; both metrics are of that epoch."
+    text = (
+        "The best epoch has the lowest test loss, so it was chosen by the test images; both metrics are of that "
+        "epoch. Test loss: mean squared error between predicted and measured dimensions of the test images. "
+        "Behavioural RSA: Spearman’s rho of the model’s and the human RDM of 48 held-out images."
+    )
     return Titled("table", "The runs", text, Table(columns, rows))
 
 
@@ -79,11 +88,11 @@ def _over_epochs(
     ends = [epoch for run in runs for epoch in (min(run.rows), max(run.rows))]
     step = epoch_step(min(ends), max(ends))
     epochs = sorted({epoch for run in runs for epoch in run.rows})
-    text = "Thin: single runs. "
+    text = ""
     if any(len(group.distinct()) > 1 for group in groups):
-        text += (
-            "Thick: the mean over the runs with equal settings, at the epochs that all of them have; its band is "
-            "one standard deviation of the runs to either side. "
+        text = (
+            "Thin: single runs. Thick: the mean over the runs with equal settings, at the epochs that all of them have; its band is "
+            "one standard deviation (n − 1) of the n runs to either side. "
         )
     if repeating := [run.name for group in groups for run in group.repeating()]:
         text += f"Not counted in a mean, for they repeat another run’s results: {', '.join(repeating)}. "
@@ -132,7 +141,8 @@ def _curves(groups: Sequence[Group], metric: str) -> list[Mark]:
             marks.append(Series(x, run.column(metric), named, style, is_faint=has_mean))
         if has_mean:
             x, values = group.over_epochs(metric)
-            mean, sd = values.mean(axis=0), values.std(axis=0, ddof=1)
+            with np.errstate(invalid="ignore"):  # a loss may be infinite
+                mean, sd = values.mean(axis=0), values.std(axis=0, ddof=1)
             name = f"mean of {len(values)}{', settings ' if group.name else ''}{group.name}"
             style = INK if is_one else number
             marks.append(Series(x, _plain(mean), name, style, low=_plain(mean - sd), high=_plain(mean + sd)))
@@ -185,8 +195,8 @@ def _spread(group: Group) -> Facts:
         values = [float(value) for value in group.at_best(metric)]
         text = f"{statistics.fmean(values):.4g}"
         if len(values) > 1:
-            sd = statistics.stdev(values)
-            text = f"mean {text}, standard deviation {sd:.2g}, {min(values):.4g} to {max(values):.4g}"
+            sd = standard_deviation(values)
+            text = f"mean {text}, standard deviation {sd:.2g} (n − 1; n = {len(values)}), {min(values):.4g} to {max(values):.4g}"
         rows.append((_LABELS[metric][0].upper() + _LABELS[metric][1:], text))
     return Facts(rows)
 
@@ -195,10 +205,13 @@ def _parting(records: Sequence[RunRecord], parted: Sequence[Parting]) -> list[Bl
     first = records[0].name
     text = (
         f"The first epoch in which a run differs from {first} in any bit: in its states, its ledger or its "
-        "results; of a table, in its results alone."
+        "results; of a table, in its results alone. Beside it the settings that differ, likeliest cause first: "
+        f"{first}’s value, then the run’s."
     )
-    rows = [(each.run, each.epoch, each.what) for each in parted]
-    return [Titled("partings", f"Compared with {first}", text, Table(("run", "first_epoch", "what"), rows))]
+    rows = [(each.run, each.epoch, each.what, each.settings) for each in parted]
+    return [
+        Titled("partings", f"Compared with {first}", text, Table(("run", "first_epoch", "what", "settings"), rows))
+    ]
 
 
 def _plain(values: NDArray[np.float64]) -> list[float]:

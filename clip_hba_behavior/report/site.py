@@ -56,7 +56,7 @@ def render_site(
     for page in pages:
         for titled in page.tables():
             _add(found, {f"{_FIGURES}/{titled.name}.csv": to_csv(titled.table)})
-        _add(found, {page.file: render_page(page).encode()})
+        _add(found, {page.file: render_page(page).encode(errors="replace")})  # a path may hold other bytes
     return dict(sorted(found.items()))
 
 

@@ -1,5 +1,6 @@
 """What a report is of: runs, results tables, sweeps. Nothing of it needs torch."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +56,12 @@ class RunRecord:
         return [row[metric] for row in self.rows.values()]
 
     def best_epoch(self) -> int:
-        """Return the epoch with the lowest test loss, the first of equal ones, as early stopping counts them."""
-        return min(self.rows, key=lambda epoch: self.rows[epoch]["test_loss"])
+        """Return the epoch with the lowest test loss, the first of equal ones, as early stopping counts them.
+
+        An undefined loss (nan) is no lowest one.
+        """
+        losses = {epoch: row["test_loss"] for epoch, row in self.rows.items()}
+        return min(losses, key=lambda epoch: math.inf if math.isnan(losses[epoch]) else losses[epoch])
 
 
 def find_sources(asked: Sequence[Path]) -> list[Source]:
@@ -119,7 +124,9 @@ def _read(source: Source, name: str) -> RunRecord:
         notes = [f"{run.results_file.name}, {fault}: left out" for fault in lines.faults]
         if lines.torn:
             notes.append(f"{run.results_file.name}: its last line was cut short, and is left out")
-        digests = {epoch: str(end["state_digest"]) for epoch, end in read_ledger(run.ledger_file).ends()}
+        ledger = read_ledger(run.ledger_file)
+        notes += [f"{run.ledger_file.name}, {fault}: left out" for fault in ledger.lines.faults]
+        digests = {epoch: str(end["state_digest"]) for epoch, end in ledger.ends()}
         _refuse_no_rows(source.path, rows)
         environment = run.read_environment()
         record = RunRecord(name, source.path, rows, run.read_config(), environment, digests, tuple(notes))
@@ -138,5 +145,10 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     for number in range(1, max(map(len, parts)) + 1):
         names = ["/".join(each[-number:]) for each in parts]
         if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in paths]
+            return [_readable(name) for name in names]
+    return [_readable(str(path)) for path in paths]
+
+
+def _readable(name: str) -> str:
+    """Return a name with a question mark for each byte that is no UTF-8, and cannot be written as text."""
+    return name.encode(errors="replace").decode()

@@ -44,7 +44,10 @@ def plan(sweep: Path) -> int:
     print(f"{runs} runs, {trained} epochs to train; {alone} if each began at the baseline")
     if null := sum(run.kind == "reorder" for run in planned.runs()):
         seeds = planned.file.null_seeds
+        from clip_hba_behavior.sweep.nulls import least_p_note
+
         print(f"{null} of them are the null of effects: reorder, seeds 1 to {seeds}, for each start and length")
+        print(least_p_note(seeds))
     if seconds is None:
         print("the baseline's log tells no times")
     else:

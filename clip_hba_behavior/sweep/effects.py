@@ -1,5 +1,6 @@
 """What perturbations did, each beside its null: computed from the rows of a sweep's table alone."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,8 +86,7 @@ def _notes(effects: Sequence[Effect], families: Sequence[Family]) -> Iterator[st
         )
     least = min((len(each.null_seeds) for each in families), default=19)
     if least < 19:
-        below = f"no p-value is below {1 / (least + 1):.2g}"
-        yield f"with {least} null runs {below}; null_seeds: 19 is the least for 0.05"
+        yield nulls.least_p_note(least)
     claimed = {claim_of(each) for each in families}
     lacking = (each for each in effects if each.when != "later" and each.matched and claim_of(each) not in claimed)
     for kind, length in dict.fromkeys((each.kind, each.length) for each in lacking):
@@ -94,10 +94,21 @@ def _notes(effects: Sequence[Effect], families: Sequence[Family]) -> Iterator[st
             f"no claim for all start epochs of {kind}, length {length}: no seed of the null has a run at each of "
             "them; run what is missing"
         )
-    yield from dict.fromkeys(each.why_not_adjusted for each in families if each.why_not_adjusted is not None)
+    reasons: dict[str, dict[str, None]] = defaultdict(dict)  # why, and of which claims
+    for family in families:
+        if family.why_not_adjusted is not None:
+            reasons[family.why_not_adjusted][f"{family.when} of length {family.length}"] = None
+    yield from (f"{why} (claims: {', '.join(claims)})" for why, claims in reasons.items())
+    if note := note_over_baselines(effects):
+        yield note
+
+
+def note_over_baselines(effects: Sequence[Effect]) -> str | None:
+    """Say what summaries over baselines are, and are not, where these are few; None of one or of enough."""
     baselines = len({each.baseline for each in effects})
-    if 1 < baselines < nulls.LEAST_BASELINES:
-        yield (
-            f"over {baselines} baselines there is a t interval, which takes their effects for normal, and no "
-            f"signed-rank test, which cannot be below 0.05 with fewer than {nulls.LEAST_BASELINES}"
-        )
+    if not 1 < baselines < nulls.LEAST_BASELINES:
+        return None
+    return (
+        f"over {baselines} baselines there is a t interval, which takes their effects for normal, and no "
+        f"signed-rank test, which cannot be below 0.05 with fewer than {nulls.LEAST_BASELINES}"
+    )

@@ -22,6 +22,19 @@ def p_value(value: float, null: Sequence[float]) -> float:
     return (1 + sum(not abs(each) < abs(value) for each in null)) / (len(null) + 1)
 
 
+def least_p_value(num_null: int) -> float:
+    """Return the least p that K null runs can give."""
+    return 1 / (num_null + 1)
+
+
+def least_p_note(num_null: int) -> str:
+    """Say what the least p of K null runs is, and how many 0.05 takes."""
+    return (
+        f"with {num_null} null runs no p-value is below {least_p_value(num_null):.2g}; null_seeds: 19 is the "
+        "least for 0.05"
+    )
+
+
 def family_statistics(
     values: Sequence[float], null: Sequence[Sequence[float]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -77,9 +90,9 @@ def null_needed(num_epochs: int) -> int:
 
 
 def standard_deviation(values: Sequence[float]) -> float:
-    """Return the standard deviation of two values or more, divided by their number less 1; nan if one is."""
-    # statistics.stdev raises AttributeError for nan
-    return math.nan if any(map(math.isnan, values)) else statistics.stdev(values)
+    """Return the standard deviation of two values or more, divided by their number less 1; nan if one is none."""
+    # statistics.stdev raises AttributeError for nan and for an infinite one
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 
 from clip_hba_behavior.report.colours import DARK, DASHES, LIGHT, MARKERS, PAPER_DASHES, PAPER_MARKERS, themes
 from clip_hba_behavior.report.figure import Figure, Heat, Level, Panel, Series, Span, Table, epoch_step
@@ -149,3 +150,17 @@ def test_a_table_is_exact_as_csv_and_short_on_the_page() -> None:
         "1234567",
         "yes",
     ]
+
+
+def test_a_name_that_begins_with_an_underscore_is_in_the_legend() -> None:
+    panel = Panel((Series([1, 2], [1, 2], "_run"), Level(2, "_level")))
+    svg = paper_files(Figure("a", "A", "", "", (panel,)))["svg"].decode()
+    assert ">_run<" in svg
+    assert ">_level<" in svg
+
+
+def test_the_settings_of_a_matplotlibrc_change_no_byte() -> None:
+    figure = Figure("a", "A", "", "", (Panel((Series([1, 2], [1, 2], "a"),)),))
+    expected = paper_files(figure)
+    with rc_context({"axes.facecolor": "red"}):
+        assert paper_files(figure) == expected

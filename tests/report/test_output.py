@@ -57,6 +57,7 @@ def test_a_report_that_was_cut_short_can_be_made_again(tmp_path: Path) -> None:
         "{}",
         '{"kind": "another", "files": {}}',
         '{"kind": "clip_hba_behavior report", "files": {"../a": ""}}',
+        '{"kind": "clip_hba_behavior report", "files": {"": ""}}',
     ],
 )
 def test_a_manifest_of_something_else_gives_no_leave(tmp_path: Path, content: str) -> None:
@@ -69,3 +70,33 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BadInputError, match="is a file"):
         refuse_foreign(tmp_path / "file")
+
+
+def test_what_a_killed_report_left_is_removed_by_the_next_and_the_like_of_others_stays(tmp_path: Path) -> None:
+    write_report(tmp_path, FIRST)
+    for name in ("figures/.a.svg.abcd1234.tmp", f".{MANIFEST}.abcd1234.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    write_report(tmp_path, FIRST)
+    assert content_of(tmp_path) == FIRST
+    (tmp_path / "figures/.mine.svg.abcd1234.tmp").write_bytes(b"mine")
+    with pytest.raises(BadInputError, match=r"holds what no report wrote: figures/\.mine\.svg\.abcd1234\.tmp"):
+        write_report(tmp_path, FIRST)
+
+
+def test_a_link_to_a_directory_is_not_written_through(tmp_path: Path) -> None:
+    write_report(tmp_path / "report", FIRST)
+    (tmp_path / "report/figures").rename(tmp_path / "mine")
+    (tmp_path / "report/figures").symlink_to(tmp_path / "mine")
+    (tmp_path / "mine/a.svg").write_text("edited")
+    with pytest.raises(BadInputError, match="holds what no report wrote: figures"):
+        write_report(tmp_path / "report", FIRST)
+    assert (tmp_path / "mine/a.svg").read_text() == "edited"
+
+
+def test_a_place_in_which_nothing_can_be_made_is_told_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    with pytest.raises(BadInputError, match="file is a file"):
+        refuse_foreign(tmp_path / "file/report")
+    with pytest.raises(BadInputError, match="link is a link to nothing"):
+        refuse_foreign(tmp_path / "link")

@@ -2,9 +2,12 @@
 
 import csv
 import json
+import logging
 import re
 import shutil
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,12 @@ from PIL import Image
 import fresh_process
 from clip_hba_behavior.data.standin import write_standin_dataset
 from clip_hba_behavior.data.things import read_human_halves, read_human_rdm
+from clip_hba_behavior.report import drawing
+from clip_hba_behavior.report.figure import Figure, Panel, Series
+from clip_hba_behavior.report.run_page import Request, run_page
+from clip_hba_behavior.report.site import render_page
+from clip_hba_behavior.report.sources import find_sources, read_records
+from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.rsa.noise_ceiling import noise_ceiling
 from clip_hba_behavior.run.directory import RunDirectory
 from fresh_process import Outcome
@@ -107,6 +116,22 @@ def test_measured_dissimilarities_are_the_human_ones_and_the_naive_p_is_nowhere(
         assert row["behavioral_rsa_p_value"] not in page
         assert f"{float(row['behavioral_rsa_p_value']):.5g}" not in page
     assert "by 9,999 permutations of the images’ labels (Mantel)" in page
+    assert "targets annotations.csv, human RDM RDM48_triplet.mat; 32 training images, 8 test images" in page
+    assert page.count("by the loss of these images") == 1
+    assert "of the test images; the epoch was chosen by it" in page
+    assert ("; 0.0001 is the least that 9,999 permutations can give" in page) == ("<dd>0.0001," in page)
+    assert "--split-half RDM48_triplet_splithalf.mat" in page
+    assert "synthetic" not in page
+
+
+def test_a_page_of_the_synthetic_data_set_says_so_and_asks_for_no_halves(run: Path) -> None:
+    (record,) = read_records(find_sources([run]))
+    assert record.config is not None
+    synthetic = replace(record, config=record.config.model_copy(update={"csv_file": None}))
+    page = render_page(run_page(synthetic, Request(), Session(logging.getLogger("a")))[0])
+    assert "the synthetic data set: images, targets and RDM are drawn, none is of people; 32 training" in page
+    assert "--split-half" not in page
+    assert "the small CLIP that comes with the package" in page
 
 
 def test_best_and_worst_images_are_shown_with_thumbnails(reported: Path) -> None:
@@ -263,3 +288,64 @@ def test_what_cannot_be_used_is_told_before_anything_is_written(
     assert said in done.output
     assert files_of(run) == before
     assert not (tmp_path / "new").exists()
+
+
+def test_a_device_that_cannot_be_is_told_and_nothing_is_written(
+    run: Path, clip_hba: ClipHba, tmp_path: Path
+) -> None:
+    done = clip_hba("report", run, "--device", "gpu", "--out", tmp_path / "report")
+    assert done.code == 2
+    assert "device: found 'gpu', expected auto, cpu, cuda" in done.output
+    done = clip_hba("report", run / "training_res.csv", "--device", "cpu", "--out", tmp_path / "report")
+    assert done.code == 2
+    assert "--device cpu: only for the report of one run" in done.output
+    assert not (tmp_path / "report").exists()
+
+
+def test_the_model_looked_at_is_said_not_to_be_the_best_where_that_one_is_lost(
+    run: Path, clip_hba: ClipHba, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "lost")
+    (tmp_path / "lost/dora_params/epoch3_dora_params.pth").unlink()
+    assert clip_hba("report", tmp_path / "lost").code == 0
+    page = (tmp_path / "lost/report/index.html").read_text(encoding="utf-8")
+    assert "that of epoch 2, with the lowest test loss of those with a checkpoint that can be read" in page
+    assert "epoch 3 has a lower one" in page
+
+
+def test_a_damaged_line_of_the_ledger_is_named(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    ledger = RunDirectory.at(tmp_path / "run").ledger_file
+    lines = ledger.read_text().splitlines(keepends=True)
+    ledger.write_text("".join([*lines[:2], "garbage\n", *lines[3:]]))
+    (record,) = read_records(find_sources([tmp_path / "run"]))
+    assert len(record.notes) == 1
+    assert record.notes[0].startswith("steps.jsonl, line 3: ")
+    (whole,) = read_records(find_sources([run]))
+    assert whole.notes == ()
+
+
+def test_a_run_without_its_checkpoints_is_shown_by_its_results_alone(
+    run: Path, clip_hba: ClipHba, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    for epoch in (1, 2, 3):
+        (tmp_path / f"run/dora_params/epoch{epoch}_dora_params.pth").unlink()
+    done = clip_hba("report", tmp_path / "run")
+    assert done.code == 1
+    assert "has no checkpoint of an epoch with results" in done.output
+
+
+def test_figures_are_drawn_with_the_modules_of_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numbers.py").write_text("raise SystemExit('a file of the user')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    monkeypatch.setattr(drawing, "usable_cores", lambda: 2)
+    panel = Panel((Series([1, 2], [1, 2]),))
+    with drawing.drawing() as draw:
+        draw(Figure("a", "A", "", "", (panel,)))
+        assert draw.files(Figure("a", "A", "", "", (panel,)))["png"]
+        assert draw._worker is not None
+        assert draw._worker.poll() is None

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -45,9 +46,12 @@ def test_tables_alone_are_overlaid_with_mean_and_spread(clip_hba: ClipHba, tmp_p
     }  # fmt: skip
     page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
     assert "mean of 2" in page
-    assert "mean 1.25, standard deviation 0.35, 1 to 1.5" in page
+    assert "mean 1.25, standard deviation 0.35 (n − 1; n = 2), 1 to 1.5" in page
     (parting,) = rows_of(tmp_path / "report/figures/partings.csv")
-    assert parting == {"run": "b", "first_epoch": "3", "what": "train_loss in the results"}
+    assert parting == {"run": "b", "first_epoch": "3", "what": "train_loss in the results", "settings": ""}
+    assert "Thin: single runs. Thick: the mean" in page
+    assert "Spearman’s rho of the model’s and the human RDM of 48 held-out images." in page
+    assert page.count("test loss (mean squared error)") > 1
     assert "1e-09" not in page  # the p of dependent pairs
 
 
@@ -56,7 +60,35 @@ def test_one_table_alone_has_a_page(tmp_path: Path) -> None:
     page = render_page(runs_page([record], Session(logging.getLogger("a"))))
     assert "Results a" in page
     assert "Where they part" not in page
+    assert "Thin: " not in page
     assert "A results table says nothing of seed and settings" in page
+
+
+def test_losses_that_are_no_numbers_have_no_spread_and_are_no_best_epoch(tmp_path: Path) -> None:
+    a = write_table(tmp_path / "a.csv", [float("nan"), 2.0, 1.0])
+    b = write_table(tmp_path / "b.csv", [float("nan"), float("inf")])
+    records = read_records(find_sources([a, b]))
+    assert [record.best_epoch() for record in records] == [3, 1]
+    page = render_page(runs_page(records, Session(logging.getLogger("a"))))
+    assert "mean nan, standard deviation nan" in page
+
+
+def test_a_run_that_stopped_earlier_with_the_same_results_counts_once(tmp_path: Path) -> None:
+    tables = [[3.0, 2.0], [3.0, 2.0, 1.0], [3.5, 2.5, 1.5]]
+    paths = [write_table(tmp_path / f"{name}.csv", losses) for name, losses in zip("abc", tables, strict=True)]
+    (group,) = groups_of(read_records(find_sources(paths)))
+    assert [run.name for run in group.distinct()] == ["b", "c"]
+    assert [run.name for run in group.repeating()] == ["a"]
+
+
+def test_a_name_that_is_no_text_is_shown_with_question_marks(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.csv"))
+    try:
+        write_table(path, [1.0])
+    except OSError:
+        pytest.skip("names are UTF-8 on this file system")
+    (record,) = read_records(find_sources([path]))
+    assert record.name == "caf?"
 
 
 def test_a_copy_of_a_run_counts_once_and_is_said_to_be_equal(run: Path, clip_hba: ClipHba, tmp_path: Path) -> None:
@@ -69,6 +101,7 @@ def test_a_copy_of_a_run_counts_once_and_is_said_to_be_equal(run: Path, clip_hba
     assert partings["copy"]["first_epoch"] == ""
     assert partings["copy"]["what"] == "nothing: 4 states are equal to the last bit"
     assert partings["other"]["first_epoch"] == "0"
+    assert partings["other"]["settings"] == "random_seed 1 | 2"
     page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
     assert "mean of 2" in page
     assert "they repeat another run’s results: copy" in page

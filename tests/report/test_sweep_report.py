@@ -7,12 +7,13 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 import fresh_process
+from clip_hba_behavior.config import PerturbType
 from clip_hba_behavior.report.blocks import Titled
 from clip_hba_behavior.report.figure import Heat, Series
 from clip_hba_behavior.report.paper import paper_files
@@ -24,7 +25,7 @@ from clip_hba_behavior.report.sweeps.null import is_outside, limit_of
 from clip_hba_behavior.report.sweeps.over_baselines import over_baselines_page
 from clip_hba_behavior.report.sweeps.page import sweep_page
 from clip_hba_behavior.report.sweeps.plans import plans_of
-from clip_hba_behavior.report.sweeps.record import SweepRecord, read_sweep, styles_of
+from clip_hba_behavior.report.sweeps.record import KIND_NAMES, SweepRecord, read_sweep, styles_of
 from clip_hba_behavior.report.sweeps.recovery import recovery_curves, recovery_medians
 from clip_hba_behavior.sweep.nulls import p_value
 from fresh_process import Outcome
@@ -104,7 +105,9 @@ def test_the_command_writes_every_part_and_another_process_makes_the_same(
     assert "All 22 runs of the sweep are done and in this report." in page
     assert "2 of 2 controls are equal to the baseline to the last bit." in page
     assert "With 2 null runs no p-value is below 0.33" in page
+    assert "0.33 is the least that 2 null runs can give (matched null)." in page
     assert "No p-value is adjusted for 2 epochs by Benjamini and Hochberg" in page
+    assert "(claims: perturbed of length 1, " in page
     assert f"clip-hba sweep verify {sweep / 'sweep.yaml'} --sample 10" in page
     figures = tmp_path / "report" / "figures"
     assert len(made.figures()) == 12
@@ -173,6 +176,8 @@ def test_heat_maps_have_one_scale_around_zero_and_nothing_before_the_start(recor
         assert heat.x_names == ["2", "3", "4"]
         assert [[value == value for value in row] for row in heat.values] == [[True] * 3, [False, True, True]]
         assert heat.marked == [[False] * 3] * 2  # two null runs can put nothing outside
+    assert all("with 2 null runs no p is below 0.33" in figure.text for figure in figures)
+    assert {row[5] for figure in figures if figure.table is not None for row in figure.table.rows} == {None}
 
 
 def test_cells_outside_the_null_are_marked_where_the_null_is_large_enough(record: SweepRecord) -> None:
@@ -181,15 +186,20 @@ def test_cells_outside_the_null_are_marked_where_the_null_is_large_enough(record
     small = tuple(1e-9 * seed for seed in range(1, 20))
     outside = replace(effect, matched=replace(effect.matched, effects=small, p_value=p_value(effect.value, small)))
     assert is_outside([outside])
-    assert not is_outside([outside, effect])  # every seed must be
-    assert not is_outside([replace(effect, matched=None)])
-    assert not is_outside([])
+    inside = replace(effect, matched=replace(effect.matched, effects=small, p_value=1.0))
+    assert is_outside([outside, inside]) is False  # every seed must be
+    assert is_outside([outside, effect]) is None  # two null runs cannot tell
+    assert is_outside([replace(effect, matched=None)]) is None
+    assert is_outside([]) is None
     marked = replace(record, effects=replace(record.effects, effects=(outside,)))
     (figure,) = heat_maps.over_epochs(marked, effect.measure)
     (heat,) = [mark for mark in figure.panels[0].marks if isinstance(mark, Heat)]
     assert heat.marked is not None
     assert sum(map(sum, heat.marked)) == 1
     assert heat.mark_name == "outside the null"
+    assert "p of at most 0.05 in every seed, where" in figure.text
+    assert figure.table is not None
+    assert [row[5] for row in figure.table.rows] == [True]
 
 
 @pytest.mark.parametrize("size", [1, 5, 19, 39, 100])
@@ -216,7 +226,10 @@ def test_the_best_of_each_run_stands_beside_the_null(record: SweepRecord) -> Non
 def test_recovery_counts_runs_and_names_its_rule(record: SweepRecord) -> None:
     titled = recovery_medians(record)
     assert "within 2 % of the baseline’s and stays there for 1 consecutive epoch;" in titled.text
-    for kind, _, runs, inside, recovered, censored, *_ in titled.table.rows:
+    assert titled.table.columns[5:7] == ("censored", "of them without time")
+    for kind, _, runs, inside, recovered, censored, without_time, *_ in titled.table.rows:
+        assert isinstance(without_time, int)
+        assert 0 <= without_time <= int(censored or 0)
         assert runs == (4 if kind == "random_target" else 2)
         assert isinstance(inside, int)
         assert isinstance(recovered, int)
@@ -269,6 +282,8 @@ def test_a_sweep_without_null_says_what_to_add(own_sweep: Path) -> None:
     page = page_of(record)
     assert "add null_seeds: 19 to the sweep’s file" in page
     assert f"clip-hba sweep run {own_sweep / 'sweep.yaml'}" in page
+    assert "No cell can be marked: there is no null" in page
+    assert "effects below" not in page
     assert "outside the null" not in page
     assert "One claim" not in page
 
@@ -307,6 +322,37 @@ def test_what_is_no_sweep_is_refused(sweep: Path, clip_hba: ClipHba, tmp_path: P
     outcome = clip_hba("report", file)
     assert outcome.code == 2
     assert "the sweep has not begun" in outcome.output
+
+
+def test_sweeps_of_one_baseline_and_baselines_of_other_settings_are_said_to_be(
+    record: SweepRecord, own_sweep: Path
+) -> None:
+    other = replace(record_of(own_sweep), name="other")
+    assert other.baseline.config is not None
+    pages = []
+    for changed in (
+        replace(record, name="other"),
+        other,
+        replace(
+            other, baseline=replace(other.baseline, config=other.baseline.config.model_copy(update={"rank": 8}))
+        ),
+    ):
+        page = over_baselines_page([record, changed], ["sweep-1.html", "sweep-2.html"], styles_of([record]))
+        pages.append(render_page(page))
+    one, copies, unlike = pages
+    assert "Several sweeps of one baseline: " in one
+    assert "All have the baseline baseline: a mean over baselines takes two." in one
+    assert "Several sweeps of one baseline" not in copies
+    assert "differ in more than their seed" not in copies
+    assert "The baselines differ in more than their seed. sweep: rank 4; other: rank 8." in unlike
+    assert "other: with 2 null runs no p-value is below 0.33" in copies
+
+
+def test_kinds_are_explained_by_the_words_of_the_documentation(record: SweepRecord) -> None:
+    told = (Path(__file__).parents[2] / "docs" / "PERTURBATIONS.md").read_text(encoding="utf-8").replace("'", "’")
+    assert KIND_NAMES.keys() == set(get_args(PerturbType)) - {"none", "reorder"}
+    assert all(f"`{kind}` | {text}" in told for kind, text in KIND_NAMES.items())
+    assert "uniform_images: images in which every pixel is 0.5" in page_of(record)
 
 
 def test_several_sweeps_are_summarised_over_their_baselines(record: SweepRecord, own_sweep: Path) -> None:

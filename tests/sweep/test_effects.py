@@ -121,7 +121,8 @@ def test_a_claim_says_why_nothing_is_adjusted_and_which_null_would_do() -> None:
     assert all(each.adjusted_p_values is None for each in few.families)
     assert (
         "no p-value is adjusted for 2 epochs by Benjamini and Hochberg: with 19 null runs none is below 0.05, and "
-        "a single one would have to be at most 0.025; null_seeds: 39 would do"
+        "a single one would have to be at most 0.025; null_seeds: 39 would do "
+        "(claims: perturbed of length 1, last of length 1)"
     ) in few.notes
     enough = effects_of(sweep_of({"random_target": 5.0}, num_null=39))
     assert [each.adjusted_p_values for each in enough.families[:1]] == [(1 / 40, 1 / 40)]

@@ -127,6 +127,7 @@ def test_what_is_undefined_shows_nothing() -> None:
 def test_spread_and_interval_of_something_undefined_are_undefined() -> None:
     nan = float("nan")
     assert np.isnan(standard_deviation([1.0, nan, 2.0]))
+    assert np.isnan(standard_deviation([1.0, np.inf]))
     assert np.isnan(t_interval([1.0, nan, 2.0])).all()
     assert standard_deviation([1.0, 3.0]) == pytest.approx(2**0.5)
 

@@ -85,6 +85,9 @@ def test_plan_counts_the_null(clip_hba: Callable[..., Outcome], tmp_path: Path) 
     assert (
         "76 of them are the null of effects: reorder, seeds 1 to 19, for each start and length" in outcome.output
     )
+    assert "with 19 null runs no p-value is below 0.05; null_seeds: 19 is the least for 0.05" in outcome.output
+    outcome = clip_hba("sweep", "plan", write_sweep(tmp_path, baseline, null_seeds=3))
+    assert "with 3 null runs no p-value is below 0.25;" in outcome.output
 
 
 @pytest.mark.parametrize(

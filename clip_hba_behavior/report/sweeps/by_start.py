@@ -133,7 +133,7 @@ def _figure(
 def _null_text(effects: Sequence[Effect]) -> str:
     nulls = [effect.matched for effect in effects if effect.matched is not None]
     if not nulls:
-        return "There is no null to judge it against: see the effects below."
+        return "There is no null to judge it against: see “Effects and claims”."
     size = null_size(nulls)
     least = min(len(null.effects) for null in nulls)
     band = (

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from clip_hba_behavior.report.figure import Figure, Heat, Panel, Table
-from clip_hba_behavior.report.sweeps.null import LEVEL, RULE, is_outside
+from clip_hba_behavior.report.sweeps.null import LEVEL, is_outside, marks_text
 from clip_hba_behavior.report.sweeps.record import MEASURE_NAMES, UNITS, SweepRecord
 from clip_hba_behavior.sweep.effect import Effect
 from clip_hba_behavior.sweep.nulls import p_value
@@ -36,7 +36,7 @@ def over_epochs(record: SweepRecord, measure: str) -> Iterator[Figure]:
             f"Change of {name} over epochs: {length} perturbed epoch{plural}",
             f"The {name} of the perturbed run minus the baseline’s, by the first perturbed epoch (rows) and the "
             "epoch after which both are evaluated (columns); the mean over seeds. All panels of this measure, of "
-            f"all lengths, have one scale. {_marks_text(record)}",
+            f"all lengths, have one scale. {marks_text(record, measure)}",
             f"Change of {name} for {len(starts)} start epochs and {len(epochs)} epochs, by "
             f"{len(cells[length])} kinds of perturbation.",
             tuple(
@@ -64,7 +64,7 @@ def _panel(
     is_marked: bool,
 ) -> Panel:
     values = [[_mean_of(cells.get((start, epoch), [])) for epoch in epochs] for start in starts]
-    marked = [[is_outside(cells.get((start, epoch), [])) for epoch in epochs] for start in starts]
+    marked = [[bool(is_outside(cells.get((start, epoch), []))) for epoch in epochs] for start in starts]
     return _heat_panel(
         values, marked if is_marked else None, kind, starts, list(map(str, epochs)), label, end, "epoch"
     )
@@ -125,7 +125,7 @@ def best_by_length(record: SweepRecord, measure: str) -> Figure:
         f"{record.prefix}best-{measure.replace('_', '-')}",
         f"{what[0].upper()}{what[1:]} by start and length",
         f"The {what} that a run reaches from its first perturbed epoch to its end, minus the baseline’s over the "
-        f"same epochs; the mean over seeds. {beside}{_marks_text(record)}",
+        f"same epochs; the mean over seeds. {beside}{marks_text(record, measure)}",
         f"{what[0].upper()}{what[1:]} minus the baseline’s, for {len(starts)} start epochs and {len(lengths)} "
         "lengths.",
         tuple(panels),
@@ -181,10 +181,3 @@ def _mean_of(effects: Sequence[Effect]) -> float:
 def _end_of_scale(values: Iterator[float]) -> float:
     """Return where a scale around 0 ends: at the largest absolute value."""
     return max((abs(value) for value in values if math.isfinite(value)), default=0.0) or 1.0
-
-
-def _marks_text(record: SweepRecord) -> str:
-    if not record.has_null():
-        return "There is no null to judge cells against: see the effects below."
-    several = ", in every seed" if len(record.plan.file.seeds) > 1 else ""
-    return f"A cross marks {RULE}{several}."

@@ -1,14 +1,16 @@
 """The page of several sweeps: effects over their baselines, each of which counts once."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from clip_hba_behavior.report.blocks import Block, Facts, Page, Section, Text, Titled
 from clip_hba_behavior.report.figure import Figure, Level, Mark, Panel, Series, Table, epoch_step
+from clip_hba_behavior.report.groups import groups_of
 from clip_hba_behavior.report.sweeps.record import MEASURE_NAMES, UNITS, SweepRecord
 from clip_hba_behavior.sweep.claims import OverBaselines
 from clip_hba_behavior.sweep.effect import When
-from clip_hba_behavior.sweep.effects import Effects, effects_of
+from clip_hba_behavior.sweep.effects import Effects, effects_of, note_over_baselines
 
 _TITLES: dict[When, str] = {
     "perturbed": "after the first perturbed epoch",
@@ -39,7 +41,12 @@ def over_baselines_page(records: Sequence[SweepRecord], files: Sequence[str], st
             sections.append(Section(when.replace("_", "-"), _title(_TITLES[when]), figures))
     if effects.over_baselines:
         sections.append(Section("numbers", "Numbers", [_table(effects.over_baselines)]))
-    lead = "The same perturbations of several baselines: what they did in all of them."
+    several = len({record.plan.baseline.resolve() for record in records}) > 1
+    lead = (
+        "The same perturbations of several baselines: what they did in all of them."
+        if several
+        else "Several sweeps of one baseline: each has its own page, and nothing is averaged over baselines."
+    )
     links = [(file, f"Sweep {record.name}") for file, record in zip(files, records, strict=True)]
     return Page("index.html", f"{len(records)} sweeps", lead, sections, links)
 
@@ -59,11 +66,28 @@ def _summary(records: Sequence[SweepRecord], effects: Effects) -> list[Block]:
         "The baseline is the random unit: runs of one baseline share its weights and its order of images, so they "
         "are not independent of each other. An effect of a baseline is the mean over its seeds; each baseline "
         "counts once.",
-        *(f"{note[0].upper()}{note[1:]}." for note in effects.notes),
+        *(f"{record.name}: {note}." for record in records for note in record.effects.notes),
+        *_differing_baselines(records),
     ]
-    if not effects.over_baselines:
+    if note := note_over_baselines(effects.effects):
+        texts.append(f"{note[0].upper()}{note[1:]}.")
+    if len({record.plan.baseline.resolve() for record in records}) == 1:
+        texts.append(f"All have the baseline {records[0].plan.baseline.name}: a mean over baselines takes two.")
+    elif not effects.over_baselines:
         texts.append("No effect is there in two baselines or more yet.")
     return [Facts(facts), *(Text(each) for each in texts)]
+
+
+def _differing_baselines(records: Sequence[SweepRecord]) -> list[str]:
+    """Say which settings the baselines do not share: a mean over them is then over the settings too."""
+    groups = groups_of([replace(record.baseline, name=record.name) for record in records])
+    if len(groups) == 1:
+        return []
+    found = "; ".join(f"{', '.join(run.name for run in group.runs)}: {group.settings}" for group in groups)
+    return [
+        f"The baselines differ in more than their seed. {found}. Means and intervals over baselines are over "
+        "these settings too."
+    ]
 
 
 def _figure(found: Sequence[OverBaselines], when: When, measure: str, styles: Mapping[str, int]) -> Figure:

@@ -8,7 +8,7 @@ from clip_hba_behavior.report.provenance import about_run, environment_facts
 from clip_hba_behavior.report.sweeps import tables
 from clip_hba_behavior.report.sweeps.by_start import effect_by_start, final_by_start
 from clip_hba_behavior.report.sweeps.heat_maps import best_by_length, over_epochs
-from clip_hba_behavior.report.sweeps.record import SweepRecord
+from clip_hba_behavior.report.sweeps.record import KIND_NAMES, SweepRecord
 from clip_hba_behavior.report.sweeps.recovery import recovery_curves, recovery_medians
 from clip_hba_behavior.run.advice import command_line
 
@@ -70,7 +70,7 @@ def _summary(record: SweepRecord) -> list[Block]:
         ),
         ("State after it", baseline.digests.get(last, "not recorded")),
         ("Runs", ", ".join(f"{number} {state}" for state, number in states.items())),
-        ("Perturbations", ", ".join(plan.file.kinds)),
+        ("Perturbations", "\n".join(f"{kind}: {KIND_NAMES[kind]}" for kind in plan.file.kinds)),
         ("Perturbed epochs", ", ".join(map(str, plan.file.lengths))),
         ("Start epochs", ", ".join(str(start) for start in sorted({run.epoch for run in plan.runs()}))),
         ("Seeds", ", ".join(map(str, plan.file.seeds))),

@@ -14,6 +14,12 @@ from clip_hba_behavior.sweep.plan import Plan
 
 # Of each measure: what it is called, and how its difference from the baseline is labelled.
 MEASURE_NAMES = {"behavioral_rsa_rho": "behavioural RSA", "test_loss": "test loss"}
+KIND_NAMES = {  # as in docs/PERTURBATIONS.md
+    "random_target": "targets drawn at random",
+    "label_shuffle": "the batch’s own targets, swapped among its images",
+    "image_noise": "images in which every pixel is standard normal after normalisation",
+    "uniform_images": "images in which every pixel is 0.5 after normalisation",
+}
 UNITS = {"behavioral_rsa_rho": "Spearman’s rho", "test_loss": "mean squared error"}
 
 

@@ -100,13 +100,14 @@ def recovery_medians(record: SweepRecord) -> Titled:
         f"there for {band_epochs} consecutive {'epoch' if band_epochs == 1 else 'epochs'}; its time is counted "
         "from the last perturbed epoch to the first of these, and from the first perturbed epoch. Runs that "
         "were never outside had nothing to recover from and are counted apart. A run that ended before it "
-        "recovered is censored there. The median is Kaplan and Meier’s: the first time by which at least half "
-        "have recovered; none where fewer than half do. It takes a run’s end to tell nothing of when it would "
-        "have recovered. Unperturbed runs have no recovery.",
+        "recovered is censored there; of a censored one without time, the baseline ends too early after the "
+        "window for any recovery to be seen. The median is Kaplan and Meier’s: the first time by which at least "
+        "half have recovered; none where fewer than half do. It takes a run’s end to tell nothing of when it "
+        "would have recovered. Unperturbed runs have no recovery.",
         Table(
             (
-                "kind", "length", "runs", "never outside", "recovered", "censored", "median after the window",
-                "median after the start",
+                "kind", "length", "runs", "never outside", "recovered", "censored", "of them without time",
+                "median after the window", "median after the start",
             ),
             [(*key, *_median_row(runs, key[1])) for key, runs in groups.items()],
         ),
@@ -119,6 +120,7 @@ def _median_row(runs: Sequence[Mapping[str, Any]], length: int) -> tuple[Cell, .
     censored = [bool(run["censored"]) for run in left]
     # a censored run is followed for as long as its recovery could have been seen
     times = [run["followed_epochs"] if run["censored"] else run["recovery_epochs"] for run in left]
+    without_time = sum(bool(run["censored"]) and run["followed_epochs"] == 0 for run in left)
     median = kaplan_meier_median(times, censored) if left else None
     after_start = None if median is None else median + length - 1
-    return len(runs), len(inside), censored.count(False), censored.count(True), median, after_start
+    return len(runs), len(inside), censored.count(False), censored.count(True), without_time, median, after_start

@@ -10,6 +10,7 @@ from clip_hba_behavior.report.sweeps.record import SweepRecord
 from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.sweep.collected import not_in_the_table
 from clip_hba_behavior.sweep.columns import EFFECT_COLUMNS
+from clip_hba_behavior.sweep.nulls import least_p_value
 
 _SHOWN_EFFECTS = (
     "kind", "length", "start_epoch", "seed", "measure", "when", "epoch", "effect", "matched_null_runs",
@@ -63,6 +64,8 @@ def effects(record: SweepRecord) -> list[Block]:
         )
         blocks.append(Missing("p-values", why, _run(record)))
     blocks += [Text(_sentence(note)) for note in record.effects.notes if record.has_null()]
+    if record.has_null():
+        blocks.append(Text(_least_p_text(record)))
     if record.effects.families:
         blocks += [_claims(record), _rules("family_p_value", "family_epoch_p_value", "adjusted_p_value")]
     rows = list(record.effects.rows())
@@ -77,6 +80,20 @@ def effects(record: SweepRecord) -> list[Block]:
             _rules(*_SHOWN_EFFECTS[5:]),
         ]
     return blocks
+
+
+def _least_p_text(record: SweepRecord) -> str:
+    """Say which p is the least, so that it is not taken for a measure of the effect."""
+    sizes = {
+        "matched": [len(each.matched.effects) for each in record.effects.effects if each.matched is not None],
+        "wider": [len(each.wider.effects) for each in record.effects.effects if each.wider is not None],
+    }
+    least = ", ".join(
+        f"{least_p_value(size):.2g} is the least that {size} null runs can give ({name} null)"
+        for name, those in sizes.items()
+        for size in sorted({min(those), max(those)} if those else ())
+    )
+    return f"{_sentence(least)} An effect larger than all of theirs has that p, however large it is."
 
 
 def _rules(*columns: str) -> Facts:
