@@ -91,8 +91,8 @@ def _over_epochs(
     text = ""
     if any(len(group.distinct()) > 1 for group in groups):
         text = (
-            "Thin: single runs. Thick: the mean over the runs with equal settings, at the epochs that all of them have; its band is "
-            "one standard deviation (n − 1) of the n runs to either side. "
+            "Thin: single runs. Thick: the mean over the runs with equal settings, at the epochs that all of "
+            "them have; its band is one standard deviation (n − 1) of the n runs to either side. "
         )
     if repeating := [run.name for group in groups for run in group.repeating()]:
         text += f"Not counted in a mean, for they repeat another run’s results: {', '.join(repeating)}. "
@@ -196,7 +196,10 @@ def _spread(group: Group) -> Facts:
         text = f"{statistics.fmean(values):.4g}"
         if len(values) > 1:
             sd = standard_deviation(values)
-            text = f"mean {text}, standard deviation {sd:.2g} (n − 1; n = {len(values)}), {min(values):.4g} to {max(values):.4g}"
+            text = (
+                f"mean {text}, standard deviation {sd:.2g} (n − 1; n = {len(values)}), {min(values):.4g} to "
+                f"{max(values):.4g}"
+            )
         rows.append((_LABELS[metric][0].upper() + _LABELS[metric][1:], text))
     return Facts(rows)
 
