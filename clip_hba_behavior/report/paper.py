@@ -44,7 +44,7 @@ _SETTINGS: Any = {
     "legend.frameon": False,
 }
 _DOTS_PER_INCH = 200
-_BESIDE_A_SQUARE = 1.4  # inches for its labels and colour bar
+_BESIDE_A_SQUARE = 0.9  # inches for its labels and colour bar
 _LETTERS_PER_INCH = 15
 _SHIELD = "\u200b"  # before a label that begins with `_`, which matplotlib would leave out
 

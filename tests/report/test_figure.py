@@ -57,7 +57,7 @@ def test_a_single_square_heat_map_fills_its_picture() -> None:
     for heat in (square, wide):
         with Image.open(io.BytesIO(paper_files(figure_of(Panel((heat,), height=280)))["png"])) as image:
             sizes.append(image.size)
-    assert sizes == [(840, 560), (1260, 560)]
+    assert sizes == [(740, 560), (1260, 560)]
 
 
 def test_a_figure_has_the_same_bytes_each_time_and_no_date() -> None:
