@@ -76,7 +76,7 @@ WRONG = {
     "cache list --cache-dir none": "there is no directory of caches",
     "report none": "there is no none",
     "report run": "run has no results of any epoch",
-    "report run --out good.yaml": "--out good.yaml is a file",
+    "report run --out good.yaml": "--out good.yaml: good.yaml is a file",
     "report run --split-half none.mat": "there is no file none.mat",
     "report good.yaml": "the sweep file is wrong",
     "report lost_sweep.yaml": "the sweep's baseline has no config.yaml",
