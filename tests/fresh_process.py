@@ -21,7 +21,11 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 SLOW_IMPORTS = [
     *("torch._inductor.config", "clip_hba_behavior.run.life", "clip_hba_behavior.cli"),
     *("scipy.stats", "pandas", "clip_hba_behavior.report.commands", "clip_hba_behavior.report.paper"),
-    *("clip_hba_behavior.use.commands", "clip_hba_behavior.verification.commands", "clip_hba_behavior.sweep.commands"),
+    *(
+        "clip_hba_behavior.use.commands",
+        "clip_hba_behavior.verification.commands",
+        "clip_hba_behavior.sweep.commands",
+    ),
     *("scipy.cluster.hierarchy", "scipy.io", "scipy.special", "rich.console"),
     *("safetensors", "tokenizers", "pydantic.type_adapter"),
 ]

@@ -156,11 +156,26 @@ def test_a_perturbed_fork_is_verified_resumed_and_back_in_its_baselines_order(
     outcome = clip_hba("verify", "checkpoints", fork)
     assert outcome.code == 0, outcome.output
     assert "reproducible: 4 of 4 epochs" in outcome.output
-    for epoch in list_checkpoints(fork / "dora_params"):
-        resumed = tmp_path / f"from{epoch}"
-        outcome = clip_hba("resume", fork, "--from-epoch", epoch, "--run-dir", resumed)
-        assert outcome.code == 0, outcome.output
-        assert differences(fork, resumed) == []
+    assert_resumes(clip_hba, fork, 2, tmp_path)  # within the window
+
+
+def assert_resumes(clip_hba: ClipHba, run: Path, epoch: int, tmp_path: Path) -> None:
+    resumed = tmp_path / f"from{epoch}"
+    outcome = clip_hba("resume", run, "--from-epoch", epoch, "--run-dir", resumed)
+    assert outcome.code == 0, outcome.output
+    assert differences(run, resumed) == []
+
+
+@pytest.mark.parametrize(
+    "kind", [each if each == "random_target" else pytest.param(each, marks=pytest.mark.system) for each in KINDS]
+)
+def test_a_perturbed_fork_is_resumed_from_every_epoch(
+    kind: str, baseline: Path, clip_hba: ClipHba, tmp_path: Path
+) -> None:
+    fork = forked(clip_hba, baseline, tmp_path / "fork", 2, *KINDS[kind], "--perturb-length", 2)
+    assert list(list_checkpoints(fork / "dora_params")) == [1, 2, 3, 4, 5]
+    for epoch in (1, 3, 4, 5):
+        assert_resumes(clip_hba, fork, epoch, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["random_target", "label_shuffle", "image_noise", "uniform_images", "reorder"])

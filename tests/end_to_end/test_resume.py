@@ -15,7 +15,7 @@ from clip_hba_behavior.run.checkpoint import read_checkpoint
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
 from clip_hba_behavior.training.state import TrainingState
 from fresh_process import Outcome
-from run_tools import differences, rewrite_state, write_config
+from run_tools import differences, finished, rewrite_state
 
 ClipHba = Callable[..., Outcome]
 
@@ -40,10 +40,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def run_baseline(clip_hba: ClipHba, tmp_path: Path, keys: dict[str, Any]) -> Path:
-    config = write_config(tmp_path / "config.yaml", keys)
-    outcome = clip_hba("train", config, "--run-dir", tmp_path / "baseline")
-    assert outcome.code == 0, outcome.output
-    return tmp_path / "baseline"
+    return finished(clip_hba, tmp_path, keys, "baseline")
 
 
 def marked(variant: str) -> Any:
@@ -80,9 +77,7 @@ def test_resume_in_place_goes_on_from_the_newest_checkpoint(
     clip_hba: ClipHba, tmp_path: Path, small_config: dict[str, Any]
 ) -> None:
     uninterrupted = run_baseline(clip_hba, tmp_path, small_config)
-    config = write_config(tmp_path / "half.yaml", small_config, epochs=2)
-    half = tmp_path / "half"
-    assert clip_hba("train", config, "--run-dir", half).code == 0
+    half = finished(clip_hba, tmp_path, small_config, "half", epochs=2)
     outcome = clip_hba("resume", half, "--set", "epochs=4")
     assert outcome.code == 0, outcome.output
     assert "Restored RNG states from checkpoint for reproducible shuffle order" in outcome.output
