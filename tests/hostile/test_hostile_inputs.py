@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 import fresh_process
-from hostile.corpus import ACCEPTED, CANARY, CORPUS, PLACES, READERS, Build, attempt
+from hostile.corpus import ACCEPTED, CORPUS
+from hostile.files import CANARY, PLACES, Build
+from hostile.readers import READERS, attempt
 
 MIB = 2**20
 
