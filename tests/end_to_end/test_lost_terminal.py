@@ -15,6 +15,7 @@ import fresh_process
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from fresh_process import Outcome
 from run_tools import write_config
+from terminal_tools import clip_hba_on_terminal
 
 CLIP_HBA = [sys.executable, "-m", "clip_hba_behavior"]
 
@@ -82,7 +83,8 @@ def test_a_terminal_that_hangs_up_saves_the_run(
     run = tmp_path / "run"
     ours, theirs = os.openpty()
     arguments = ["train", str(slow), "--run-dir", str(run)]
-    process = fresh_process.start(on_terminal, os.ttyname(theirs), arguments, output=tmp_path / "output.txt")
+    output = tmp_path / "output.txt"
+    process = fresh_process.start(clip_hba_on_terminal, os.ttyname(theirs), arguments, {}, output=output)
     while not (run / "dora_params/epoch1_dora_params.pth").exists():
         os.read(ours, 4096)
     os.close(theirs)
@@ -93,20 +95,6 @@ def test_a_terminal_that_hangs_up_saves_the_run(
     assert "stopped by SIGHUP after epoch " in log
     assert f"go on with: clip-hba resume {run}" in log
     assert clip_hba("resume", run, "--set", "epochs=0").code == 2  # there is a state: epochs=0 is below it
-
-
-def on_terminal(name: str, arguments: list[str]) -> None:
-    """Run a `clip-hba` command line as this process, in a session of its own on a terminal."""
-    import fcntl
-    import termios
-
-    os.setsid()
-    terminal = os.open(name, os.O_RDWR)
-    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
-    for stream in range(3):
-        os.dup2(terminal, stream)
-    os.close(terminal)
-    fresh_process.clip_hba(arguments)
 
 
 def test_sighup_saves_and_leaves_with_75(slow: Path, tmp_path: Path) -> None:
