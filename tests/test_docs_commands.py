@@ -36,11 +36,7 @@ QUICK_SCRIPT = "test_checkpoint_quick.py"  # only looked up here: tests/verifica
 DOCUMENTS = [
     *("QUICK_START", "TEST_README", "TEST_YOUR_CHECKPOINTS", "REPRODUCIBILITY_GUIDE", "PERTURBATIONS", "USE"),
 ]
-TUTORIALS = {
-    "own_data": [],
-    "any_loop": [],
-    "perturbation_study": [pytest.mark.system, pytest.mark.timeout(1200)],
-}
+TUTORIALS = {"any_loop": [], "own_data": [pytest.mark.system], "perturbation_study": [pytest.mark.system]}
 SECONDS = re.compile(r"[0-9.]+ s\b")
 NUMBER = re.compile(r"\b[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?\b|\b[0-9a-f]{12,64}\b")
 
@@ -187,6 +183,7 @@ def test_every_command_of_the_document_does_what_it_says(
         assert {each for each in fields if f"`{each}`" not in page} == set()
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", [pytest.param(name, marks=marks) for name, marks in TUTORIALS.items()])
 def test_a_tutorial_is_done_from_its_top_to_its_end(name: str, tmp_path: Path) -> None:
     page = (DOCS / f"tutorials/{name}.md").read_text(encoding="utf-8")
@@ -233,6 +230,36 @@ def test_every_option_is_explained(command: str, name: str) -> None:
     options = {each for parameter in found.params for each in (*parameter.opts, *parameter.secondary_opts)}
     missing = {each for each in options if each.startswith("--") and each != "--help" and each not in page}
     assert missing <= {"--replay"}  # the default
+
+
+def wrong_words(line: str) -> set[str]:
+    """Name the subcommands and options of a `clip-hba` line that there are not."""
+    found = typer.main.get_command(app)
+    wrong = set()
+    for word in line.split("#")[0].split()[1:]:
+        if word.startswith("--"):
+            known = {each for parameter in found.params for each in (*parameter.opts, *parameter.secondary_opts)}
+            wrong |= {word.partition("=")[0]} - known - {"--help"}
+        elif hasattr(found, "commands"):
+            if word not in found.commands:
+                return {word}
+            found = found.commands[word]
+    return wrong
+
+
+def test_every_command_of_every_page_is_one() -> None:
+    """Also those that need data, a cluster or several machines, and are not done."""
+    wrong = {}
+    for page in (*DOCS.rglob("*.md"), REPOSITORY / "README.md"):
+        text = page.read_text(encoding="utf-8")
+        lines = [line for block in blocks(text) for line in block.lines]
+        lines += re.findall(r"`(clip-hba [^`]+)`", text)
+        for line in lines:
+            if re.match(r"clip-hba [-a-z]", line) and (found := wrong_words(line)):
+                wrong[f"{page.name}: {line}"] = found
+    assert wrong == {}
+    assert wrong_words("clip-hba resume RUN --from-step 3") == {"--from-step"}
+    assert wrong_words("clip-hba continue RUN") == {"continue"}
 
 
 def test_links_lead_somewhere() -> None:
