@@ -1,7 +1,7 @@
 """A run's files as a history: read without changing them and without trusting them."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -68,20 +68,25 @@ class RunFiles:
         notes: what is not there and need not be, and what was repaired.
     """
 
-    def __init__(self, path: Path, table: ResultsTable | None = None, has_gaps: bool = False) -> None:
+    def __init__(
+        self, path: Path, table: ResultsTable | None = None, states: Collection[int] | None = None
+    ) -> None:
         """Read all but the checkpoints.
 
         Args:
             path: the run's directory, or the checkpoints'.
             table: a results CSV to be compared, in place of the run's own.
-            has_gaps: whether states were left out on purpose, as a bundle leaves them out.
+            states: the epochs whose states there are, as in a bundle; the others are left out on purpose, and
+                their files are not read. None: all that are found.
 
         Raises:
             BadInputError: there are no checkpoints.
         """
         self.found = find_checkpoints(path)
         run, self.files = self.found.run, self.found.files
-        self.path, self.table, self.has_gaps = run.path, table, has_gaps
+        self.path, self.table, self.has_gaps = run.path, table, states is not None
+        if states is not None:
+            self.files = {epoch: path for epoch, path in self.files.items() if epoch in states}
         self.config: Config | None = None
         self.environment: dict[str, Any] = {}
         self.ledger = Ledger(Lines(run.ledger_file, {}))

@@ -36,7 +36,7 @@ from clip_hba_behavior.verification.causes import (
 )
 from clip_hba_behavior.verification.claims import claim
 from clip_hba_behavior.verification.files import RunFiles, settings_of
-from clip_hba_behavior.verification.found import refuse_absent
+from clip_hba_behavior.verification.found import find_checkpoints, refuse_absent
 from clip_hba_behavior.verification.outcome import COMPLETE, EpochOutcome, Metric, Verification
 from clip_hba_behavior.verification.replays import NoStartError, ReplayHistory, recorded_config
 from clip_hba_behavior.verification.results_table import ResultsTable
@@ -73,7 +73,7 @@ def verify_checkpoints(
     Raises:
         BadInputError: there is nothing to verify, or data or backbone cannot be used.
     """
-    files = RunFiles(path, table, has_gaps)
+    files = RunFiles(path, table, find_checkpoints(path).files if has_gaps else None)
     chosen = list(epochs) if epochs is not None else _all_epochs(files)
     if has_gaps:
         chosen = _with_those_before(files, chosen)
@@ -137,7 +137,7 @@ def _with_those_before(files: RunFiles, chosen: Sequence[int]) -> list[int]:
     first, last = min(files.files), max(files.files)
     if absent := [epoch for epoch in chosen if not first < epoch <= last]:
         raise BadInputError(
-            f"--epochs: there are no states from which epoch {', '.join(map(str, absent))} could be trained again\n"
+            f"--epochs {','.join(map(str, absent))}: there is no state from which it could be trained again\n"
             f"  expected: epochs {first + 1} to {last}"
         )
     found = set(chosen)
