@@ -63,7 +63,8 @@ def bundle(path: Path, out: Path, certificate: Path | None) -> int:
             if changed := [name for name, (_, sha256) in manifest.files.items() if written[name] != sha256]:
                 raise BadInputError(f"{run.path / changed[0]} changed while it was read\n  try again")
     _say_what_is_in(contents.files, facts, foreign)
-    for name, held in names_within(run, contents.files).items():
+    origins = {files.files[epoch].relative_to(run.path).as_posix(): files.origin(epoch) for epoch in epochs}
+    for name, held in names_within(run, contents.files, origins).items():
         print(f"tells:       {name} ({', '.join(held)})")
     print(f"left out:    {_shortened(contents.left_out) or 'nothing'}")
     if contents.others:

@@ -43,11 +43,11 @@ CHECK THAT THEY AGREE, AND REPEAT THE TRAINING, with the program, on the zip fil
     clip-hba verify bundle FILE.zip
     clip-hba verify bundle FILE.zip --config FILE.yaml
 
-The first compares states, ledger, results and certificates with each other. The second also trains from the first
-state to the last, and compares every bit. FILE.yaml names where images, tables and weights are, which are not in the
-bundle, by the keys csv_file, img_dir, inference_csv_file, RDM48_triplet_dir, prompts_file and backbone. Whether they
-are the ones of the run is told by their digests: data_digests in manifest.json, of each image in environment.json.
-A run on the synthetic data set of the program needs no such file: --epochs all.
+The first compares states, ledger, results and certificates with each other. The second also trains from the
+first state to the last, and compares every bit. FILE.yaml names where images, tables and weights are, which
+are not in the bundle, by the keys csv_file, img_dir, inference_csv_file, RDM48_triplet_dir, prompts_file and
+backbone. Whether they are those of the run is told by their digests: data_digests in manifest.json, of each
+image in environment.json. A run on the synthetic data set of the program needs no such file: --epochs all.
 {claim}
 
 READ A STATE, with PyTorch
@@ -59,12 +59,13 @@ folder is a run directory, and the program's other commands work on it too.
 
 WHAT THIS DOES NOT SHOW
 
-Digests tell that nothing was changed since the bundle was made, not who made it: compare the SHA-256 of the zip file
-with the one that its authors published elsewhere. The files name machines and folders as the run recorded them.
+Digests tell that nothing was changed since the bundle was made, not who made it: compare the SHA-256 of the
+zip file with the one that its authors published elsewhere. The files name machines and folders as the run
+recorded them.
 """
 _CLAIMS = {
     True: "The arithmetic is portable: every bit is claimed, on any machine.",
-    False: "The arithmetic is native: equal bits are claimed on the same processor model with the same versions alone.",
+    False: "The arithmetic is native: equal bits are claimed on the same processor model and versions alone.",
 }
 
 

@@ -345,6 +345,9 @@ class EpochVerifier:
         before = self.files.file(number - 1).checkpoint or self.files.file(number).checkpoint
         has_random_states = holds == COMPLETE or (before is not None and before.rng_state is not None)
         end = recorded.end if replayed.end is not None else None
+        num_differing = sum(each.is_tensor for each in differences) if end is not None else None
+        if replayed.end is not None and self.files.is_left_out(number):
+            num_differing = sum(each.is_tensor_of_ledger() for each in differences)
         outcome = EpochOutcome(
             epoch=number,
             word=verdict,
@@ -356,7 +359,7 @@ class EpochVerifier:
             start_digest=start.digest() if holds == COMPLETE and start is not None else None,
             recorded_digest=self.files.state_digest(number),
             replayed_digest=replayed.end.digest() if holds == COMPLETE and replayed.end is not None else None,
-            num_differing_tensors=sum(each.is_tensor for each in differences) if end is not None else None,
+            num_differing_tensors=num_differing,
             max_parameter_difference=largest_parameter(differences) if end is not None else None,
             metrics=metrics,
             differences=tuple(lines),
