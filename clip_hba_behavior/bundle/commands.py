@@ -95,11 +95,9 @@ def _shortened(names: Sequence[str]) -> str:
     """Name files, those of one folder together."""
     by_folder: dict[str, list[str]] = {}
     for name in names:
-        by_folder.setdefault(str(Path(name).parent), []).append(name)
+        by_folder.setdefault(name.rpartition("/")[0] or name, []).append(name)
     return ", ".join(
-        each if len(held) == 1 else f"{len(held)} files of {folder}/"
-        for folder, held in by_folder.items()
-        for each in (held if folder == "." else held[:1])
+        held[0] if len(held) == 1 else f"{len(held)} files of {folder}/" for folder, held in by_folder.items()
     )
 
 

@@ -83,7 +83,7 @@ def test_who_has_no_program_can_check_and_read_it(bundle: Path, tmp_path: Path) 
     (command,) = [line.strip() for line in text.splitlines() if line.startswith("    python3 -c")]
     code = command.removeprefix('python3 -c "').removesuffix('"')
     said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert set(word.split()[-1] for word in said.stdout.splitlines()) == {"ok"}
+    assert {word.split()[-1] for word in said.stdout.splitlines()} == {"ok"}
     (tmp_path / "best.json").write_text("{}")
     said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "best.json DIFFERS\n" in said.stdout
