@@ -33,6 +33,7 @@ SCRIPTS = Path("clip_hba_behavior/training_scripts")
 QUICK_SCRIPT = "test_checkpoint_quick.py"  # only looked up here: tests/verification/test_quick.py runs it
 DOCUMENTS = [
     *("QUICK_START", "TEST_README", "TEST_YOUR_CHECKPOINTS", "REPRODUCIBILITY_GUIDE", "PERTURBATIONS", "USE"),
+    "BUNDLES",
 ]
 NUMBER = re.compile(r"\b[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?\b|\b[0-9a-f]{12,64}\b")
 
@@ -184,6 +185,8 @@ def test_every_command_of_the_document_does_what_it_says(
         ("rdm", "USE"),
         ("odd-one-out", "USE"),
         ("export", "USE"),
+        ("bundle", "BUNDLES"),
+        ("verify bundle", "BUNDLES"),
     ],
 )
 def test_every_option_is_explained(command: str, name: str) -> None:
