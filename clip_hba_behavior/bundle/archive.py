@@ -75,7 +75,7 @@ def refuse_names(names: Iterable[str], what: str) -> None:
     seen: dict[str, str] = {}
     for name in names:
         parts = name.split("/")
-        if len(name) > 200 or not all(_PART.fullmatch(part) for part in parts):
+        if len(name) > 200 or not name.isprintable() or not all(_PART.fullmatch(part) for part in parts):
             raise BadInputError(f"{what} holds a name that not every system can have: {shown(name)}")
         if (other := seen.setdefault(name.casefold(), name)) is not name:
             raise BadInputError(f"{what} holds two files of one name: {shown(other)} and {shown(name)}")

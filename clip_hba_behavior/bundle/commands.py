@@ -18,6 +18,7 @@ from clip_hba_behavior.report.sources import Source as ReportSource
 from clip_hba_behavior.report.sources import read_records
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.files import published_file
+from clip_hba_behavior.reproducibility.state.untrusted import shown
 from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints, name_epochs
 from clip_hba_behavior.run.directory import RunDirectory
@@ -158,7 +159,9 @@ def verify_bundle(
 
 def _complete(manifest: Manifest) -> str:
     facts = manifest.facts
-    certificates = [f"{each['file']}, level {each['level']}, {each['verdict']}" for each in facts["certificates"]]
+    certificates = [
+        f"{each['file']}, level {each['level']}, {shown(each['verdict'])}" for each in facts["certificates"]
+    ]
     return "\n".join(
         [
             f"complete: {len(manifest.files)} files, each with the digest in the manifest",

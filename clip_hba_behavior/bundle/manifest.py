@@ -61,5 +61,5 @@ def read_manifest(content: bytes, path: Path) -> Manifest:
         return Manifest(dict(found["facts"]), tuple(map(str, found["left_out"])), files)
     except BadInputError:
         raise
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except (ValueError, ArithmeticError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise BadInputError(f"{path} is no bundle: its {MANIFEST} cannot be read: {error}") from None

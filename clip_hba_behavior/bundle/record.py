@@ -9,7 +9,8 @@ from clip_hba_behavior.report.certificates import Certificate
 from clip_hba_behavior.reproducibility.record.quarantine import describe, read_records
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
-from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
+from clip_hba_behavior.run.advice import command_line
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints, name_epochs
 from clip_hba_behavior.run.directory import RECORD_FILES, RunDirectory
 from clip_hba_behavior.verification.files import RunFiles, settings_of
 
@@ -25,7 +26,11 @@ def states_for(run: RunDirectory) -> list[int]:
     """
     found = list(list_checkpoints(run.checkpoints))
     best = run.read_best()[0]
-    run.checkpoint_of(best, "best.json")
+    if best not in found:
+        raise BadInputError(
+            f"{run.path / BEST} names epoch {best}, of which there is no checkpoint\n  found:    {name_epochs(found)}\n"
+            f"  put the file back, or go on with the run: {command_line('resume', run.path)}"
+        )
     chosen = {found[0], best, found[-1]}
     if run.read_environment()["drift"]:
         files = RunFiles(run.path)
@@ -56,7 +61,7 @@ def facts_of(files: RunFiles, certificates: Sequence[Certificate]) -> dict[str, 
         "epochs": {"first": epochs[0], "best": run.read_best()[0], "last": epochs[-1]},
         "state_digests": {str(epoch): files.state_digest(epoch) for epoch in epochs},
         "parent_state_digest": parent.get("first_state_digest") or parent.get("state_digest"),
-        "certificates": [_facts_of_certificate(each) for each in certificates],
+        "certificates": [_facts_of_certificate(each) for each in sorted(certificates, key=lambda each: each.name)],
         "pending": [name for name in RECORD_FILES[1:] if name.count(".") > 1 and (run.path / name).is_file()],
         "quarantine": [describe(each) for each in read_records(run.path)],
     }

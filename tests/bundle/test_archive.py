@@ -117,6 +117,10 @@ HOSTILE = {
     "a backslash": (add("..\\evil"), "a name that not every system can have"),
     "a folder": (add("folder/", stat.S_IFDIR | 0o755), "a name that not every system can have"),
     "a control character": (add("evil\x1b[2J"), "a name that not every system can have: 'evil\\x1b[2J'"),
+    "a text turned round": (
+        add("evil\u202egpj.exe"),
+        "a name that not every system can have: 'evil\\u202egpj.exe'",
+    ),
     "the same name": (add("config.yaml"), "two files of one name: config.yaml and config.yaml"),
     "the same name to some systems": (add("CONFIG.yaml"), "two files of one name: config.yaml and CONFIG.yaml"),
     "a file as a folder": (add("config.yaml/evil"), "config.yaml both as a file and as a folder"),
@@ -181,6 +185,11 @@ def test_what_is_no_archive_is_refused(content: bytes, message: str, tmp_path: P
         (b'{"kind": "clip_hba_behavior bundle", "format_version": 2}', "has another format"),
         (b'{"kind": "clip_hba_behavior bundle", "format_version": 1, "facts": 3}', "cannot be read"),
         (b"[" * 100_000, "cannot be read"),
+        (
+            b'{"kind": "clip_hba_behavior bundle", "format_version": 1, "facts": {}, "left_out": [],'
+            b' "files": {"a": {"bytes": Infinity, "sha256": ""}}}',
+            "cannot be read",
+        ),
         (Manifest({}, (), {"../evil": (1, "")}).to_bytes(), "a name that not every system can have: ../evil"),
     ],
 )

@@ -255,6 +255,48 @@ def test_a_run_that_changed_on_its_way_keeps_the_states_around_the_change(
     assert "the run drifted" in outcome.output
 
 
+def test_a_perturbed_fork_is_trained_again_without_its_baseline(run: Path, call: Called, tmp_path: Path) -> None:
+    baseline = Path(shutil.copytree(run, tmp_path / "baseline"))
+    words = (
+        "--at-epoch",
+        "2",
+        "--perturb",
+        "label_shuffle",
+        "--perturb-length",
+        "1",
+        "--run-dir",
+        tmp_path / "fork",
+    )
+    outcome = call("fork", baseline, *words)
+    assert outcome.code == 0, outcome.output
+    outcome = call("bundle", tmp_path / "fork", "--out", tmp_path / "fork.zip")
+    assert outcome.code == 0, outcome.output
+    shutil.rmtree(baseline)
+    shutil.rmtree(tmp_path / "fork")
+    outcome = call("verify", "bundle", tmp_path / "fork.zip", "--epochs", "all")
+    assert outcome.code == 0, outcome.output
+    assert "reproducible: 3 of 3 epochs" in outcome.output
+
+
+def test_an_interrupted_run_is_trained_again_up_to_its_last_state(run: Path, call: Called, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    rows = [line.split(",") for line in (copy / "training_res.csv").read_text().splitlines()[1:4]]
+    loss, epoch = min((float(row[2]), int(row[0])) for row in rows)
+    (copy / "dora_params" / "epoch4_dora_params.pth").unlink()  # killed after its lines, before its checkpoint
+    outcome = call("bundle", copy, "--out", tmp_path / "copy.zip")
+    assert (outcome.code, "best.json names epoch 4, of which there is no checkpoint" in outcome.output) == (
+        2,
+        True,
+    )
+    best = {"epoch": epoch, "test_loss": loss, "checkpoint": f"dora_params/epoch{epoch}_dora_params.pth"}
+    (copy / "best.json").write_text(json.dumps(best))
+    outcome = call("bundle", copy, "--out", tmp_path / "copy.zip")
+    assert outcome.code == 0, outcome.output
+    outcome = call("verify", "bundle", tmp_path / "copy.zip", "--epochs", "all")
+    assert outcome.code == 0, outcome.output
+    assert "reproducible: 3 of 3 epochs" in outcome.output
+
+
 def test_what_is_no_bundle_is_refused(run: Path, call: Called, tmp_path: Path) -> None:
     checkpoint = run / "dora_params" / "epoch4_dora_params.pth"
     (tmp_path / "text.zip").write_text("no archive")
