@@ -28,8 +28,8 @@ def states_for(run: RunDirectory) -> list[int]:
     best = run.read_best()[0]
     if best not in found:
         raise BadInputError(
-            f"{run.path / BEST} names epoch {best}, of which there is no checkpoint\n  found:    {name_epochs(found)}\n"
-            f"  put the file back, or go on with the run: {command_line('resume', run.path)}"
+            f"{run.path / BEST} names epoch {best}, of which there is no checkpoint\n"
+            f"  found:    {name_epochs(found)}\n  put the file back, or go on with the run: {command_line('resume', run.path)}"
         )
     chosen = {found[0], best, found[-1]}
     if run.read_environment()["drift"]:
