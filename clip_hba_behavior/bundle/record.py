@@ -29,7 +29,8 @@ def states_for(run: RunDirectory) -> list[int]:
     if best not in found:
         raise BadInputError(
             f"{run.path / BEST} names epoch {best}, of which there is no checkpoint\n"
-            f"  found:    {name_epochs(found)}\n  put the file back, or go on with the run: {command_line('resume', run.path)}"
+            f"  found:    {name_epochs(found)}\n"
+            f"  put it back, or go on with the run: {command_line('resume', run.path)}"
         )
     chosen = {found[0], best, found[-1]}
     if run.read_environment()["drift"]:
