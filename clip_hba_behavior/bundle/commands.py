@@ -63,10 +63,10 @@ def bundle(path: Path, out: Path, certificate: Path | None) -> int:
             written = write_archive(file, all_of_them, here.interruptible().report)
             if changed := [name for name, (_, sha256) in manifest.files.items() if written[name] != sha256]:
                 raise BadInputError(f"{run.path / changed[0]} changed while it was read\n  try again")
-    _say_what_is_in(contents.files, facts, foreign)
+    _say_what_is_in(contents.files, facts)
     origins = {files.files[epoch].relative_to(run.path).as_posix(): files.origin(epoch) for epoch in epochs}
     for name, held in names_within(run, contents.files, origins).items():
-        print(f"tells:       {name} ({', '.join(held)})")
+        print(f"tells:       {name} ({_shortened(held)})")
     print(f"left out:    {_shortened(contents.left_out) or 'nothing'}")
     if contents.others:
         print(f"not of the run, so not in the bundle: {', '.join(contents.others)}")
@@ -78,7 +78,7 @@ def bundle(path: Path, out: Path, certificate: Path | None) -> int:
     return 1 if foreign else 0
 
 
-def _say_what_is_in(files: Mapping[str, Path], facts: Mapping[str, Any], foreign: Sequence[str]) -> None:
+def _say_what_is_in(files: Mapping[str, Path], facts: Mapping[str, Any]) -> None:
     print(f"states:      after {name_epochs(map(int, facts['state_digests']))}")
     named = [f"{each['file']} ({each['verdict']}, level {each['level']})" for each in facts["certificates"]]
     print(
