@@ -35,6 +35,7 @@ SCRIPTS = Path("clip_hba_behavior/training_scripts")
 QUICK_SCRIPT = "test_checkpoint_quick.py"  # only looked up here: tests/verification/test_quick.py runs it
 DOCUMENTS = [
     *("QUICK_START", "TEST_README", "TEST_YOUR_CHECKPOINTS", "REPRODUCIBILITY_GUIDE", "PERTURBATIONS", "USE"),
+    "BUNDLES",
 ]
 TUTORIALS = {"any_loop": [], "own_data": [pytest.mark.system], "perturbation_study": [pytest.mark.system]}
 SECONDS = re.compile(r"[0-9.]+ s\b")
@@ -220,6 +221,8 @@ def test_every_tutorial_is_tested() -> None:
         ("rdm", "USE"),
         ("odd-one-out", "USE"),
         ("export", "USE"),
+        ("bundle", "BUNDLES"),
+        ("verify bundle", "BUNDLES"),
     ],
 )
 def test_every_option_is_explained(command: str, name: str) -> None:

@@ -1,6 +1,7 @@
 """The package as a wheel: all of it is there, and it works without the source tree and without make."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -50,3 +51,14 @@ def test_an_installed_wheel_holds_the_whole_package_and_trains_without_the_sourc
 
     said = call(tmp_path / "venv/bin/clip-hba", "demo", "--run-dir", "demo", cwd=tmp_path)
     assert "0 of 29 tensors differ; ledger and results the same bytes" in said
+
+    # a bundle of that run, made by the sources, checked and trained again by the wheel under another path
+    (tmp_path / "elsewhere").mkdir()
+    bundle = tmp_path / "elsewhere" / "demo.zip"
+    call(sys.executable, "-m", PACKAGE, "bundle", tmp_path / "demo" / "baseline", "--out", bundle, cwd=REPOSITORY)
+    shutil.rmtree(tmp_path / "demo")
+    verify = (tmp_path / "venv/bin/clip-hba", "verify", "bundle", "demo.zip")
+    said = call(*verify, "--epochs", "all", cwd=tmp_path / "elsewhere")
+    assert "complete: " in said
+    assert "claim level L3" in said
+    assert "reproducible: 6 of 6 epochs repeat to the last bit, every state, step and result" in said
