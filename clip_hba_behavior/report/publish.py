@@ -89,7 +89,9 @@ def _runs_of(asked: Path) -> tuple[dict[str, Path], list[str]]:
         paths = {run.name: plan.path(run.name) for run in plan.runs()}
         begun = {name: path for name, path in paths.items() if RunDirectory(path).results_file.is_file()}
         if not begun:
-            raise BadInputError(f"no run of the sweep in {plan.directory} has begun\n  look: clip-hba sweep status")
+            raise BadInputError(
+                f"no run of the sweep in {plan.directory} has begun\n  look: clip-hba sweep status"
+            )
         return begun, [f"{paths[name]}: it has not begun" for name in paths if name not in begun]
     if is_tracked(asked):
         return {"": asked}, []
@@ -114,9 +116,7 @@ def _read(path: Path) -> _Recorded:
         return _Recorded(read_loop_record(path).get("settings") or {}, lines.found, None, lines.left_out())
     run = RunDirectory(path)
     rows, lines = read_lines(run.results_file, RESULTS), read_ledger(run.ledger_file).lines
-    return _Recorded(
-        run.read_config().trajectory(), lines.found, rows.found, rows.left_out() + lines.left_out()
-    )
+    return _Recorded(run.read_config().trajectory(), lines.found, rows.found, rows.left_out() + lines.left_out())
 
 
 def _write(path: Path, directory: Path, here: Session) -> list[str]:

@@ -1,12 +1,13 @@
 """TensorBoard's event files: a picture of what a run recorded, which this package never reads back.
 
-A file holds every point from the first on. It begins as a `SummaryWriter` does that is given `purge_step=0`: whoever
-has read an older file forgets its points, so each is seen once. (A later `purge_step` would not do: it is compared
-with epochs and with steps, and one number cannot be the end of both.) Nothing records when a step was done, so every
-wall time is 0, and the same records give the same bytes.
+A file holds every point from the first on. It begins as a `SummaryWriter` does that is given `purge_step=0`: a
+TensorBoard that has read an older file forgets its points, so each is seen once. (A later `purge_step` would not do:
+it is compared with epochs and with steps, and one number cannot be the end of both.) Nothing records when a step was
+done, so every wall time is 0, and the same records give the same bytes.
 """
 
 import io
+import os
 import re
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
@@ -19,7 +20,7 @@ from clip_hba_behavior.run.results import P_VALUE_CAVEAT
 from clip_hba_behavior.run.scalars import NAMES, Scalars
 
 FOLDER = "tensorboard"  # of a run, unless --out says otherwise
-_NAME = re.compile(r"events\.out\.tfevents\.(\d{10})\.clip-hba")
+_NAME = re.compile(r"events\.out\.tfevents\.\d{10}\.clip-hba")
 _CUT_SHORT = re.compile(r"\.events\.out\.tfevents\.\d{10}\.clip-hba\.\w{8}\.tmp")
 _DESCRIPTIONS = {NAMES["behavioral_rsa_p_value"]: P_VALUE_CAVEAT}
 
@@ -61,7 +62,7 @@ def _is_own(path: Path) -> bool:
 
 
 def write_events(directory: Path, settings: Mapping[str, Any], points: Iterable[Scalars]) -> Path:
-    """Write an event file with all points so far, in the place of older ones.
+    """Write an event file with all points so far, and empty older ones.
 
     Args:
         directory: made if it is not there.
@@ -78,15 +79,20 @@ def write_events(directory: Path, settings: Mapping[str, Any], points: Iterable[
     content = _beginning(settings) + b"".join(map(record_of, points))
     refuse_foreign(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    older = sorted(directory.iterdir())
-    if len(older) == 1 and _NAME.fullmatch(older[0].name) and older[0].read_bytes() == content:
-        return older[0]
-    # TensorBoard goes on to a file only if its name comes after that of the one which it read
-    number = max([int(match[1]) for each in older if (match := _NAME.fullmatch(each.name))], default=0) + 1
-    path = directory / f"events.out.tfevents.{number:010}.clip-hba"
-    publish(path, content)
-    for each in older:
-        each.unlink(missing_ok=True)
+    there = sorted(directory.iterdir())
+    files = [each for each in there if _NAME.fullmatch(each.name)]
+    if files and files[-1].read_bytes() == content:
+        path = files.pop()
+    else:
+        # TensorBoard goes on to a file only if its name comes after that of the one which it has read
+        number = int(files[-1].name.split(".")[3]) + 1 if files else 1
+        path = directory / f"events.out.tfevents.{number:010}.clip-hba"
+        publish(path, content)
+    for each in there:
+        if each in files:
+            os.truncate(each, 0)  # not removed: TensorBoard would wait for it, and not go on
+        elif each != path:
+            each.unlink(missing_ok=True)
     return path
 
 
