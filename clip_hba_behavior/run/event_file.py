@@ -1,9 +1,9 @@
 """TensorBoard's event files: a picture of what a run recorded, which this package never reads back.
 
 A file holds every point from the first on. It begins as a `SummaryWriter` does that is given `purge_step=0`: a
-TensorBoard that has read an older file forgets its points, so each is seen once. (A later `purge_step` would not do:
-it is compared with epochs and with steps, and one number cannot be the end of both.) Nothing records when a step was
-done, so every wall time is 0, and the same records give the same bytes.
+TensorBoard that has read an older file forgets its points, so each is seen once. (A later `purge_step` would not
+do: it is compared with epochs and with steps, and one number cannot be the end of both.) Nothing records when a
+step was done, so every wall time is 0, and the same records give the same bytes.
 """
 
 import io
@@ -19,6 +19,7 @@ from clip_hba_behavior.reproducibility.state.files import publish
 from clip_hba_behavior.run.results import P_VALUE_CAVEAT
 from clip_hba_behavior.run.scalars import NAMES, Scalars
 
+_PACKAGE = "tensorboard"
 FOLDER = "tensorboard"  # of a run, unless --out says otherwise
 _NAME = re.compile(r"events\.out\.tfevents\.\d{10}\.clip-hba")
 _CUT_SHORT = re.compile(r"\.events\.out\.tfevents\.\d{10}\.clip-hba\.\w{8}\.tmp")
@@ -31,7 +32,7 @@ def refuse_no_tensorboard(asked: str) -> None:
     Raises:
         BadInputError: it is not; `asked` is what needs it.
     """
-    spec = find_spec("tensorboard")
+    spec = find_spec(_PACKAGE)
     if spec is None or spec.origin is None:  # a directory of this name is no package
         raise BadInputError(
             f"{asked} needs the package tensorboard, which is not installed\n"
@@ -98,7 +99,6 @@ def write_events(directory: Path, settings: Mapping[str, Any], points: Iterable[
 
 def record_of(point: Scalars) -> bytes:
     """Return the part of an event file that holds some scalars, as TensorBoard does: in single precision."""
-    from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 
     summary = Summary()
@@ -108,15 +108,17 @@ def record_of(point: Scalars) -> bytes:
             summary_description=_DESCRIPTIONS.get(name, ""),
         )
         summary.value.add(tag=name, simple_value=value, metadata=about)
-    return _framed(Event(step=point.step, summary=summary))
+    return _event(step=point.step, summary=summary)
 
 
 def _beginning(settings: Mapping[str, Any]) -> bytes:
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    return _begins() + _event(summary=_table(settings))
 
-    begins = Event(step=0, session_log=SessionLog(status=SessionLog.START))
-    table = Event(step=0, summary=_table(settings))
-    return b"".join(map(_framed, (Event(file_version="brain.Event:2"), begins, table)))
+
+def _begins() -> bytes:
+    from tensorboard.compat.proto.event_pb2 import SessionLog
+
+    return _event(file_version="brain.Event:2") + _event(session_log=SessionLog(status=SessionLog.START))
 
 
 def _table(settings: Mapping[str, Any]) -> Any:
@@ -132,9 +134,11 @@ def _table(settings: Mapping[str, Any]) -> Any:
     return summary
 
 
-def _framed(event: Any) -> bytes:
+def _event(**fields: Any) -> bytes:
+    """Return a record; step and wall time are 0 unless given."""
+    from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     record = io.BytesIO()
-    RecordWriter(record).write(event.SerializeToString(deterministic=True))
+    RecordWriter(record).write(Event(**fields).SerializeToString(deterministic=True))
     return record.getvalue()
