@@ -2,7 +2,8 @@
 
 Fenced blocks, by language: `yaml` is written to the file that its first line names; each line of `bash` is run,
 and ends with exit code 0 or what `# exits N` says; `python` is run; each line of `text` must be in the
-output of the document's commands, numbers apart; `csv` holds headers of results tables. Every document has a
+output of the document's commands, numbers apart; `csv` holds headers of results tables; `py` needs a package that
+is not installed here, and is only compiled. Every document has a
 directory of its own, which stands for the clone. The quick tests train on a smaller data set.
 """
 
@@ -33,6 +34,7 @@ SCRIPTS = Path("clip_hba_behavior/training_scripts")
 QUICK_SCRIPT = "test_checkpoint_quick.py"  # only looked up here: tests/verification/test_quick.py runs it
 DOCUMENTS = [
     *("QUICK_START", "TEST_README", "TEST_YOUR_CHECKPOINTS", "REPRODUCIBILITY_GUIDE", "PERTURBATIONS", "USE"),
+    "TRACKING",
 ]
 NUMBER = re.compile(r"\b[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?\b|\b[0-9a-f]{12,64}\b")
 
@@ -68,6 +70,8 @@ class Reader:
                     self.run_line(here, line, words)
         elif block.language == "python":
             self.call(0, "\n".join(block.lines), run_snippet, self.directory, "\n".join(block.lines))
+        elif block.language == "py":
+            compile("\n".join(block.lines), "snippet", "exec")
 
     def run_line(self, here: Path, line: str, words: list[str]) -> None:
         said = re.search(r"# exits (\d+)", line)
@@ -147,7 +151,7 @@ def test_every_command_of_the_document_does_what_it_says(
     page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
     found = blocks(page)
     assert page.count("```") == 2 * len(found)
-    assert {block.language for block in found} <= {"bash", "python", "yaml", "text", "csv"}
+    assert {block.language for block in found} <= {"bash", "python", "py", "yaml", "text", "csv"}
     for block in found:
         if block.language == "yaml":
             keys = [f"{key}: {small_config[key]}" for key in DATA_KEYS] if data == "small data" else []
@@ -184,6 +188,7 @@ def test_every_command_of_the_document_does_what_it_says(
         ("rdm", "USE"),
         ("odd-one-out", "USE"),
         ("export", "USE"),
+        ("publish", "TRACKING"),
     ],
 )
 def test_every_option_is_explained(command: str, name: str) -> None:

@@ -13,17 +13,13 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard.context import RequestContext
 from tensorboard.data.provider import DataProvider
 from tensorboard.data.server_ingester import ExistingServerDataIngester, get_server_binary
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.grpc_util import ChannelCredsType
 
 Points = dict[str, list[tuple[int, float]]]  # by name: steps and values, in their order
 
 ALL = {"scalars": 1_000_000}
-COLUMNS = {
-    "train_loss": "loss/train",
-    "test_loss": "loss/test",
-    "behavioral_rsa_rho": "rsa/rho",
-    "behavioral_rsa_p_value": "rsa/p_value",
-}
+COLUMNS = {"train_loss": "loss/train", "test_loss": "loss/test", "behavioral_rsa_rho": "rsa/rho"}
 
 
 def recorded(run: Path) -> Points:
@@ -95,3 +91,14 @@ def served(logdir: Path, port_file: Path) -> dict[str, Points]:
                 break
         server.communicate()
     return found
+
+
+def provided_hyperparameters(directory: Path) -> dict[str, object]:
+    """What the dashboard of hyperparameters is given of a run."""
+    accumulator = EventAccumulator(str(directory))
+    accumulator.Reload()
+    content = accumulator.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    found = HParamsPluginData.FromString(content).session_start_info
+    assert found.start_time_secs == 0
+    values = {name: getattr(value, value.WhichOneof("kind")) for name, value in found.hparams.items()}
+    return dict(values)

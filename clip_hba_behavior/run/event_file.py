@@ -16,14 +16,12 @@ from typing import Any
 
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.files import publish
-from clip_hba_behavior.run.results import P_VALUE_CAVEAT
-from clip_hba_behavior.run.scalars import NAMES, Scalars
+from clip_hba_behavior.run.scalars import Scalars
 
 _PACKAGE = "tensorboard"
 FOLDER = "tensorboard"  # of a run, unless --out says otherwise
 _NAME = re.compile(r"events\.out\.tfevents\.\d{10}\.clip-hba")
 _CUT_SHORT = re.compile(r"\.events\.out\.tfevents\.\d{10}\.clip-hba\.\w{8}\.tmp")
-_DESCRIPTIONS = {NAMES["behavioral_rsa_p_value"]: P_VALUE_CAVEAT}
 
 
 def refuse_no_tensorboard(asked: str) -> None:
@@ -99,15 +97,11 @@ def write_events(directory: Path, settings: Mapping[str, Any], points: Iterable[
 
 def record_of(point: Scalars) -> bytes:
     """Return the part of an event file that holds some scalars, as TensorBoard does: in single precision."""
-    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.compat.proto.summary_pb2 import Summary
 
     summary = Summary()
     for name, value in point.values.items():
-        about = SummaryMetadata(
-            plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"),
-            summary_description=_DESCRIPTIONS.get(name, ""),
-        )
-        summary.value.add(tag=name, simple_value=value, metadata=about)
+        summary.value.add(tag=name, simple_value=value)
     return _event(step=point.step, summary=summary)
 
 
