@@ -3,8 +3,9 @@
 Fenced blocks, by language: `yaml` is written to the file that its first line names; each line of `bash` is run,
 and ends with exit code 0 or what `# exits N` says; `python` is run, or written to the file that its first line
 names; each line of `text` must be in the output of the document's commands, numbers apart; `csv` holds headers of
-results tables. Every document has a directory of its own, which stands for the clone. The quick tests train on a
-smaller data set. A tutorial begins in an empty directory, and each of its blocks is done where it stands.
+results tables; `py` needs a package that is not installed here, and is only compiled. Every document has a directory
+of its own, which stands for the clone. The quick tests train on a smaller data set. A tutorial begins in an empty
+directory, and each of its blocks is done where it stands.
 """
 
 import json
@@ -36,6 +37,7 @@ QUICK_SCRIPT = "test_checkpoint_quick.py"  # only looked up here: tests/verifica
 DOCUMENTS = [
     *("QUICK_START", "TEST_README", "TEST_YOUR_CHECKPOINTS", "REPRODUCIBILITY_GUIDE", "PERTURBATIONS", "USE"),
     "BUNDLES",
+    "TRACKING",
 ]
 TUTORIALS = {"any_loop": [], "own_data": [pytest.mark.system], "perturbation_study": [pytest.mark.system]}
 SECONDS = re.compile(r"[0-9.]+ s\b")
@@ -75,6 +77,8 @@ class Reader:
             (self.directory / file_of(block)).write_text("\n".join(block.lines) + "\n", encoding="utf-8")
         elif block.language == "python":
             self.call(0, "\n".join(block.lines), run_snippet, self.directory, "\n".join(block.lines))
+        elif block.language == "py":
+            compile("\n".join(block.lines), "snippet", "exec")
 
     def run_line(self, here: Path, line: str, words: list[str]) -> None:
         said = re.search(r"# exits (\d+)", line)
@@ -160,7 +164,7 @@ def test_every_command_of_the_document_does_what_it_says(
     page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
     found = blocks(page)
     assert page.count("```") == 2 * len(found)
-    assert {block.language for block in found} <= {"bash", "python", "yaml", "text", "csv"}
+    assert {block.language for block in found} <= {"bash", "python", "py", "yaml", "text", "csv"}
     for block in found:
         if block.language == "yaml":
             keys = [f"{key}: {small_config[key]}" for key in DATA_KEYS] if data == "small data" else []
@@ -223,6 +227,7 @@ def test_every_tutorial_is_tested() -> None:
         ("export", "USE"),
         ("bundle", "BUNDLES"),
         ("verify bundle", "BUNDLES"),
+        ("publish", "TRACKING"),
     ],
 )
 def test_every_option_is_explained(command: str, name: str) -> None:
