@@ -186,7 +186,9 @@ def main() -> int:
             expected = json.loads((given.into / "expected.json").read_text())
         for run in sorted(runs.iterdir()):
             print(run.name, flush=True)
-            expected["runs"][run.name] = {"commit": commit.stdout.strip()} | what_the_old_code_makes_of(tree, run, work / f"copy_of_{run.name}")
+            expected["runs"][run.name] = {"commit": commit.stdout.strip()} | what_the_old_code_makes_of(
+                tree, run, work / f"copy_of_{run.name}"
+            )
         placeholders = {
             str(runs): "{RUNS}",
             str(work / "data"): "{DATA}",

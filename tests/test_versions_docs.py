@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-import yaml
-
 from clip_hba_behavior.config import PORTABLE, Config
 from clip_hba_behavior.reproducibility.record import tracked
 from clip_hba_behavior.run import checkpoint, results
@@ -55,6 +53,6 @@ def test_no_column_and_no_key_of_0_2_has_gone() -> None:
     assert results.COLUMNS == RESULTS
     assert columns.COLUMNS.keys() >= SWEEP
     assert columns.EFFECT_COLUMNS.keys() >= EFFECTS
-    recorded = yaml.safe_load((OLD_RUNS / "portable" / "config.yaml").read_text())
+    recorded = re.findall(r"^(\w+):", (OLD_RUNS / "portable" / "config.yaml").read_text(), flags=re.MULTILINE)
     assert len(recorded) > 40
-    assert Config.model_fields.keys() >= recorded.keys()
+    assert Config.model_fields.keys() >= set(recorded)
