@@ -3,8 +3,8 @@
 `python scripts/make_old_runs.py OLD_TREE`, with a worktree of the old commit. It writes `tests/old_runs/`: small
 runs as the old code leaves them, and in `expected.json` what the old code itself makes of them. Paths of this
 machine become placeholders, which `tests/old_run_tools.py` puts back. Bits belong to a machine: where processor
-or versions are others, the test skips; this script makes the runs again there. `--portable` makes, beside them, the
-one run in portable arithmetic, whose bits are those of every machine; its commit must know that arithmetic.
+or versions are others, the test skips; this script makes the runs again there. `--portable` makes, beside them,
+the one run in portable arithmetic, whose bits are those of every machine; its commit must know that arithmetic.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The page of what a version promises: its tests exist, its numbers are the code's, and nothing of 0.2 has gone."""
+"""What a version promises: the tests that the page names exist, its numbers are the code's, nothing of 0.2 has gone."""
 
 import re
 from pathlib import Path
