@@ -45,7 +45,7 @@ from clip_hba_behavior.run.fork import (
 )
 from clip_hba_behavior.run.head import head_lines
 from clip_hba_behavior.run.launch import refuse_several
-from clip_hba_behavior.run.log import EPOCHS, session, warn_of_changes
+from clip_hba_behavior.run.log import EPOCHS, session, warn_of_changes, warn_of_package
 from clip_hba_behavior.run.repair import repair_records
 from clip_hba_behavior.run.replayer import Replayer
 from clip_hba_behavior.run.request import refuse_meaningless, resumption
@@ -138,7 +138,8 @@ def _begin(config: Config, parent: Checkpoint | None, check: Check) -> Path:
         else:
             environment["drift"] = check_fork(parent, environment)
             environment["package_changes"] = package_changes_from(parent.provenance, environment)
-            warn_of_changes([*environment["drift"], *environment["package_changes"]], here.logger)
+            warn_of_changes(environment["drift"], here.logger)
+            warn_of_package(environment["package_changes"], here.logger)
             environment["parent"] = adopt(trainer, parent, here.logger)
             note_fork(parent, directory.path, here.logger)
         for line in head_lines(trainer, directory.path):
@@ -236,7 +237,8 @@ def _continue(
     trainer, environment = build_trainer(config, here)
     drift = compare_environments(source.path, recorded, environment, allow)
     other_package = package_changes_from(recorded, environment)
-    warn_of_changes([*drift, *other_package], here.logger)
+    warn_of_changes(drift, here.logger)
+    warn_of_package(other_package, here.logger)
     target.check_space(_bytes_to_come(trainer))
     trainer.restore(state)  # it may refuse; nothing has been written yet
     environment |= {"parent": recorded["parent"], "drift": [*recorded["drift"], *drift]}
