@@ -11,7 +11,7 @@ from clip_hba_behavior import __version__
 
 DOCS = Path(__file__).parent
 REPOSITORY = DOCS.parent
-ELSEWHERE = {"CHANGELOG": "CHANGELOG.md", "peers": "benchmarks/peers/README.md"}
+ELSEWHERE = {"index": "README.md", "CHANGELOG": "CHANGELOG.md", "peers": "benchmarks/peers/README.md"}
 """Pages whose text is a file outside this directory; on GitHub they hold a link to it."""
 
 project = "clip_hba_behavior"
@@ -43,27 +43,28 @@ html_show_search_summary = False  # a summary is fetched, which browsers refuse 
 highlight_language = "none"  # a block that names no language is output or a command, not Python
 
 
-def with_links_of_the_site(text: str, directory: Path) -> str:
-    """Let relative links of a text in this directory lead to pages of the site, where it has them."""
-    pages = {(REPOSITORY / file).resolve(): f"/{page}.md" for page, file in ELSEWHERE.items()}
-    pages[REPOSITORY / "README.md"] = "/index.rst"
+def on_the_site(text: str, directory: Path) -> str:
+    """Let relative links of a text in this directory lead to pages of the site, by their titles where it names files."""
+    pages = {REPOSITORY / file: f"/{page}.md" for page, file in ELSEWHERE.items()}
 
     def link(found: re.Match[str]) -> str:
-        target = (directory / found[1]).resolve()
-        return f"]({pages.get(target, '/' + os.path.relpath(target, DOCS))}"
+        target = (directory / found["target"]).resolve()
+        words = "" if re.fullmatch(r"[\w/]+\.md", found["words"]) else found["words"]
+        return f"[{words}]({pages.get(target, '/' + os.path.relpath(target, DOCS))}"
 
-    return re.sub(r"\]\((?![a-z]+:|#)([^)#]+)", link, text)
+    return re.sub(r"\[(?P<words>[^\[\]]*)\]\((?![a-z]+:|#)(?P<target>[^)#]+)", link, text)
 
 
 def read_page(app: Sphinx, name: str, content: list[str]) -> None:
     """Take the text of a page from where it is, with links that hold on the site."""
     file = Path(app.env.doc2path(name))
     if name in ELSEWHERE:
+        navigation = content[0] if name == "index" else ""
         file = REPOSITORY / ELSEWHERE[name]
         app.env.note_dependency(str(file))
-        content[0] = file.read_text(encoding="utf-8")
+        content[0] = f"{file.read_text(encoding='utf-8')}\n{navigation}"
     if file.suffix == ".md":
-        content[0] = with_links_of_the_site(content[0], file.parent)
+        content[0] = on_the_site(content[0], file.parent)
 
 
 def setup(app: Sphinx) -> None:
