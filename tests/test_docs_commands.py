@@ -1,6 +1,6 @@
 """What these documents show is done: commands, snippets, exit codes, quoted output.
 
-Fenced blocks, by language: `yaml` is written to the file that its first line names; each line of `bash` is run,
+Fenced blocks, by language (one without a language lays out files or their content, and is read only): `yaml` is written to the file that its first line names; each line of `bash` is run,
 and ends with exit code 0 or what `# exits N` says; `python` is run; each line of `text` must be in the
 output of the document's commands, numbers apart; `csv` holds headers of results tables. Every document has a
 directory of its own, which stands for the clone. The quick tests train on a smaller data set.
@@ -13,6 +13,7 @@ import runpy
 import shlex
 import shutil
 import sys
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ DOCS = REPOSITORY / "docs"
 SCRIPTS = Path("clip_hba_behavior/training_scripts")
 QUICK_SCRIPT = "test_checkpoint_quick.py"  # only looked up here: tests/verification/test_quick.py runs it
 DOCUMENTS = [
+    "../README",
     *("QUICK_START", "TEST_README", "TEST_YOUR_CHECKPOINTS", "REPRODUCIBILITY_GUIDE", "PERTURBATIONS", "USE"),
 ]
 NUMBER = re.compile(r"\b[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?\b|\b[0-9a-f]{12,64}\b")
@@ -44,8 +46,8 @@ class Block:
 
 
 def blocks(page: str) -> list[Block]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
-    return [Block(language, content.splitlines()) for language, content in found]
+    found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", page, flags=re.MULTILINE | re.DOTALL)
+    return [Block(language, textwrap.dedent(content).splitlines()) for _, language, content in found]
 
 
 @dataclass
@@ -147,7 +149,7 @@ def test_every_command_of_the_document_does_what_it_says(
     page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
     found = blocks(page)
     assert page.count("```") == 2 * len(found)
-    assert {block.language for block in found} <= {"bash", "python", "yaml", "text", "csv"}
+    assert {block.language for block in found} <= {"", "bash", "python", "yaml", "text", "csv"}
     for block in found:
         if block.language == "yaml":
             keys = [f"{key}: {small_config[key]}" for key in DATA_KEYS] if data == "small data" else []
