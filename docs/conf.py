@@ -44,7 +44,7 @@ highlight_language = "none"  # a block that names no language is output or a com
 
 
 def on_the_site(text: str, directory: Path) -> str:
-    """Let relative links of a text in this directory lead to pages of the site, by their titles where it names files."""
+    """Let relative links of a text in this directory lead to pages of the site, and a file's name be its title."""
     pages = {REPOSITORY / file: f"/{page}.md" for page, file in ELSEWHERE.items()}
 
     def link(found: re.Match[str]) -> str:

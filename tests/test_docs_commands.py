@@ -1,9 +1,10 @@
 """What these documents show is done: commands, snippets, exit codes, quoted output.
 
-Fenced blocks, by language (one without a language lays out files or their content, and is read only): `yaml` is written to the file that its first line names; each line of `bash` is run,
+Fenced blocks, by language: `yaml` is written to the file that its first line names; each line of `bash` is run,
 and ends with exit code 0 or what `# exits N` says; `python` is run; each line of `text` must be in the
-output of the document's commands, numbers apart; `csv` holds headers of results tables. Every document has a
-directory of its own, which stands for the clone. The quick tests train on a smaller data set.
+output of the document's commands, numbers apart; `csv` holds headers of results tables; a block without a language
+lays out files or their content. Every document has a directory of its own, which stands for the clone. The quick tests
+train on a smaller data set.
 """
 
 import json

@@ -20,35 +20,24 @@ TORCHRUN = "starts torchrun, as tests/end_to_end/test_several_processes.py does"
 OTHER_MACHINE = "compares with another machine's digest; tests/exact, tests/data and CI hold this one's"
 OTHER_TRAINER = "needs a framework of benchmarks/peers/.venv; `make peers` runs the scripts that it is taken from"
 NOT_RUN = {
-    (
-        "SWEEPS",
-        "clip-hba sweep run sweep.yaml --engine slurm    # as job arrays",
-    ): "needs SLURM: tests/slurm has one",
-    (
-        "SEVERAL_PROCESSES",
-        "torchrun --nproc-per-node 4 -m clip_hba_behavior train things.yaml --set arithmetic=portable",
-    ): TORCHRUN,
+    ("SWEEPS", "clip-hba sweep run sweep.yaml --engine slurm"): "needs SLURM: tests/slurm has one",
+    ("SEVERAL_PROCESSES", "torchrun --nproc-per-node 4 "): TORCHRUN,
     ("PORTABLE", "arithmetic: portable"): "a key; tests/end_to_end/test_portable.py trains with it",
     ("PORTABLE", "python scripts/portable_anywhere.py"): "tests/end_to_end/test_portable_digest.py calls it",
-    ("EXACT", "python scripts/exact_anywhere.py --expect FILE"): OTHER_MACHINE,
-    ("EXACT", "python scripts/images_anywhere.py --expect DIGEST"): OTHER_MACHINE,
+    ("EXACT", "python scripts/exact_anywhere.py "): OTHER_MACHINE,
+    ("EXACT", "python scripts/images_anywhere.py "): OTHER_MACHINE,
     ("OTHER_SYSTEMS", "python3 -m venv .venv"): "installs PyTorch; CI installs in the same way by make",
     ("OTHER_SYSTEMS", "py -m venv .venv"): "needs Windows",
-    (
-        "OTHER_TRAINERS",
-        "model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)  # not the loader",
-    ): OTHER_TRAINER,
-    ("OTHER_TRAINERS", "module = Network(settings)"): OTHER_TRAINER,
-    (
-        "OTHER_TRAINERS",
-        "trainer = Trainer(network, arguments, train_dataset=images, optimizers=(optimizer, schedule))",
-    ): OTHER_TRAINER,
-    (
-        "../benchmarks/peers/README",
-        "make peers        # makes benchmarks/peers/.venv from requirements.txt, runs all, and writes the results below",
-    ): OTHER_TRAINER,
+    ("OTHER_TRAINERS", "model, optimizer, schedule = accelerator.prepare("): OTHER_TRAINER,
+    ("OTHER_TRAINERS", "module = Network("): OTHER_TRAINER,
+    ("OTHER_TRAINERS", "trainer = Trainer("): OTHER_TRAINER,
+    ("../benchmarks/peers/README", "make peers "): OTHER_TRAINER,
 }
-"""Blocks that are not run, by their page and first line, or single lines of a page that is; and why."""
+"""Blocks that are not run, by page and beginning of their first line, or lines of a page that is run; and why."""
+
+
+def is_listed(name: str, line: str) -> bool:
+    return any(page == name and line.startswith(start) for page, start in NOT_RUN)
 
 
 def pages() -> dict[str, str]:
@@ -76,18 +65,19 @@ def test_every_example_is_run_or_in_the_list_of_those_that_are_not(name: str) ->
             commands = [
                 line for line in block.lines if re.match(r"(clip-hba|python|make|torchrun|import|from) ", line)
             ]
-            assert not commands or (name, commands[0]) in NOT_RUN, f"{name}: name the language of {commands[0]!r}"
+            assert not commands or is_listed(name, commands[0]), f"{name}: name the language of {commands[0]!r}"
         if block.language == "python":
             compile("\n".join(block.lines), name, "exec")
 
 
 def test_the_list_of_what_is_not_run_holds_nothing_else() -> None:
-    lines = {(name, line) for name, page in pages().items() for line in page.splitlines()}
-    assert set(NOT_RUN) - lines == set()
+    found = pages()
+    stale = [(name, start) for name, start in NOT_RUN if f"\n{start}" not in found[name]]
+    assert stale == []
 
 
 def commands_of(page: str) -> list[str]:
-    """The command lines of clip-hba in a page, in blocks and between backticks; words in capitals stand for others."""
+    """The command lines of clip-hba in a page, in blocks and between backticks; capitals stand for other words."""
     inline = re.findall(r"`((?:clip-hba|torchrun [^`]*-m clip_hba_behavior) [^`]+)`", page.replace("\n", " "))
     lines = [line.strip() for block in blocks(page) for line in block.lines]
     return [*inline, *(line for line in lines if line.startswith(("clip-hba ", "torchrun ")))]

@@ -1,4 +1,4 @@
-"""What pages show that presuppose something: a run, a sweep, the names of a loop. Given that, their examples are run."""
+"""Pages that presuppose a run, a sweep or the names of a loop: given those, their examples are run."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ import yaml
 from clip_hba_behavior.data.standin import write_standin_dataset
 from run_tools import data_keys, write_config
 from test_docs_commands import DOCS, REPOSITORY, Block, Reader, blocks, reader  # noqa: F401
-from test_docs_examples import NOT_RUN
+from test_docs_examples import is_listed
 
 SMALL_SWEEP = {
     "epochs": [2],
@@ -43,7 +43,7 @@ scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
 class Patience:
     best, waited = float("inf"), 0
     def is_exhausted(self): return self.waited > 1
-    def update(self, loss): self.waited, self.best = (0, loss) if loss < self.best else (self.waited + 1, self.best)
+    def update(self, loss): self.best, self.waited = min(loss, self.best), 0 if loss < self.best else self.waited + 1
     def state_dict(self): return {{"best": self.best, "waited": self.waited}}
     def load_state_dict(self, state): self.best, self.waited = state["best"], state["waited"]
 
@@ -158,7 +158,7 @@ def test_given_runs_and_sweeps_every_example_of_the_page_does_what_it_says(name:
         prepare(reader)
     for block in found:
         given = GIVEN.get(name, "").splitlines() if block.language == "python" else []
-        reader.do(Block(block.language, [*given, *(line for line in block.lines if (name, line) not in NOT_RUN)]))
+        reader.do(Block(block.language, [*given, *(line for line in block.lines if not is_listed(name, line))]))
 
 
 @pytest.mark.parametrize("name", ["ANY_LOOP", "EXACT"])
