@@ -3,8 +3,8 @@
 Fenced blocks, by language: `yaml` is written to the file that its first line names; each line of `bash` is run,
 and ends with exit code 0 or what `# exits N` says; `python` is run; each line of `text` must be in the
 output of the document's commands, numbers apart; `csv` holds headers of results tables; a block without a language
-lays out files or their content. Every document has a directory of its own, which stands for the clone. The quick tests
-train on a smaller data set.
+lays out files or their content. Every document has a directory of its own, which stands for the clone. The
+quick tests train on a smaller data set.
 """
 
 import json

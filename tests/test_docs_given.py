@@ -43,7 +43,7 @@ scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
 class Patience:
     best, waited = float("inf"), 0
     def is_exhausted(self): return self.waited > 1
-    def update(self, loss): self.best, self.waited = min(loss, self.best), 0 if loss < self.best else self.waited + 1
+    def update(self, loss): self.waited, self.best = self.waited + (loss >= self.best), min(loss, self.best)
     def state_dict(self): return {{"best": self.best, "waited": self.waited}}
     def load_state_dict(self, state): self.best, self.waited = state["best"], state["waited"]
 
