@@ -12,20 +12,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from study_tables import print_changes, print_kinds, print_nothing
 
 from clip_hba_behavior.cli import main as run_command
-from clip_hba_behavior.config import DATA_KEYS, PerturbType
+from clip_hba_behavior.config import DATA_KEYS
 from clip_hba_behavior.data.standin import write_standin_dataset
 from clip_hba_behavior.report.sources import Source, read_records
 from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.sweep.columns import read_table
 from clip_hba_behavior.sweep.effect import MEASURES
+from clip_hba_behavior.sweep.plan import KINDS
 
-KINDS = [kind for kind in get_args(PerturbType) if kind not in ("none", "reorder")]
 FILES = ("annotations.csv", "images", "inference48.csv", "RDM48_triplet.mat", "prompts.txt")
 TRAINING = {"batch_size": 16, "rank": 8, "lr": 1e-3, "num_threads": 1, "device": "cpu"}
 
@@ -66,7 +66,9 @@ def run_sweep(folder: Path, number: int, baseline: Path, keys: dict[str, Any]) -
     return file
 
 
-def changed_forks(folder: Path, baseline: Path, starts: Sequence[int], percents: Sequence[float]) -> list[dict[str, Any]]:
+def changed_forks(
+    folder: Path, baseline: Path, starts: Sequence[int], percents: Sequence[float]
+) -> list[dict[str, Any]]:
     """Train one epoch with a larger learning rate from each start; return rows as a sweep's table has them."""
     (record,) = read_records([Source("run", baseline)])
     assert record.config is not None
@@ -113,7 +115,7 @@ def main() -> None:
     folder = asked.directory.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     baselines = train_baselines(folder, asked.baselines, asked.images, asked.epochs)
-    keys = {"epochs": asked.starts, "kinds": KINDS, "lengths": asked.lengths}
+    keys = {"epochs": asked.starts, "kinds": list(KINDS), "lengths": asked.lengths}
     keys |= {"null_seeds": asked.null_seeds, "reseeds": asked.reseeds}
     files = [run_sweep(folder, number, each, keys) for number, each in enumerate(baselines, start=1)]
     clip_hba("report", *files, "--out", folder / "report")

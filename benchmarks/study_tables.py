@@ -2,15 +2,15 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from scipy.stats import norm
 
-from clip_hba_behavior.sweep.effect import MEASURES, Effect, Null
+from clip_hba_behavior.sweep.effect import MEASURES, Effect
 from clip_hba_behavior.sweep.effects import Effects, effects_of
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[dict[str, Any]]
 LEVEL = 0.05
 
 
@@ -72,55 +72,35 @@ def print_nothing(rows: Rows) -> None:
     controls = [row for row in rows if row["kind"] == "none"]
     equal = sum(row["equals_baseline"] for row in controls)
     print(f"\nWhere nothing is. Controls: {equal} of {len(controls)} epochs equal to the last bit.")
-    own = [row for row in rows if row["kind"] == "reorder"]
-    seeds = sorted({row["seed"] for row in own})
-    claims, single = _taken(own, seeds, lambda row, seed: row["seed"] == seed)
-    _print_shares("each reorder seed beside the others", claims, single)
-    for length in sorted({row["perturb_length"] for row in own})[:1]:
-        # at the perturbed epoch the wider null is one more order, whatever the length
-        there = [row for row in own if row["perturb_length"] == length]
-        reseeded = [row for row in rows if row["kind"] == "reseed"]
-        seeds = sorted({row["seed"] for row in reseeded})
-        found = [
-            effects_of([*there, *(_as_perturbed(row, length) for row in reseeded if row["seed"] == seed)])
-            for seed in seeds
-        ]
-        for measure in MEASURES:
-            _print_shares(
-                f"each reseed beside reorder, perturbed epoch, {measure}",
-                [p for each in found for p in _claims_of(each, measure)],
-                [p for each in found for p in _singles_of(each, measure)],
-            )
-
-
-def _taken(
-    rows: Rows, seeds: Sequence[int], is_taken: Callable[[Mapping[str, Any], int], bool]
-) -> tuple[list[float], list[float]]:
-    """Take each seed's null runs in turn for a perturbation; return the p of claims and of single effects."""
-    claims: list[float] = []
-    single: list[float] = []
-    for seed in seeds:
-        found = effects_of([_as_perturbed(row) if is_taken(row, seed) else row for row in rows])
-        claims += [each.p_value for each in found.families]
-        single += [each.matched.p_value for each in found.effects if each.matched is not None]
-    return claims, single
-
-
-def _as_perturbed(row: Mapping[str, Any], length: int | None = None) -> dict[str, Any]:
-    taken = {**row, "kind": "taken"}
-    return taken if length is None else taken | {"perturb_length": length}
-
-
-def _claims_of(found: Effects, measure: str) -> list[float]:
-    return [each.p_value for each in found.families if (each.measure, each.when) == (measure, "perturbed")]
-
-
-def _singles_of(found: Effects, measure: str) -> list[float]:
-    return [
-        each.matched.p_value
-        for each in found.effects
-        if each.matched is not None and (each.measure, each.when) == (measure, "perturbed")
+    null = [row for row in rows if row["kind"] == "reorder"]
+    taken = [
+        effects_of([row | {"kind": "taken"} if row["seed"] == seed else row for row in null])
+        for seed in sorted({row["seed"] for row in null})
     ]
+    _print_shares(
+        "each reorder seed beside the others",
+        [each.p_value for found in taken for each in found.families],
+        [each.matched.p_value for found in taken for each in found.effects if each.matched is not None],
+    )
+    # a reseed's first epoch is one more order of that epoch
+    shortest = min((row["perturb_length"] for row in null), default=1)
+    null = [row | {"perturb_length": 1} for row in null if row["perturb_length"] == shortest]
+    reseeds = [row for row in rows if row["kind"] == "reseed" and row["epoch"] == row["perturb_epoch"]]
+    taken = [
+        effects_of(null + [row | {"kind": "taken", "perturb_length": 1} for row in reseeds if row["seed"] == seed])
+        for seed in sorted({row["seed"] for row in reseeds})
+    ]
+    for measure in MEASURES:
+        _print_shares(
+            f"each reseed beside reorder, perturbed epoch, {measure}",
+            [each.p_value for found in taken for each in found.families if each.measure == measure],
+            [
+                each.matched.p_value
+                for found in taken
+                for each in found.effects
+                if each.matched is not None and each.measure == measure
+            ],
+        )
 
 
 def _print_shares(what: str, claims: Sequence[float], single: Sequence[float]) -> None:
@@ -128,7 +108,7 @@ def _print_shares(what: str, claims: Sequence[float], single: Sequence[float]) -
         if p_values:
             shares = ", ".join(
                 f"{sum(p <= level + 1e-9 for p in p_values) / len(p_values):.1%} at most {level}"
-                for level in (0.053, 0.1, 0.25, 0.5, 0.75)
+                for level in (0.053, 0.1, 0.25, 0.5, 0.75)  # 1 / 19 is the least of 18 others
             )
             print(f"{what}: {len(p_values)} {name}, p {shares}; mean {statistics.fmean(p_values):.3f}")
 
@@ -138,6 +118,3 @@ def print_changes(rows: Rows, changed: Rows) -> None:
     print("\nA known weak effect: a larger learning rate in one epoch.")
     null = [row for row in rows if row["kind"] == "reorder" and row["perturb_length"] == 1]
     _print_effects(effects_of([*null, *changed]), expected=True)
-
-
-__all__ = ["Null", "print_changes", "print_kinds", "print_nothing"]

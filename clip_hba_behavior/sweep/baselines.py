@@ -48,7 +48,9 @@ class Baselines:
                 )
         if self.number() > 1 and not self.has_one_end():
             longest = max(ends[-1] for ends in self.last_epochs.values())
-            found = ", ".join(f"{directory} after epoch {ends[-1]}" for directory, ends in self.last_epochs.items())
+            found = ", ".join(
+                f"{directory} after epoch {ends[-1]}" for directory, ends in self.last_epochs.items()
+            )
             yield (
                 f"nothing is averaged over baselines at the end, for the sweeps end after different epochs: {found}; "
                 f"train the others to epoch {longest} (clip-hba resume BASELINE --set epochs={longest}), and run "

@@ -274,7 +274,7 @@ def read_sweep_file(path: Path) -> SweepFile:
     Raises:
         BadInputError: names every wrong key with its value and what is allowed.
     """
-    return make_sweep_file(read_config_file(path, "sweep's file"))
+    return make_sweep_file(read_config_file(path, "YAML file of a sweep at the path"))
 
 
 def make_sweep_file(given: Mapping[str, Any]) -> SweepFile:

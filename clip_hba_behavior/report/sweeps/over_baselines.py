@@ -72,12 +72,7 @@ def _summary(records: Sequence[SweepRecord], effects: Effects) -> list[Block]:
         "The baseline is the random unit: runs of one baseline share its weights and its order of images, so they "
         "are not independent of each other. An effect of a baseline is the mean over its seeds; each baseline "
         "counts once.",
-        *(
-            f"{record.name}: {note}."
-            for record in records
-            for note in record.effects.notes
-            if note not in notes
-        ),
+        *(f"{record.name}: {note}." for record in records for note in record.effects.notes if note not in notes),
         *_differing_baselines(records),
     ]
     texts += [f"{note[0].upper()}{note[1:]}." for note in notes]
