@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from study_tables import print_changes, print_kinds, print_nothing
 
 from clip_hba_behavior.cli import main as run_command
 from clip_hba_behavior.config import DATA_KEYS
@@ -25,6 +24,7 @@ from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.sweep.columns import read_table
 from clip_hba_behavior.sweep.effect import MEASURES
 from clip_hba_behavior.sweep.plan import KINDS
+from study_tables import print_changes, print_kinds, print_nothing
 
 FILES = ("annotations.csv", "images", "inference48.csv", "RDM48_triplet.mat", "prompts.txt")
 TRAINING = {"batch_size": 16, "rank": 8, "lr": 1e-3, "num_threads": 1, "device": "cpu"}

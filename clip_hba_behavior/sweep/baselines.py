@@ -52,8 +52,8 @@ class Baselines:
                 f"{directory} after epoch {ends[-1]}" for directory, ends in self.last_epochs.items()
             )
             yield (
-                f"nothing is averaged over baselines at the end, for the sweeps end after different epochs: {found}; "
-                f"train the others to epoch {longest} (clip-hba resume BASELINE --set epochs={longest}), and run "
+                f"nothing is averaged over baselines at the end, for the sweeps end after different epochs: {found}"
+                f"; train the others to epoch {longest} (clip-hba resume BASELINE --set epochs={longest}), and run "
                 "their sweeps again"
             )
         if 1 < self.number() < nulls.LEAST_BASELINES:
