@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.sweep import nulls
 
 
@@ -51,10 +52,10 @@ class Baselines:
             found = ", ".join(
                 f"{directory} after epoch {ends[-1]}" for directory, ends in self.last_epochs.items()
             )
+            resume = command_line("resume", "BASELINE", "--set", f"epochs={longest}")
             yield (
-                f"nothing is averaged over baselines at the end, for the sweeps end after different epochs: {found}"
-                f"; train the others to epoch {longest} (clip-hba resume BASELINE --set epochs={longest}), and run "
-                "their sweeps again"
+                f"nothing is averaged over baselines at the end, for the sweeps end after different epochs: "
+                f"{found}; have all end after epoch {longest} ({resume}), and run their sweeps again"
             )
         if 1 < self.number() < nulls.LEAST_BASELINES:
             yield (

@@ -220,7 +220,10 @@ def test_sweeps_that_end_after_different_epochs_have_no_mean_at_the_end_and_say_
     assert over_at([*rows, *shorter], "perturbed").keys() == {2, 4}
     said = "\n".join(effects_of([*rows, *shorter]).notes)
     assert "nothing is averaged over baselines at the end" in said
-    assert "b after epoch 8, bb after epoch 7; train the others to epoch 8" in said
+    assert (
+        "b after epoch 8, bb after epoch 7; have all end after epoch 8 (clip-hba resume BASELINE --set epochs=8)"
+        in said
+    )
     assert "end" not in "\n".join(effects_of([*rows, *other]).notes)
 
 
