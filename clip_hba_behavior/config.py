@@ -444,8 +444,12 @@ def as_recorded(keys: Mapping[str, Any]) -> dict[str, Any]:
     return {**_BEFORE_THE_KEY, **keys}
 
 
-def read_config_file(path: Path) -> dict[str, Any]:
+def read_config_file(path: Path, purpose: str = "configuration file") -> dict[str, Any]:
     """Read a YAML file that holds one mapping of keys to plain values.
+
+    Args:
+        path: of the file.
+        purpose: what the file is, for a person whose path leads nowhere.
 
     Raises:
         BadInputError: no such file, not YAML, no mapping, or a key is given twice.
@@ -454,7 +458,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         with open_text(path, _MAX_BYTES) as file:
             text = file.read()
     except FileNotFoundError:
-        raise BadInputError(f"there is no configuration file {path}") from None
+        raise BadInputError(f"there is no {purpose} {path}") from None
     except UnicodeDecodeError as error:
         raise BadInputError(f"{path} cannot be read: it is not UTF-8 text: {error}\n  save it as UTF-8") from None
     except OSError as error:

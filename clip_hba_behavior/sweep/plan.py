@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -19,6 +19,7 @@ Positive = Annotated[int, Field(ge=1)]
 _WITHOUT_SEED = ("uniform_images",)
 # What is no perturbation to look for an effect of, and the key that asks for such runs.
 _ASKED_FOR_ELSEWHERE = {"none": "controls: true", "reorder": "null_seeds: 19"}
+KINDS = tuple(kind for kind in get_args(PerturbType) if kind not in _ASKED_FOR_ELSEWHERE)
 # Keys of a fork that a sweep sets itself.
 _SET_BY_THE_SWEEP = {
     "run_dir",
@@ -131,12 +132,12 @@ class SweepFile(BaseModel):
             raise ValueError("expected all, or a list of epochs from 1 on, such as [3, 10]")
         return given
 
-    @field_validator("kinds")
+    @field_validator("kinds", mode="before")
     @classmethod
-    def _kinds_are_perturbations(cls, given: list[PerturbType]) -> list[PerturbType]:
-        for kind, key in _ASKED_FOR_ELSEWHERE.items():
-            if kind in given:
-                raise ValueError(f"expected no {kind}; its runs are asked for by {key}")
+    def _kinds_are_perturbations(cls, given: Any) -> Any:
+        if isinstance(given, list) and not all(each in KINDS for each in given):
+            others = ", ".join(f"{kind} by {key}" for kind, key in _ASKED_FOR_ELSEWHERE.items())
+            raise ValueError(f"expected a list of some of {', '.join(KINDS)}; asked for elsewhere: {others}")
         return given
 
     @field_validator("settings")
@@ -273,7 +274,7 @@ def read_sweep_file(path: Path) -> SweepFile:
     Raises:
         BadInputError: names every wrong key with its value and what is allowed.
     """
-    return make_sweep_file(read_config_file(path))
+    return make_sweep_file(read_config_file(path, "YAML file of a sweep at the path"))
 
 
 def make_sweep_file(given: Mapping[str, Any]) -> SweepFile:

@@ -71,6 +71,7 @@ def _rows_of(plan: Plan, run: Run, own: Results, baseline: Results) -> Iterator[
             "censored": recovery and recovery.censored,
             "left_band": recovery and recovery.left_band,
             "state_digest": digest,
+            "baseline_state_digest": reference_digest,
             "equals_baseline": digest == reference_digest,
         }
 
