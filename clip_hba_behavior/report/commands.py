@@ -58,11 +58,12 @@ def report(
     if records[0].config is not None:
         make_config(records[0].config.model_dump() | {**keys, "device": device})
     certificates, left_out = certificates_of(records[0], certificate) if of_one_run else ([], [])
-    from clip_hba_behavior.report.run_page import Request, run_page
-    from clip_hba_behavior.report.runs_page import runs_page
-    from clip_hba_behavior.report.site import render_site
-
     with session() as here, drawing() as draw:
+        # only now: meanwhile the process that draws begins
+        from clip_hba_behavior.report.run_page import Request, run_page
+        from clip_hba_behavior.report.runs_page import runs_page
+        from clip_hba_behavior.report.site import render_site
+
         if of_one_run:
             page, problems = run_page(records[0], Request(keys, device, split_half, certificates), here, draw)
             left_out += problems

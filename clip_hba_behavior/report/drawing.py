@@ -83,6 +83,8 @@ def _draw(figure: Figure) -> Files:
 
 def work() -> None:
     """Draw what comes on standard input until it ends."""
+    from clip_hba_behavior.report.paper import paper_files  # now, before the first figure is there
+
     received, sent = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # nothing but figures goes back
     while True:
@@ -90,5 +92,5 @@ def work() -> None:
             figure = pickle.load(received)
         except EOFError:
             return
-        pickle.dump(_draw(figure), sent)
+        pickle.dump(paper_files(figure), sent)
         sent.flush()
