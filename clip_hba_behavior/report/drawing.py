@@ -28,8 +28,8 @@ class Drawer:
         self._begun: dict[str, Future[Files]] = {}
 
     def __call__(self, figure: Figure) -> Figure:
-        """Begin to draw a figure."""
-        if self._worker is not None:
+        """Begin to draw a figure, unless one of its name was begun before."""
+        if self._worker is not None and figure.name not in self._begun:
             self._begun[figure.name] = self._thread.submit(self._ask, figure)
         return figure
 
