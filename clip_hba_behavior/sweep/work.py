@@ -6,11 +6,15 @@ import traceback
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
 from clip_hba_behavior.reproducibility.state.files import replace
 from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.kept import Kept
 from clip_hba_behavior.run.life import resume, start_fork
 from clip_hba_behavior.sweep.plan import Plan, Run
 from clip_hba_behavior.sweep.status import PATIENCE, Status, failure_file, recorded_config_of, status_of
+from clip_hba_behavior.training.inputs import Inputs
 
 _LINES_KEPT = 12
+# Data and backbone are those of all runs of a sweep; a process reads them once.
+_KEPT: Kept[Inputs] = Kept()
 
 
 def execute(plan: Plan, run: Run) -> Status:
@@ -29,7 +33,7 @@ def execute(plan: Plan, run: Run) -> Status:
             _keep_for_the_longer(plan, run)
             # the baseline may have been extended since the run began, or the patience raised
             patience = {key: value for key, value in plan.file.settings.items() if key == PATIENCE}
-            resume(plan.path(run.name), {"epochs": plan.last_epoch, **patience})
+            resume(plan.path(run.name), {"epochs": plan.last_epoch, **patience}, kept=_KEPT)
         else:
             start_fork(
                 plan.source(run),
@@ -37,6 +41,7 @@ def execute(plan: Plan, run: Run) -> Status:
                 {**plan.own_keys(run), "epochs": plan.last_epoch},
                 plan.path(run.name),
                 check=lambda state: _keep_for_the_longer(plan, run),
+                kept=_KEPT,
             )
         failure.unlink(missing_ok=True)
         return status_of(plan, run)
