@@ -1,11 +1,11 @@
 """A whole sweep beside its epochs alone, and beside the naive way: each run from the baseline with its own cache.
 
-    python benchmarks/sweep.py [--size synthetic] [--epochs 12] [--lengths 1 2] [--runs N] [--alone 6] [--kill]
+    python benchmarks/sweep.py [--size synthetic] [--epochs 12] [--runs N] [--kill]
 
-First each run of the sweep is made as a worker makes it, and then its own epochs are trained again and nothing
-written: in turn, in one process. Then the sweep is run by its command. The naive way is measured on some runs, drawn
-at random, and scaled to all. With --kill the sweep is run a second time, killed in its middle and resumed; both
-tables must be the same bytes.
+First each run of the sweep is made as a worker makes it, and then its own epochs are trained again, with nothing
+written: in turn, in one process. Then the sweep is run by its command. The naive way is measured on some runs,
+drawn at random, and scaled to all. With --kill the sweep is run a second time, killed in its middle and
+resumed; both tables must be the same bytes.
 """
 
 import argparse
@@ -103,7 +103,9 @@ def data_keys(folder: Path, size: str) -> dict[str, str]:
         "RDM48_triplet_dir": "RDM48_triplet.mat",
         "prompts_file": "prompts.txt",
     }
-    return {key: str(folder / "data" / name) for key, name in names.items()} | {"backbone": str(folder / "backbone")}
+    return {key: str(folder / "data" / name) for key, name in names.items()} | {
+        "backbone": str(folder / "backbone")
+    }
 
 
 def alone(folder: Path, plan: Plan, run: Run) -> tuple[float, int]:

@@ -33,7 +33,7 @@ class Clip:
         return Clip(self.config, {name: weight.to(device) for name, weight in self.weights.items()})
 
     def upper(self, num_blocks: Mapping[TowerName, int]) -> "Clip":
-        """Return the same CLIP with the weights alone of so many last blocks of each tower, and of what follows."""
+        """Return the same CLIP with no weights but of so many last blocks of each tower and of what follows."""
         lower = tuple(
             f"{tower}_model.encoder.layers.{index}."
             for tower, number in num_blocks.items()

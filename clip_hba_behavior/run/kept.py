@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
-_Mark = tuple[int, ...] | None
+Mark = tuple[int, ...]
 
 # A file that changed in the moment of reading could keep its time: file systems count in ticks of up to 2 seconds.
 _TICK_NS = 2 * 10**9
@@ -17,7 +17,7 @@ _TICK_NS = 2 * 10**9
 class _Reading(Generic[Value]):
     key: Hashable
     value: Value
-    marks: dict[Path, _Mark]
+    marks: dict[Path, Mark | None]
 
 
 class Kept(Generic[Value]):
@@ -42,19 +42,24 @@ class Kept(Generic[Value]):
             files_of: the files and directories that a value was read from.
         """
         kept = self._reading
-        if kept is not None and kept.key == key and all(_mark(path) == mark for path, mark in kept.marks.items()):
+        if (
+            kept is not None
+            and kept.key == key
+            and all(mark_of(path) == mark for path, mark in kept.marks.items())
+        ):
             return kept.value
         self._reading = None  # before another is read: it may be large
         began = time.time_ns()
         value = read()
-        marks = {path: _mark(path) for path in files_of(value)}
+        marks = {path: mark_of(path) for path in files_of(value)}
         # What changed while it was read may have been read before it changed, so it is read again the next time.
         if all(mark is not None and max(mark[-2:]) < began - _TICK_NS for mark in marks.values()):
             self._reading = _Reading(key, value, marks)
         return value
 
 
-def _mark(path: Path) -> _Mark:
+def mark_of(path: Path) -> Mark | None:
+    """Return what changes when a file is written to or replaced: place, size, times; None where there is none."""
     try:
         found = path.stat()
     except OSError:

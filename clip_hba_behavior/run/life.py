@@ -117,9 +117,7 @@ def start_fork(
 
 
 @numerics_left_as_they_were()
-def _begin(
-    config: Config, parent: Checkpoint | None, check: Check, kept: Kept[Inputs] | None = None
-) -> Path:
+def _begin(config: Config, parent: Checkpoint | None, check: Check, kept: Kept[Inputs] | None = None) -> Path:
     refuse_meaningless(config)
     refuse_several(config)
     config = resolve_config(config)
