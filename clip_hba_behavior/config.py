@@ -64,7 +64,7 @@ FREE_KEYS = {
 # Keys that shape nothing in portable arithmetic.
 NATIVE_KEYS = {"num_threads", "deterministic", "tf32", "sdpa_backend", "eval_batch_size", "chunk_size"}
 # Keys that say where a run is and which state it began with; they are the run's own for good.
-_ORIGIN_KEYS = {"run_dir", "training_run", "baseline_dora_directory"}
+ORIGIN_KEYS = {"run_dir", "training_run", "baseline_dora_directory"}
 _MAX_BYTES = 2**16  # of YAML; a configuration with every key has 2,000
 _MAX_SHOWN = 20
 # What PyYAML raises on a value that its tag or form does not fit, beside its own errors.
@@ -378,7 +378,7 @@ class Config(BaseModel):
 
     def trajectory(self) -> dict[str, Any]:
         """Return the keys that shape the trajectory, with their values."""
-        free = self.free_keys() | _ORIGIN_KEYS
+        free = self.free_keys() | ORIGIN_KEYS
         return {key: value for key, value in self.effective().items() if key not in free}
 
     def to_yaml(self) -> str:
