@@ -3,9 +3,10 @@
 Fenced blocks, by language: `yaml` is written to the file that its first line names; each line of `bash` is run,
 and ends with exit code 0 or what `# exits N` says; `python` is run, or written to the file that its first line
 names; each line of `text` must be in the output of the document's commands, numbers apart; `csv` holds headers of
-results tables; `py` needs a package that is not installed here, and is only compiled. Every document has a directory
-of its own, which stands for the clone. The quick tests train on a smaller data set. A tutorial begins in an empty
-directory, and each of its blocks is done where it stands.
+results tables; `py` needs a package that is not installed, and is only compiled; a block without a language
+lays out files or their content. Every document has a directory of its own, which stands for the clone. The quick
+tests train on a smaller data set. A tutorial begins in an empty directory, and each of its blocks is done where it
+stands.
 """
 
 import json
@@ -15,6 +16,7 @@ import runpy
 import shlex
 import shutil
 import sys
+import textwrap
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,6 +37,7 @@ DOCS = REPOSITORY / "docs"
 SCRIPTS = Path("clip_hba_behavior/training_scripts")
 QUICK_SCRIPT = "test_checkpoint_quick.py"  # only looked up here: tests/verification/test_quick.py runs it
 DOCUMENTS = [
+    "../README",
     *("QUICK_START", "TEST_README", "TEST_YOUR_CHECKPOINTS", "REPRODUCIBILITY_GUIDE", "PERTURBATIONS", "USE"),
     "BUNDLES",
     "TRACKING",
@@ -51,8 +54,8 @@ class Block:
 
 
 def blocks(page: str) -> list[Block]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
-    return [Block(language, content.splitlines()) for language, content in found]
+    found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", page, flags=re.MULTILINE | re.DOTALL)
+    return [Block(language, textwrap.dedent(content).splitlines()) for _, language, content in found]
 
 
 @dataclass
@@ -164,7 +167,7 @@ def test_every_command_of_the_document_does_what_it_says(
     page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
     found = blocks(page)
     assert page.count("```") == 2 * len(found)
-    assert {block.language for block in found} <= {"bash", "python", "py", "yaml", "text", "csv"}
+    assert {block.language for block in found} <= {"", "bash", "python", "py", "yaml", "text", "csv"}
     for block in found:
         if block.language == "yaml":
             keys = [f"{key}: {small_config[key]}" for key in DATA_KEYS] if data == "small data" else []
