@@ -141,3 +141,18 @@ def test_what_is_installed_trains_and_verifies_without_the_sources(installed: Pa
     assert "reproducible" in said
     call(clip_hba, "report", "demo/baseline", "--out", "report", cwd=tmp_path)
     assert (tmp_path / "report/index.html").stat().st_size > 0
+
+
+def test_a_bundle_is_checked_and_trained_again_by_another_installation_under_another_path(
+    installed: Path, tmp_path: Path
+) -> None:
+    call(sys.executable, "-m", PACKAGE, "demo", "--run-dir", tmp_path / "demo", cwd=REPOSITORY)
+    (tmp_path / "elsewhere").mkdir()
+    bundle = tmp_path / "elsewhere" / "demo.zip"
+    call(sys.executable, "-m", PACKAGE, "bundle", tmp_path / "demo" / "baseline", "--out", bundle, cwd=REPOSITORY)
+    shutil.rmtree(tmp_path / "demo")
+    verify = (installed / "bin/clip-hba", "verify", "bundle", "demo.zip")
+    said = call(*verify, "--epochs", "all", cwd=tmp_path / "elsewhere")
+    assert "complete: " in said
+    assert "claim level L3" in said
+    assert "reproducible: 6 of 6 epochs repeat to the last bit, every state, step and result" in said
