@@ -93,7 +93,7 @@ class Reader:
 
     def call(self, code: int, what: str, work: object, *arguments: object) -> None:
         output = self.scratch / f"{len(self.outputs)}.txt"
-        outcome = fresh_process.call(work, *arguments, output=output)  # type: ignore[arg-type]
+        outcome = fresh_process.call(work, *arguments, output=output, timeout=600)  # type: ignore[arg-type]
         self.outputs.append(outcome.output.replace(f"{self.directory}/", ""))
         assert outcome.code == code, f"{what}\nexit code {outcome.code}, expected {code}\n{outcome.output}"
 
