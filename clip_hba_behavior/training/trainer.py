@@ -110,7 +110,7 @@ class Trainer:
         """
         if parameters is None:
             kind = self.config.arithmetic_kind()
-            draw_initial_parameters(self.model, self.inputs.backbone.get().config, kind)
+            draw_initial_parameters(self.model, self.inputs.backbone.upper().config, kind)
         else:
             restore_parameters(self.parameters, parameters)
         self.epoch = epoch

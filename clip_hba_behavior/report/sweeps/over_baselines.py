@@ -11,7 +11,7 @@ from clip_hba_behavior.report.sweeps.by_start import epochs_text, start_panel
 from clip_hba_behavior.report.sweeps.record import MEASURE_NAMES, SweepRecord
 from clip_hba_behavior.sweep.claims import OverBaselines
 from clip_hba_behavior.sweep.effect import When
-from clip_hba_behavior.sweep.effects import Effects, effects_of, note_over_baselines
+from clip_hba_behavior.sweep.effects import Effects, effects_of
 
 _TITLES: dict[When, str] = {
     "perturbed": "after the first perturbed epoch",
@@ -42,14 +42,19 @@ def over_baselines_page(records: Sequence[SweepRecord], files: Sequence[str], st
             sections.append(Section(when.replace("_", "-"), _TITLES[when].capitalize(), figures))
     if effects.over_baselines:
         sections.append(Section("numbers", "Numbers", [_table(effects.over_baselines)]))
-    several = len({record.plan.baseline.resolve() for record in records}) > 1
     lead = (
         "The same perturbations of several baselines: what they did in all of them."
-        if several
+        if len(_baselines(records, effects)) > 1
         else "Several sweeps of one baseline: each has its own page, and nothing is averaged over baselines."
     )
     links = [(file, f"Sweep {record.name}") for file, record in zip(files, records, strict=True)]
     return Page("index.html", f"{len(records)} sweeps", lead, sections, links)
+
+
+def _baselines(records: Sequence[SweepRecord], effects: Effects) -> set[str]:
+    """Return a directory of each baseline; that of a sweep without a finished run is known by its path alone."""
+    paths = [record.plan.baseline for record in records]
+    return {effects.baselines.first_of.get(str(path), str(path.resolve())) for path in paths}
 
 
 def _summary(records: Sequence[SweepRecord], effects: Effects) -> list[Block]:
@@ -63,16 +68,16 @@ def _summary(records: Sequence[SweepRecord], effects: Effects) -> list[Block]:
         )
         for record in records
     ]
+    notes = list(effects.baselines.notes())
     texts = [
         "The baseline is the random unit: runs of one baseline share its weights and its order of images, so they "
         "are not independent of each other. An effect of a baseline is the mean over its seeds; each baseline "
         "counts once.",
-        *(f"{record.name}: {note}." for record in records for note in record.effects.notes),
+        *(f"{record.name}: {note}." for record in records for note in record.effects.notes if note not in notes),
         *_differing_baselines(records),
     ]
-    if note := note_over_baselines(effects.effects):
-        texts.append(sentence(note))
-    if len({record.plan.baseline.resolve() for record in records}) == 1:
+    texts += [sentence(note) for note in notes]
+    if len(_baselines(records, effects)) == 1:
         texts.append(f"All have the baseline {records[0].plan.baseline.name}: a mean over baselines takes two.")
     elif not effects.over_baselines:
         texts.append("No effect is there in two baselines or more yet.")
