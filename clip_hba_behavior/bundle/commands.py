@@ -186,10 +186,11 @@ def _problems_within(directory: Path, manifest: Manifest) -> list[str]:
     except (BadInputError, OSError) as error:
         return [str(error)]
     for key in sorted(facts.keys() | manifest.facts.keys()):
-        if facts.get(key) != manifest.facts.get(key):
+        told, found = manifest.facts.get(key), facts.get(key)
+        if told != found:
             problems.append(
-                f"{MANIFEST}: {shown(key)} is not what the files say\n    in the manifest: {quote(manifest.facts.get(key))}\n"
-                f"    in the files:    {quote(facts.get(key))}"
+                f"{MANIFEST}: {shown(key)} is not what the files say\n    in the manifest: {quote(told)}\n"
+                f"    in the files:    {quote(found)}"
             )
     return problems
 
