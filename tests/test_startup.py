@@ -109,6 +109,11 @@ WRONG = {
     "odd-one-out run good.yaml --images none": "there is nothing at --images none",
     "odd-one-out run good.yaml --images run --odd middle": "--odd middle: expected first or last",
     "odd-one-out run good.yaml --images run --ceiling 0.1": "expected brain-score, or a number above 1/3",
+    "publish none --to tensorboard": "there is no run in",
+    "publish run --to tensorboard": "run has recorded nothing yet",
+    "publish run --to wandb": "--to wandb: expected tensorboard",
+    "publish run --to tensorboard --out other": "is there already, and is not replaced",
+    "publish sweep.yaml --to tensorboard": "the sweep has not begun",
     "sweep plan none.yaml": "there is no configuration file none.yaml",
     "sweep plan good.yaml": "the sweep file is wrong",
     "sweep run sweep.yaml --engine cloud": "--engine cloud: expected local or slurm",
@@ -130,7 +135,7 @@ LOOKING = {
     **{
         f"{command} --help".strip(): "Usage: "
         for command in (
-            *("predict", "rdm", "odd-one-out", "export"),
+            *("predict", "rdm", "odd-one-out", "export", "publish"),
             *("runs", "alignment", "slurm", "cache", "cache list", "cache clean"),
             *("", "train", "resume", "fork", "inspect", "demo", "diff", "reconstruct", "data", "data check"),
             *("bundle", "verify bundle"),
