@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 PEERS := benchmarks/peers/.venv
 
-.PHONY: demo test test-system torture docs linkcheck lint bench peers clean
+.PHONY: demo test test-system torture docs linkcheck lint bench peers dist clean
 
 demo: $(STAMP)  ## train on the synthetic data set, resume in a new process, compare the bits
 	$(VENV)/bin/clip-hba demo
@@ -33,6 +33,9 @@ bench: $(STAMP)  ## step time beside the full forward
 peers: $(PEERS)/.installed  ## beside other frameworks, in an environment of their own: a quarter of an hour
 	$(PEERS)/bin/python benchmarks/peers/compare.py --write
 
+dist: $(STAMP)  ## the wheel and the sdist, into dist/: the same files give the same bytes
+	env -u SOURCE_DATE_EPOCH $(VENV)/bin/python -m hatchling build
+
 $(PEERS)/.installed: benchmarks/peers/requirements.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --requirement benchmarks/peers/requirements.txt
@@ -44,4 +47,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) $(PEERS) docs/_build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) docs/_build dist .pytest_cache .mypy_cache .ruff_cache

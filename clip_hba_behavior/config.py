@@ -59,6 +59,7 @@ FREE_KEYS = {
     "cache_dir",
     "checkpoint_every_steps",
     "keep_checkpoints",
+    "tracking",
 }
 # Keys that shape nothing in portable arithmetic.
 NATIVE_KEYS = {"num_threads", "deterministic", "tf32", "sdpa_backend", "eval_batch_size", "chunk_size"}
@@ -211,6 +212,12 @@ class Config(BaseModel):
         "all",
         description="Which epochs' checkpoints stay: `all`, `last N`, `every N` or `best`. The first, the newest, "
         "the best, and those that a fork began with stay in any case.",
+    )
+
+    tracking: Literal["tensorboard"] | None = Field(
+        None,
+        description="Also write each point into an event file for TensorBoard, in `tensorboard/` in the run "
+        "directory; needs the extra `tensorboard`; see TRACKING.md.",
     )
 
     arithmetic: Literal["native", "portable", "portable 1"] = Field(

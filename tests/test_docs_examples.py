@@ -9,9 +9,9 @@ import pytest
 import typer
 
 from clip_hba_behavior.cli import app
-from test_docs_commands import DOCS, DOCUMENTS, REPOSITORY, Block, blocks
+from test_docs_commands import DOCS, DOCUMENTS, REPOSITORY, TUTORIALS, Block, blocks
 
-RUN = {*DOCUMENTS, "own_data", "REPORTS", "STATISTICS", "SWEEPS"}
+RUN = {*DOCUMENTS, *(f"tutorials/{name}" for name in TUTORIALS), "own_data", "REPORTS", "STATISTICS", "SWEEPS"}
 """Pages of which all is run, by `test_docs_commands.py` and `test_docs_given.py`."""
 PYTHON_RUN = {"ANY_LOOP", "EXACT"}
 """Pages whose Python is run by `test_docs_given.py`."""

@@ -45,13 +45,14 @@ from clip_hba_behavior.run.fork import (
 )
 from clip_hba_behavior.run.head import head_lines
 from clip_hba_behavior.run.launch import refuse_several
-from clip_hba_behavior.run.log import EPOCHS, session, warn_of_changes
+from clip_hba_behavior.run.log import EPOCHS, session, warn_of_changes, warn_of_package
 from clip_hba_behavior.run.repair import repair_records
 from clip_hba_behavior.run.replayer import Replayer
 from clip_hba_behavior.run.request import refuse_meaningless, resumption
 from clip_hba_behavior.run.resolution import resolve_config
 from clip_hba_behavior.run.results import RESULTS, format_row
 from clip_hba_behavior.run.states import RunStore, newest_state, read_epoch
+from clip_hba_behavior.run.tracking import Tracker, refuse_no_tracking
 from clip_hba_behavior.training.advance import advance, is_at_end
 from clip_hba_behavior.training.inputs import Inputs
 from clip_hba_behavior.training.processes import ALONE, LostProcessError, Processes, UnequalProcessesError
@@ -119,6 +120,7 @@ def _begin(config: Config, parent: Checkpoint | None, check: Check) -> Path:
     refuse_several(config)
     config = resolve_config(config)
     directory = RunDirectory(Path(str(config.run_dir)))
+    refuse_no_tracking(config, directory)
     with (
         stopping_on_signals(),
         directory.created(),
@@ -136,7 +138,8 @@ def _begin(config: Config, parent: Checkpoint | None, check: Check) -> Path:
         else:
             environment["drift"] = check_fork(parent, environment)
             environment["package_changes"] = package_changes_from(parent.provenance, environment)
-            warn_of_changes([*environment["drift"], *environment["package_changes"]], here.logger)
+            warn_of_changes(environment["drift"], here.logger)
+            warn_of_package(environment["package_changes"], here.logger)
             environment["parent"] = adopt(trainer, parent, here.logger)
             note_fork(parent, directory.path, here.logger)
         for line in head_lines(trainer, directory.path):
@@ -234,7 +237,8 @@ def _continue(
     trainer, environment = build_trainer(config, here)
     drift = compare_environments(source.path, recorded, environment, allow)
     other_package = package_changes_from(recorded, environment)
-    warn_of_changes([*drift, *other_package], here.logger)
+    warn_of_changes(drift, here.logger)
+    warn_of_package(other_package, here.logger)
     target.check_space(_bytes_to_come(trainer))
     trainer.restore(state)  # it may refuse; nothing has been written yet
     environment |= {"parent": recorded["parent"], "drift": [*recorded["drift"], *drift]}
@@ -407,6 +411,7 @@ def train_model(
     after = (trainer.epoch, trainer.step_in_epoch)
     ledger = RecordFile(directory.ledger_file, after, LEDGER)
     results = RecordFile(directory.results_file, after, RESULTS)
+    tracker = Tracker(directory, config, ledger.kept, results.kept, trainer.num_steps(), logger)
     try:
         store = RunStore(directory, trainer, provenance(config, environment), results, logger, save_rng_state)
         rows = Results(results, format_row)
@@ -415,6 +420,7 @@ def train_model(
         hand_out(processes, trainer, stop_early, environment)
         for event in advance(trainer, config.epochs, stop_early=stop_early):
             recorder.record(event)
+            tracker.record(event)
             if isinstance(event, EpochDone):
                 session.report(EPOCHS, event.epoch, config.epochs)
             is_last = is_at_end(trainer, config.epochs, stop_early)
@@ -427,6 +433,7 @@ def train_model(
         again = go_on_with(command_line("resume", directory.path))
         raise LostProcessError(f"{error}\n  {again}, in any number of processes") from None
     finally:
+        tracker.close()
         ledger.close()
         results.close()
     processes.are_listening = True
