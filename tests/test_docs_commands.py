@@ -3,9 +3,10 @@
 Fenced blocks, by language: `yaml` is written to the file that its first line names; each line of `bash` is run,
 and ends with exit code 0 or what `# exits N` says; `python` is run, or written to the file that its first line
 names; each line of `text` must be in the output of the document's commands, numbers apart; `csv` holds headers of
-results tables; `py` needs a package that is not installed here, and is only compiled. Every document has a directory
-of its own, which stands for the clone. The quick tests train on a smaller data set. A tutorial begins in an empty
-directory, and each of its blocks is done where it stands. A block without a language lays out files or their content.
+results tables; `py` needs a package that is not installed here, and is only compiled; a block without a language
+lays out files or their content. Every document has a directory of its own, which stands for the clone. The quick
+tests train on a smaller data set. A tutorial begins in an empty directory, and each of its blocks is done where it
+stands.
 """
 
 import json
