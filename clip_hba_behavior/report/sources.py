@@ -83,7 +83,11 @@ def _source_of(path: Path) -> Source:
     if path.is_file():
         return Source("sweep" if path.suffix in (".yaml", ".yml") else "table", path)
     if not path.is_dir():
-        raise BadInputError(f"there is no {path}\n  expected: a run, a results CSV, or a sweep")
+        raise BadInputError(
+            f"there is nothing at the path {path}\n"
+            "  expected: the directory of a run or of a sweep, a sweep's YAML file, or a results CSV\n"
+            f"  list the runs and sweeps that there are: {command_line('runs', path.parent)}"
+        )
     if (path / "sweep.yaml").is_file():
         return Source("sweep", path)
     if is_tracked(path):

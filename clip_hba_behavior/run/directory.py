@@ -121,7 +121,8 @@ class RunDirectory:
                 f"  to go on with it, start your script again\n  to fork it, in Python: {fork}"
             )
         if not self.config_file.is_file():
-            raise BadInputError(f"there is no run in {self.path}: it has no config.yaml")
+            why = "it has no config.yaml" if self.path.is_dir() else "there is no such directory"
+            raise BadInputError(f"there is no run in {self.path}: {why}")
 
     @contextmanager
     def _hold(self) -> Iterator[None]:

@@ -44,6 +44,7 @@ from clip_hba_behavior.run.fork import (
     read_parent,
 )
 from clip_hba_behavior.run.head import head_lines
+from clip_hba_behavior.run.kept import Kept
 from clip_hba_behavior.run.launch import refuse_several
 from clip_hba_behavior.run.log import EPOCHS, session, warn_of_changes, warn_of_package
 from clip_hba_behavior.run.repair import repair_records
@@ -100,6 +101,7 @@ def start_fork(
     settings: Mapping[str, Any],
     run_dir: str | os.PathLike[str],
     check: Check = lambda state: None,
+    kept: Kept[Inputs] | None = None,
 ) -> Path:
     """Start a fork of a run and train it to its end: by default its baseline's last epoch.
 
@@ -109,13 +111,14 @@ def start_fork(
         settings: the fork's own keys. A perturbation without `perturb_epoch` begins with the fork.
         run_dir: the fork's new directory.
         check: given each epoch's state, as for `start`, which also says what is returned and raised.
+        kept: the inputs of an earlier run of this process.
     """
     config, parent = fork_of(Path(baseline), at_epoch, {**settings, "run_dir": str(run_dir)})
-    return _begin(config, parent, check)
+    return _begin(config, parent, check, kept)
 
 
 @numerics_left_as_they_were()
-def _begin(config: Config, parent: Checkpoint | None, check: Check) -> Path:
+def _begin(config: Config, parent: Checkpoint | None, check: Check, kept: Kept[Inputs] | None = None) -> Path:
     refuse_meaningless(config)
     refuse_several(config)
     config = resolve_config(config)
@@ -129,7 +132,7 @@ def _begin(config: Config, parent: Checkpoint | None, check: Check) -> Path:
     ):
         processes = join(here.stop)
         _announce(config, here.logger)
-        trainer, environment = build_trainer(config, here)
+        trainer, environment = build_trainer(config, here, kept)
         _warn_of_overlap(config, trainer.inputs, here.logger)
         _warn_of_row_order(config, trainer.inputs, here.logger)
         directory.check_space(_bytes_to_come(trainer))
@@ -172,6 +175,7 @@ def resume(
     new_dir: str | os.PathLike[str] | None = None,
     allow: Collection[str] = (),
     accept_mismatch: int | None = None,
+    kept: Kept[Inputs] | None = None,
 ) -> Path:
     """Continue a run from its newest complete state, or from an epoch's into a new directory.
 
@@ -185,6 +189,7 @@ def resume(
         allow: what may be another than it was, on record: see `compare_environments`.
         accept_mismatch: keep the lines recorded of this epoch and later ones apart, on record: the run does not
             repeat them.
+        kept: the inputs of an earlier run of this process.
 
     Returns:
         The directory that was written.
@@ -197,7 +202,7 @@ def resume(
     if asked.elsewhere is None:
         with stopping_on_signals(), source.held(), session(source.log_file) as here:
             checkpoint, refused = newest_state(source, here.logger)
-            _continue(source, source, checkpoint, config, allow, accept_mismatch, here, refused)
+            _continue(source, source, checkpoint, config, allow, accept_mismatch, here, refused, kept)
         return source.path
 
     target, epoch = asked.elsewhere
@@ -208,7 +213,7 @@ def resume(
         session(target.log_file) as here,
         _resumed_if_interrupted(target),
     ):
-        _continue(source, target, checkpoint, config, allow, accept_mismatch, here)
+        _continue(source, target, checkpoint, config, allow, accept_mismatch, here, kept=kept)
     return target.path
 
 
@@ -221,6 +226,7 @@ def _continue(
     accept_mismatch: int | None,
     here: Session,
     refused: Refused = (),
+    kept: Kept[Inputs] | None = None,
 ) -> None:
     state = checkpoint.whole_state()
     if config.epochs < state.epoch:
@@ -234,7 +240,7 @@ def _continue(
     recorded = source.read_environment()
     processes = join(here.stop)
     _announce(config, here.logger)
-    trainer, environment = build_trainer(config, here)
+    trainer, environment = build_trainer(config, here, kept)
     drift = compare_environments(source.path, recorded, environment, allow)
     other_package = package_changes_from(recorded, environment)
     warn_of_changes(drift, here.logger)

@@ -55,7 +55,7 @@ class ReplayHistory:
         trainer = self.replayer.trainer()
         inputs = trainer.inputs
         try:
-            clip = inputs.backbone.get().config
+            clip = inputs.backbone.upper().config
             self.seed = DerivedRun(trainer.config, inputs.num_images(), trainer.model, clip, last_epoch)
             return []
         except BadInputError as error:
