@@ -1,4 +1,4 @@
-"""What a version promises: the page names tests that exist and the numbers of the code; nothing of 0.2 has gone."""
+"""What a version promises: the page names tests that exist and the numbers of the code; nothing of 0.2 is gone."""
 
 import re
 from pathlib import Path
