@@ -59,11 +59,12 @@ FREE_KEYS = {
     "cache_dir",
     "checkpoint_every_steps",
     "keep_checkpoints",
+    "tracking",
 }
 # Keys that shape nothing in portable arithmetic.
 NATIVE_KEYS = {"num_threads", "deterministic", "tf32", "sdpa_backend", "eval_batch_size", "chunk_size"}
 # Keys that say where a run is and which state it began with; they are the run's own for good.
-_ORIGIN_KEYS = {"run_dir", "training_run", "baseline_dora_directory"}
+ORIGIN_KEYS = {"run_dir", "training_run", "baseline_dora_directory"}
 _MAX_BYTES = 2**16  # of YAML; a configuration with every key has 2,000
 _MAX_SHOWN = 20
 # What PyYAML raises on a value that its tag or form does not fit, beside its own errors.
@@ -211,6 +212,12 @@ class Config(BaseModel):
         "all",
         description="Which epochs' checkpoints stay: `all`, `last N`, `every N` or `best`. The first, the newest, "
         "the best, and those that a fork began with stay in any case.",
+    )
+
+    tracking: Literal["tensorboard"] | None = Field(
+        None,
+        description="Also write each point into an event file for TensorBoard, in `tensorboard/` in the run "
+        "directory; needs the extra `tensorboard`; see TRACKING.md.",
     )
 
     arithmetic: Literal["native", "portable", "portable 1"] = Field(
@@ -371,7 +378,7 @@ class Config(BaseModel):
 
     def trajectory(self) -> dict[str, Any]:
         """Return the keys that shape the trajectory, with their values."""
-        free = self.free_keys() | _ORIGIN_KEYS
+        free = self.free_keys() | ORIGIN_KEYS
         return {key: value for key, value in self.effective().items() if key not in free}
 
     def to_yaml(self) -> str:
@@ -437,8 +444,12 @@ def as_recorded(keys: Mapping[str, Any]) -> dict[str, Any]:
     return {**_BEFORE_THE_KEY, **keys}
 
 
-def read_config_file(path: Path) -> dict[str, Any]:
+def read_config_file(path: Path, purpose: str = "configuration file") -> dict[str, Any]:
     """Read a YAML file that holds one mapping of keys to plain values.
+
+    Args:
+        path: of the file.
+        purpose: what the file is, for a person whose path leads nowhere.
 
     Raises:
         BadInputError: no such file, not YAML, no mapping, or a key is given twice.
@@ -447,7 +458,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         with open_text(path, _MAX_BYTES) as file:
             text = file.read()
     except FileNotFoundError:
-        raise BadInputError(f"there is no configuration file {path}") from None
+        raise BadInputError(f"there is no {purpose} {path}") from None
     except UnicodeDecodeError as error:
         raise BadInputError(f"{path} cannot be read: it is not UTF-8 text: {error}\n  save it as UTF-8") from None
     except OSError as error:

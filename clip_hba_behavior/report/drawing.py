@@ -1,5 +1,6 @@
 """Figures for a paper, drawn by a second process while this one goes on: half of a report's time is theirs."""
 
+import gc
 import pickle
 import subprocess
 import sys
@@ -28,8 +29,8 @@ class Drawer:
         self._begun: dict[str, Future[Files]] = {}
 
     def __call__(self, figure: Figure) -> Figure:
-        """Begin to draw a figure."""
-        if self._worker is not None:
+        """Begin to draw a figure, unless one of its name was begun before."""
+        if self._worker is not None and figure.name not in self._begun:
             self._begun[figure.name] = self._thread.submit(self._ask, figure)
         return figure
 
@@ -83,6 +84,10 @@ def _draw(figure: Figure) -> Files:
 
 def work() -> None:
     """Draw what comes on standard input until it ends."""
+    gc.disable()  # in between it would look through all of matplotlib again and again
+    from clip_hba_behavior.report.paper import paper_files  # now, before the first figure is there
+
+    gc.freeze()
     received, sent = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # nothing but figures goes back
     while True:
@@ -90,5 +95,6 @@ def work() -> None:
             figure = pickle.load(received)
         except EOFError:
             return
-        pickle.dump(_draw(figure), sent)
+        pickle.dump(paper_files(figure), sent)
         sent.flush()
+        gc.collect()

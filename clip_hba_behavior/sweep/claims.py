@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from clip_hba_behavior.sweep import nulls
+from clip_hba_behavior.sweep.baselines import Baselines
 from clip_hba_behavior.sweep.effect import Effect, Null, When
 
 
@@ -131,16 +132,24 @@ def _why_not_adjusted(num_epochs: int, num_null: int) -> str:
     )
 
 
-def over_baselines(effects: Sequence[Effect]) -> Iterator[OverBaselines]:
-    """Summarise each effect over the baselines that have it, two or more."""
-    groups: dict[tuple[str, int, int, str, When], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+def over_baselines(effects: Sequence[Effect], baselines: Baselines) -> Iterator[OverBaselines]:
+    """Summarise each effect over the baselines that have it, two or more.
+
+    Directories that hold one baseline count once, and of them each seed; where the runs of the baselines end after
+    different epochs, nothing is summarised at the last one.
+    """
+    groups: dict[tuple[str, int, int, str, When], dict[str, dict[int, float]]] = defaultdict(
+        lambda: defaultdict(dict)
+    )
     for each in effects:
+        if each.when == "last" and not baselines.has_one_end():
+            continue
         key = (each.kind, each.length, each.start_epoch, each.measure, each.when)
-        groups[key][each.baseline].append(each.value)
+        groups[key][baselines.first_of[each.baseline]].setdefault(each.seed, each.value)
     for (kind, length, start, measure, when), of_baseline in groups.items():
         if len(of_baseline) < 2:
             continue
-        values = tuple(statistics.fmean(each) for each in of_baseline.values())
+        values = tuple(statistics.fmean(by_seed.values()) for by_seed in of_baseline.values())
         low, high = nulls.t_interval(values)
         yield OverBaselines(
             kind=kind,

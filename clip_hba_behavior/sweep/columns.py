@@ -70,6 +70,10 @@ COLUMNS: dict[str, Column] = {
         "from. Empty for unperturbed runs.",
     ),
     "state_digest": Column(str, "SHA-256 of the complete training state after the epoch."),
+    "baseline_state_digest": Column(
+        str,
+        "The same of the baseline; directories with one in common hold one baseline, which counts once.",
+    ),
     "equals_baseline": Column(bool, "Whether that is the baseline's, so that not one bit differs."),
 }
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clip_hba_behavior.sweep import nulls
+from clip_hba_behavior.sweep.baselines import Baselines, baselines_of
 from clip_hba_behavior.sweep.claims import Family, OverBaselines, claim_of, families_of, over_baselines
 from clip_hba_behavior.sweep.effect import Effect, compare_with_nulls
 
@@ -18,12 +19,14 @@ class Effects:
         effects: in the order of the rows.
         families: one for each baseline, kind, length, seed, measure and `when`, where there is a matched null.
         over_baselines: where the rows are of two baselines or more.
+        baselines: which baselines the rows are of.
         notes: sentences that belong beside the numbers, such as why there is no null.
     """
 
     effects: tuple[Effect, ...]
     families: tuple[Family, ...]
     over_baselines: tuple[OverBaselines, ...]
+    baselines: Baselines
     notes: tuple[str, ...]
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -73,12 +76,13 @@ def effects_of(rows: Sequence[Mapping[str, Any]], later_epochs: bool = False) ->
     effects = compare_with_nulls(rows, later_epochs)
     at_once = [each for each in effects if each.when != "later"]
     families = tuple(families_of(at_once))
-    return Effects(effects, families, tuple(over_baselines(at_once)), tuple(_notes(effects, families)))
+    baselines = baselines_of(rows)
+    over = tuple(over_baselines(at_once, baselines))
+    notes = (*_notes(effects, families), *baselines.notes()) if effects else ()
+    return Effects(effects, families, over, baselines, notes)
 
 
 def _notes(effects: Sequence[Effect], families: Sequence[Family]) -> Iterator[str]:
-    if not effects:
-        return
     if not any(each.matched for each in effects):
         yield (
             "effects have no null to be judged against: add null_seeds: 19 to the sweep's file, and run it again "
@@ -99,16 +103,3 @@ def _notes(effects: Sequence[Effect], families: Sequence[Family]) -> Iterator[st
         if family.why_not_adjusted is not None:
             reasons[family.why_not_adjusted][f"{family.when} of length {family.length}"] = None
     yield from (f"{why} (claims: {', '.join(claims)})" for why, claims in reasons.items())
-    if note := note_over_baselines(effects):
-        yield note
-
-
-def note_over_baselines(effects: Sequence[Effect]) -> str | None:
-    """Say what summaries over baselines are, and are not, where these are few; None of one or of enough."""
-    baselines = len({each.baseline for each in effects})
-    if not 1 < baselines < nulls.LEAST_BASELINES:
-        return None
-    return (
-        f"over {baselines} baselines there is a t interval, which takes their effects for normal, and no "
-        f"signed-rank test, which cannot be below 0.05 with fewer than {nulls.LEAST_BASELINES}"
-    )

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -19,6 +20,7 @@ Positive = Annotated[int, Field(ge=1)]
 _WITHOUT_SEED = ("uniform_images",)
 # What is no perturbation to look for an effect of, and the key that asks for such runs.
 _ASKED_FOR_ELSEWHERE = {"none": "controls: true", "reorder": "null_seeds: 19"}
+KINDS = tuple(kind for kind in get_args(PerturbType) if kind not in _ASKED_FOR_ELSEWHERE)
 # Keys of a fork that a sweep sets itself.
 _SET_BY_THE_SWEEP = {
     "run_dir",
@@ -131,12 +133,12 @@ class SweepFile(BaseModel):
             raise ValueError("expected all, or a list of epochs from 1 on, such as [3, 10]")
         return given
 
-    @field_validator("kinds")
+    @field_validator("kinds", mode="before")
     @classmethod
-    def _kinds_are_perturbations(cls, given: list[PerturbType]) -> list[PerturbType]:
-        for kind, key in _ASKED_FOR_ELSEWHERE.items():
-            if kind in given:
-                raise ValueError(f"expected no {kind}; its runs are asked for by {key}")
+    def _kinds_are_perturbations(cls, given: Any) -> Any:
+        if isinstance(given, list) and not all(each in KINDS for each in given):
+            others = ", ".join(f"{kind} by {key}" for kind, key in _ASKED_FOR_ELSEWHERE.items())
+            raise ValueError(f"expected a list of some of {', '.join(KINDS)}; asked for elsewhere: {others}")
         return given
 
     @field_validator("settings")
@@ -210,6 +212,14 @@ class Plan:
         """Return all runs, chain by chain."""
         return [run for chain in self.chains for run in chain]
 
+    @cached_property
+    def _by_name(self) -> dict[str, Run]:
+        return {run.name: run for run in self.runs()}
+
+    @cached_property
+    def _by_extended(self) -> dict[str, Run]:
+        return {run.extends: run for run in self.runs() if run.extends is not None}
+
     def path(self, name: str) -> Path:
         """Return a run's directory."""
         return self.directory / "runs" / name
@@ -220,11 +230,11 @@ class Plan:
 
     def shorter(self, run: Run) -> Run | None:
         """Return the run that another extends; None if that starts at the baseline."""
-        return next((each for each in self.runs() if each.name == run.extends), None)
+        return None if run.extends is None else self._by_name.get(run.extends)
 
     def longer(self, run: Run) -> Run | None:
         """Return the run that extends another, if there is one."""
-        return next((each for each in self.runs() if each.extends == run.name), None)
+        return self._by_extended.get(run.name)
 
     def source(self, run: Run) -> Path:
         """Return the directory of the run whose state a run starts from."""
@@ -273,7 +283,7 @@ def read_sweep_file(path: Path) -> SweepFile:
     Raises:
         BadInputError: names every wrong key with its value and what is allowed.
     """
-    return make_sweep_file(read_config_file(path))
+    return make_sweep_file(read_config_file(path, "YAML file of a sweep at the path"))
 
 
 def make_sweep_file(given: Mapping[str, Any]) -> SweepFile:

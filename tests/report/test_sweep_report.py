@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import fresh_process
+from browser import axe_problems, find_axe, visited
 from clip_hba_behavior.config import PerturbType
 from clip_hba_behavior.report.blocks import Titled
 from clip_hba_behavior.report.figure import Heat, Series
@@ -29,7 +30,6 @@ from clip_hba_behavior.report.sweeps.record import KIND_NAMES, SweepRecord, read
 from clip_hba_behavior.report.sweeps.recovery import recovery_curves, recovery_medians
 from clip_hba_behavior.sweep.nulls import p_value
 from fresh_process import Outcome
-from report_browser import axe_problems, find_axe, visited
 from run_tools import data_keys, trained
 from sweep_tools import write_sweep
 
@@ -305,7 +305,12 @@ def test_controls_that_were_not_asked_for_are_named_as_missing(record: SweepReco
 def test_what_is_no_sweep_is_refused(sweep: Path, clip_hba: ClipHba, tmp_path: Path) -> None:
     for arguments, expected in [
         ([tmp_path], "there is neither a run nor a sweep in"),
-        ([tmp_path / "none.yaml"], "there is no"),
+        (
+            [tmp_path / "none.yaml"],
+            f"there is nothing at the path {tmp_path / 'none.yaml'}\n"
+            "  expected: the directory of a run or of a sweep, a sweep's YAML file, or a results CSV\n"
+            f"  list the runs and sweeps that there are: clip-hba runs {tmp_path}\n",
+        ),
         ([sweep, sweep.parent / "baseline"], "baseline is no sweep"),
         ([sweep, "--split-half", sweep], "only for the report of one run"),
         ([sweep, sweep / "sweep.yaml"], "is given twice"),
@@ -327,7 +332,7 @@ def test_what_is_no_sweep_is_refused(sweep: Path, clip_hba: ClipHba, tmp_path: P
 def test_sweeps_of_one_baseline_and_baselines_of_other_settings_are_said_to_be(
     record: SweepRecord, own_sweep: Path
 ) -> None:
-    other = replace(record_of(own_sweep), name="other")
+    other = as_another_baseline(replace(record_of(own_sweep), name="other"))
     assert other.baseline.config is not None
     pages = []
     for changed in (
@@ -357,16 +362,34 @@ def test_kinds_are_explained_by_the_words_of_the_documentation(record: SweepReco
 
 def test_several_sweeps_are_summarised_over_their_baselines(record: SweepRecord, own_sweep: Path) -> None:
     other = record_of(own_sweep)
-    page = over_baselines_page([record, other], ["sweep-1.html", "sweep-2.html"], styles_of([record, other]))
+    files = ["sweep-1.html", "sweep-2.html"]
+    copies = render_page(over_baselines_page([record, other], files, styles_of([record, other])))
+    assert "are one baseline, and count once: they have training states in common" in copies
+    assert "Several sweeps of one baseline: " in copies
+    assert "Numbers" not in copies
+    other = as_another_baseline(other)
+    page = over_baselines_page([record, other], files, styles_of([record, other]))
     text = render_page(page)
     assert "The baseline is the random unit" in text
     assert "over 2 baselines there is a t interval" in text.lower()
     assert 'href="sweep-1.html"' in text
     (table,) = page.tables()
     assert {row[5] for row in table.table.rows} == {2}
-    # the two are copies, so each mean is a baseline's own, with nothing to either side
+    # the two have the same results, so each mean is a baseline's own, with nothing to either side
     for row in table.table.rows:
         assert row[6:9] == pytest.approx([row[6]] * 3)
+    assert {row[4] for row in table.table.rows} == {"perturbed", "window_end", "last"}
+    shorter = [row for row in other.collected.rows if row["epoch"] < 4]
+    ended = replace(other, collected=replace(other.collected, rows=shorter))
+    page = over_baselines_page([record, ended], files, styles_of([record, other]))
+    assert "Nothing is averaged over baselines at the end, for the sweeps end after different" in render_page(page)
+    assert {row[4] for row in page.tables()[0].table.rows} == {"perturbed", "window_end"}
+
+
+def as_another_baseline(record: SweepRecord) -> SweepRecord:
+    """The same results as of another training."""
+    rows = [row | {"baseline_state_digest": f"another {row['epoch']}"} for row in record.collected.rows]
+    return replace(record, collected=replace(record.collected, rows=rows))
 
 
 def test_a_report_of_several_sweeps_needs_a_place(sweep: Path, own_sweep: Path, clip_hba: ClipHba) -> None:

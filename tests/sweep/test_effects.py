@@ -26,6 +26,7 @@ def run_of(
             "perturb_length": length,
             "seed": seed,
             "epoch": epoch,
+            "baseline_state_digest": f"{baseline} {epoch}",
             "test_loss_minus_baseline": loss / 2 ** (epoch - start),
             "behavioral_rsa_rho_minus_baseline": rsa / 2 ** (epoch - start),
         }
@@ -168,6 +169,71 @@ def test_over_several_baselines_each_counts_once(number: int) -> None:
     assert (one.p_value is None) is (number < 6)
     assert any("over 3 baselines there is a t interval" in note for note in found.notes) is (number == 3)
     assert {family.baseline for family in found.families} == {"b" * size for size in range(1, number + 1)}
+
+
+def over_at(rows: list[dict[str, Any]], when: str) -> dict[int, tuple[tuple[str, ...], tuple[float, ...]]]:
+    """Of each start epoch the baselines and their values, of the test loss."""
+    return {
+        each.start_epoch: (each.baselines, each.values)
+        for each in effects_of(rows).over_baselines
+        if (each.measure, each.when) == ("test_loss", when)
+    }
+
+
+def copied(rows: list[dict[str, Any]], **keys: Any) -> list[dict[str, Any]]:
+    """The rows as they would be of another directory, with the same states."""
+    return [row | {"parent": "copy"} | keys for row in rows]
+
+
+def test_copies_of_a_baseline_count_once_and_are_named() -> None:
+    rows = sweep_of({"random_target": 5.0})
+    copies = copied(rows)
+    note = "b, copy are one baseline, and count once: they have training states in common, to the last bit"
+    assert effects_of([*rows, *copies]).over_baselines == ()
+    assert note in effects_of([*rows, *copies]).notes
+    other = sweep_of({"random_target": 8.0}, baseline="bb")
+    joined = [*rows, *copies, *other]
+    assert over_at(joined, "perturbed") == over_at([*rows, *other], "perturbed")
+    assert over_at(joined, "perturbed")[2] == (("b", "bb"), (5.0, 8.0))
+    assert any(each.startswith("over 2 baselines there is a t interval") for each in effects_of(joined).notes)
+    # another seed of the copy is another seed of the baseline
+    more = copied([*run_of("random_target", 2, 1, 1, 7.0)])
+    assert over_at([*joined, *more], "perturbed")[2] == (("b", "bb"), (6.0, 8.0))
+    assert note not in effects_of([*rows, *other]).notes
+
+
+def test_a_row_that_joins_two_directories_joins_all_that_were_taken_for_them() -> None:
+    """a and c have no epoch in common, and b has one with each."""
+    rows = [*run_of("random_target", 2, 1, 0, 5.0, baseline="a")][:2]
+    rows += [row | {"parent": "c"} for row in run_of("random_target", 5, 1, 0, 5.0, baseline="a")]
+    assert effects_of(rows).baselines.number() == 2
+    rows += [row | {"parent": "b"} for row in run_of("random_target", 2, 1, 0, 5.0, baseline="a")]
+    assert effects_of(rows).baselines.first_of == {"a": "a", "c": "a", "b": "a"}
+
+
+def test_sweeps_that_end_after_different_epochs_have_no_mean_at_the_end_and_say_so() -> None:
+    rows = sweep_of({"random_target": 5.0})
+    other = sweep_of({"random_target": 8.0}, baseline="bb")
+    assert over_at([*rows, *other], "last").keys() == {2, 4}
+    shorter = [row for row in other if row["epoch"] < LAST]
+    assert over_at([*rows, *shorter], "last") == {}
+    assert over_at([*rows, *shorter], "perturbed").keys() == {2, 4}
+    said = "\n".join(effects_of([*rows, *shorter]).notes)
+    assert "nothing is averaged over baselines at the end" in said
+    assert (
+        "b after epoch 8, bb after epoch 7; have all end after epoch 8 (clip-hba resume BASELINE --set epochs=8)"
+        in said
+    )
+    assert "end" not in "\n".join(effects_of([*rows, *other]).notes)
+
+
+def test_runs_of_one_baseline_that_end_after_different_epochs_are_named() -> None:
+    rows = sweep_of({"random_target": 5.0})
+    shorter = [row for row in rows if row["kind"] != "reorder" or row["epoch"] < 7]
+    assert any(
+        "runs from b end after different epochs, 6 to 8: at the end each is compared at its own" in each
+        for each in effects_of(shorter).notes
+    )
 
 
 def test_tables_of_one_baseline_are_joined_and_must_agree() -> None:

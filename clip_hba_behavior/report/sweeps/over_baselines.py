@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from clip_hba_behavior.report.blocks import Block, Facts, Page, Section, Text, Titled
-from clip_hba_behavior.report.figure import Figure, Level, Mark, Panel, Series, Table, epoch_step
+from clip_hba_behavior.report.blocks import Block, Facts, Page, Section, Text, Titled, sentence
+from clip_hba_behavior.report.figure import Figure, Level, Mark, Panel, Series, Table
 from clip_hba_behavior.report.groups import groups_of
-from clip_hba_behavior.report.sweeps.record import MEASURE_NAMES, UNITS, SweepRecord
+from clip_hba_behavior.report.sweeps.by_start import epochs_text, start_panel
+from clip_hba_behavior.report.sweeps.record import MEASURE_NAMES, SweepRecord
 from clip_hba_behavior.sweep.claims import OverBaselines
 from clip_hba_behavior.sweep.effect import When
-from clip_hba_behavior.sweep.effects import Effects, effects_of, note_over_baselines
+from clip_hba_behavior.sweep.effects import Effects, effects_of
 
 _TITLES: dict[When, str] = {
     "perturbed": "after the first perturbed epoch",
@@ -38,17 +39,22 @@ def over_baselines_page(records: Sequence[SweepRecord], files: Sequence[str], st
             if (of := [each for each in chosen if each.measure == measure])
         ]
         if figures:
-            sections.append(Section(when.replace("_", "-"), _title(_TITLES[when]), figures))
+            sections.append(Section(when.replace("_", "-"), _TITLES[when].capitalize(), figures))
     if effects.over_baselines:
         sections.append(Section("numbers", "Numbers", [_table(effects.over_baselines)]))
-    several = len({record.plan.baseline.resolve() for record in records}) > 1
     lead = (
         "The same perturbations of several baselines: what they did in all of them."
-        if several
+        if len(_baselines(records, effects)) > 1
         else "Several sweeps of one baseline: each has its own page, and nothing is averaged over baselines."
     )
     links = [(file, f"Sweep {record.name}") for file, record in zip(files, records, strict=True)]
     return Page("index.html", f"{len(records)} sweeps", lead, sections, links)
+
+
+def _baselines(records: Sequence[SweepRecord], effects: Effects) -> set[str]:
+    """Return a directory of each baseline; that of a sweep without a finished run is known by its path alone."""
+    paths = [record.plan.baseline for record in records]
+    return {effects.baselines.first_of.get(str(path), str(path.resolve())) for path in paths}
 
 
 def _summary(records: Sequence[SweepRecord], effects: Effects) -> list[Block]:
@@ -62,16 +68,16 @@ def _summary(records: Sequence[SweepRecord], effects: Effects) -> list[Block]:
         )
         for record in records
     ]
+    notes = list(effects.baselines.notes())
     texts = [
         "The baseline is the random unit: runs of one baseline share its weights and its order of images, so they "
         "are not independent of each other. An effect of a baseline is the mean over its seeds; each baseline "
         "counts once.",
-        *(f"{record.name}: {note}." for record in records for note in record.effects.notes),
+        *(f"{record.name}: {note}." for record in records for note in record.effects.notes if note not in notes),
         *_differing_baselines(records),
     ]
-    if note := note_over_baselines(effects.effects):
-        texts.append(f"{note[0].upper()}{note[1:]}.")
-    if len({record.plan.baseline.resolve() for record in records}) == 1:
+    texts += [sentence(note) for note in notes]
+    if len(_baselines(records, effects)) == 1:
         texts.append(f"All have the baseline {records[0].plan.baseline.name}: a mean over baselines takes two.")
     elif not effects.over_baselines:
         texts.append("No effect is there in two baselines or more yet.")
@@ -139,14 +145,8 @@ def _panel(
                 hover=[f"{kind}, start {each.start_epoch}" for each in of],
             )
         )  # fmt: skip
-    title = "" if when == "perturbed" else f"perturbed for {length} epoch{'s' if length > 1 else ''}"
-    return Panel(
-        tuple(marks),
-        "first perturbed epoch",
-        f"change ({UNITS[measure]})",
-        title,
-        x_step=epoch_step(starts[0], starts[-1]),
-    )
+    title = "" if when == "perturbed" else f"perturbed for {epochs_text(length)}"
+    return start_panel(marks, measure, title, starts)
 
 
 def _table(found: Sequence[OverBaselines]) -> Titled:
@@ -167,7 +167,3 @@ def _table(found: Sequence[OverBaselines]) -> Titled:
             ],
         ),
     )  # fmt: skip
-
-
-def _title(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}"
