@@ -74,7 +74,7 @@ WRONG = {
     "alignment run --epoch 3 --split-half none.mat": "--split-half none.mat: there is no such file",
     "alignment run --epoch 3 --config none.yaml": "there is no configuration file none.yaml",
     "cache list --cache-dir none": "there is no directory of caches",
-    "report none": "there is no none",
+    "report none": "there is nothing at the path none",
     "report run": "run has no results of any epoch",
     "report run --out good.yaml": "--out good.yaml: good.yaml is a file",
     "report run --split-half none.mat": "there is no file none.mat",
