@@ -8,6 +8,7 @@ from clip_hba_behavior.report.blocks import Block, Facts, Page, Section, Text, T
 from clip_hba_behavior.report.figure import Figure, Level, Mark, Panel, Series, Table, epoch_step
 from clip_hba_behavior.report.groups import groups_of
 from clip_hba_behavior.report.sweeps.record import MEASURE_NAMES, UNITS, SweepRecord
+from clip_hba_behavior.run.checkpoint_files import name_epochs
 from clip_hba_behavior.sweep.claims import OverBaselines
 from clip_hba_behavior.sweep.effect import When
 from clip_hba_behavior.sweep.effects import Effects, effects_of
@@ -100,8 +101,7 @@ def _figure(found: Sequence[OverBaselines], when: When, measure: str, styles: Ma
         sorted({each.length for each in found}) if when != "perturbed" else [min(each.length for each in found)]
     )
     name = MEASURE_NAMES[measure]
-    sizes = sorted({len(each.baselines) for each in found})
-    baselines = f"{sizes[0]} baselines" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} baselines"
+    baselines = _number(found)
     return Figure(
         f"baselines-{when.replace('_', '-')}-{measure.replace('_', '-')}",
         f"Change of {name} {_TITLES[when]}",
@@ -114,6 +114,17 @@ def _figure(found: Sequence[OverBaselines], when: When, measure: str, styles: Ma
             for length in lengths
         ),
     )
+
+
+def _number(found: Sequence[OverBaselines]) -> str:
+    """Say how many baselines there are, and which start epochs have fewer: their intervals are far wider."""
+    most = max(len(each.baselines) for each in found)
+    fewer: dict[int, list[int]] = {}
+    for start, number in sorted({(each.start_epoch, len(each.baselines)) for each in found}):
+        if number < most:
+            fewer.setdefault(number, []).append(start)
+    named = "; ".join(f"{number} at {name_epochs(starts)}" for number, starts in fewer.items())
+    return f"{most} baselines{f' ({named})' if named else ''}"
 
 
 def _panel(
@@ -141,7 +152,7 @@ def _panel(
             Series(
                 [each.start_epoch + shift for each in of], [each.mean for each in of], kind, styles[kind], "both",
                 [each.low for each in of], [each.high for each in of],
-                hover=[f"{kind}, start {each.start_epoch}" for each in of],
+                hover=[f"{kind}, start {each.start_epoch}, {len(each.baselines)} baselines" for each in of],
             )
         )  # fmt: skip
     title = "" if when == "perturbed" else f"perturbed for {length} epoch{'s' if length > 1 else ''}"
