@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 PEERS := benchmarks/peers/.venv
 
-.PHONY: demo test test-system torture lint bench peers clean
+.PHONY: demo test test-system torture docs linkcheck lint bench peers dist clean
 
 demo: $(STAMP)  ## train on the synthetic data set, resume in a new process, compare the bits
 	$(VENV)/bin/clip-hba demo
@@ -18,6 +18,12 @@ test-system: $(STAMP)  ## the slow ones
 torture: $(STAMP)  ## kill training 1,000 times, resume it, compare the bytes: a quarter of an hour
 	PYTHONPATH=tests $(VENV)/bin/python -m torture.torture --kills 1000
 
+docs: $(STAMP)  ## the documentation site, docs/_build/index.html; a warning is an error
+	$(VENV)/bin/python -m sphinx --quiet --fail-on-warning docs docs/_build
+
+linkcheck: $(STAMP)  ## do links to other sites lead somewhere? Needs the network, so CI does not do it
+	$(VENV)/bin/python -m sphinx --quiet -b linkcheck docs docs/_build/linkcheck
+
 lint: $(STAMP)  ## ruff, mypy and the import contracts, through pre-commit
 	$(VENV)/bin/pre-commit run --all-files --show-diff-on-failure
 
@@ -26,6 +32,9 @@ bench: $(STAMP)  ## step time beside the full forward
 
 peers: $(PEERS)/.installed  ## beside other frameworks, in an environment of their own: a quarter of an hour
 	$(PEERS)/bin/python benchmarks/peers/compare.py --write
+
+dist: $(STAMP)  ## the wheel and the sdist, into dist/: the same files give the same bytes
+	env -u SOURCE_DATE_EPOCH $(VENV)/bin/python -m hatchling build
 
 $(PEERS)/.installed: benchmarks/peers/requirements.txt
 	$(PYTHON) -m venv $(PEERS)
@@ -38,4 +47,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) dist docs/_build .pytest_cache .mypy_cache .ruff_cache

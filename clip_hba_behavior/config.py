@@ -59,11 +59,12 @@ FREE_KEYS = {
     "cache_dir",
     "checkpoint_every_steps",
     "keep_checkpoints",
+    "tracking",
 }
 # Keys that shape nothing in portable arithmetic.
 NATIVE_KEYS = {"num_threads", "deterministic", "tf32", "sdpa_backend", "eval_batch_size", "chunk_size"}
 # Keys that say where a run is and which state it began with; they are the run's own for good.
-_ORIGIN_KEYS = {"run_dir", "training_run", "baseline_dora_directory"}
+ORIGIN_KEYS = {"run_dir", "training_run", "baseline_dora_directory"}
 _MAX_BYTES = 2**16  # of YAML; a configuration with every key has 2,000
 _MAX_SHOWN = 20
 # What PyYAML raises on a value that its tag or form does not fit, beside its own errors.
@@ -211,6 +212,12 @@ class Config(BaseModel):
         "all",
         description="Which epochs' checkpoints stay: `all`, `last N`, `every N` or `best`. The first, the newest, "
         "the best, and those that a fork began with stay in any case.",
+    )
+
+    tracking: Literal["tensorboard"] | None = Field(
+        None,
+        description="Also write each point into an event file for TensorBoard, in `tensorboard/` in the run "
+        "directory; needs the extra `tensorboard`; see TRACKING.md.",
     )
 
     arithmetic: Literal["native", "portable", "portable 1"] = Field(
@@ -371,7 +378,7 @@ class Config(BaseModel):
 
     def trajectory(self) -> dict[str, Any]:
         """Return the keys that shape the trajectory, with their values."""
-        free = self.free_keys() | _ORIGIN_KEYS
+        free = self.free_keys() | ORIGIN_KEYS
         return {key: value for key, value in self.effective().items() if key not in free}
 
     def to_yaml(self) -> str:

@@ -3,7 +3,8 @@
 `python scripts/make_old_runs.py OLD_TREE`, with a worktree of the old commit. It writes `tests/old_runs/`: small
 runs as the old code leaves them, and in `expected.json` what the old code itself makes of them. Paths of this
 machine become placeholders, which `tests/old_run_tools.py` puts back. Bits belong to a machine: where processor
-or versions are others, the test skips; this script makes the runs again there.
+or versions are others, the test skips; this script makes the runs again there. `--portable` makes, beside them,
+the one run in portable arithmetic, whose bits are those of every machine; its commit must know that arithmetic.
 """
 
 import argparse
@@ -97,17 +98,18 @@ def damage(path: Path) -> None:
     path.write_bytes(content[: len(content) // 2])
 
 
-def make_runs(tree: Tree, runs: Path) -> None:
-    """Make every run with the old tree."""
-    runs.mkdir()
+def make_portable(tree: Tree, runs: Path) -> None:
+    """A run in portable arithmetic."""
+    tree.train(runs, "portable", arithmetic="portable", dora_dropout=0.1)
+
+
+def make_native(tree: Tree, runs: Path) -> None:
+    """Every run in native arithmetic."""
     plain = tree.train(runs, "plain")
     fork = ("fork", plain, "--at-epoch", 2, "--perturb", "label_shuffle", "--run-dir", runs / "fork")
     tree.call(runs, "fork", *fork)
     make_interrupted(tree, runs)
     make_crashed(tree, runs)
-    for path in runs.iterdir():
-        if path.is_file():
-            path.unlink()
 
 
 def what_the_old_code_makes_of(tree: Tree, run: Path, copy: Path) -> dict[str, Any]:
@@ -164,20 +166,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Make the run directories of an old commit that the tests use.")
     parser.add_argument("old_tree", type=Path)
     parser.add_argument("--into", type=Path, default=PLACE, help="where they go; what is there is replaced")
+    parser.add_argument("--portable", action="store_true", help="make that run alone, and keep the others")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="old_runs_") as name:
         work = Path(name)
         tree = Tree(given.old_tree.absolute(), work / "data", work / "cache", jobs=1)
         make_data(tree, work)
         runs = work / "runs"
-        make_runs(tree, runs)
+        runs.mkdir()
+        (make_portable if given.portable else make_native)(tree, runs)
+        for path in runs.iterdir():
+            if path.is_file():
+                path.unlink()
         commit = subprocess.run(
             ["git", "-C", str(tree.path), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
         )
-        expected: dict[str, Any] = {"commit": commit.stdout.strip(), "last_epoch": LAST_EPOCH, "runs": {}}
+        expected: dict[str, Any] = {"last_epoch": LAST_EPOCH, "runs": {}}
+        if given.portable:
+            expected = json.loads((given.into / "expected.json").read_text())
         for run in sorted(runs.iterdir()):
             print(run.name, flush=True)
-            expected["runs"][run.name] = what_the_old_code_makes_of(tree, run, work / f"copy_of_{run.name}")
+            expected["runs"][run.name] = {"commit": commit.stdout.strip()} | what_the_old_code_makes_of(
+                tree, run, work / f"copy_of_{run.name}"
+            )
         placeholders = {
             str(runs): "{RUNS}",
             str(work / "data"): "{DATA}",
@@ -189,8 +200,9 @@ def main() -> int:
                 path.write_bytes(b"")  # a killed process's names that process, the host and its boot
             elif path.is_file():
                 without_paths(path, placeholders)
-        shutil.rmtree(given.into, ignore_errors=True)
-        shutil.copytree(runs, given.into)
+        replaced = given.into / "portable" if given.portable else given.into
+        shutil.rmtree(replaced, ignore_errors=True)
+        shutil.copytree(runs, given.into, dirs_exist_ok=True)
         (given.into / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
     return 0
 

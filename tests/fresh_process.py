@@ -13,11 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 _CONTEXT = multiprocessing.get_context("forkserver")
-# What every run imports, the slowest first: the first optimizer imports torch's compiler, which takes 2 s.
+# What commands import, the slowest first: the first optimizer imports torch's compiler, which takes 2 s; the first
+# table in Parquet imports pandas where it is installed.
 SLOW_IMPORTS = [
     *("torch._inductor.config", "clip_hba_behavior.run.life", "clip_hba_behavior.cli"),
-    *("scipy.io", "scipy.special", "safetensors", "tokenizers", "pydantic.type_adapter"),
+    *("scipy.stats", "pandas", "clip_hba_behavior.report.commands", "clip_hba_behavior.report.paper"),
+    *(
+        "clip_hba_behavior.use.commands",
+        "clip_hba_behavior.verification.commands",
+        "clip_hba_behavior.sweep.commands",
+    ),
+    *("scipy.cluster.hierarchy", "scipy.io", "scipy.special", "rich.console"),
+    *("safetensors", "tokenizers", "pydantic.type_adapter"),
 ]
 # The server imports these once, before it starts any threads; each test process is a fork of it.
 _CONTEXT.set_forkserver_preload(SLOW_IMPORTS)
@@ -112,6 +122,7 @@ def _child(work: Callable[..., Any], arguments: tuple[Any, ...], output: str, en
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
+    torch.set_num_threads(1)  # where nothing else is set: tests side by side have a core each
     if environment.get(SERVER_IN_ADVANCE):
         _fork_a_server_in_advance()
     work(*arguments)

@@ -26,7 +26,7 @@ def restored(name: str, directory: Path, data: Path, cache: Path) -> Path:
         "{CACHE}": str(cache),
         "{PYTHON}": sys.executable,
     }
-    for each in {name, "plain"}:
+    for each in {name, "plain"}:  # the fork's parent
         shutil.copytree(OLD_RUNS / each, directory / each)
     for path in directory.rglob("*"):
         if path.is_file():
@@ -66,15 +66,22 @@ def filled_in(value: Any, paths: dict[str, str]) -> Any:
 def why_bits_differ_here(name: str, data: Path) -> str | None:
     """Say what of an old run's environment is not this machine's; None where its bits must come out again."""
     recorded = json.loads((OLD_RUNS / name / "environment.json").read_text())
-    here = {"device_model": machine(torch.device("cpu"))["device_model"], **library_versions()}
-    # the old code recorded CUDA's version only where there was one
-    there = {"device_model": recorded["machine"]["device_model"], "cuda": "none", **recorded["versions"]}
-    found = [
-        f"{key} was {there.get(key)}, is {here.get(key)}"
-        for key in ("device_model", *LIBRARIES)
-        if there.get(key) != here.get(key)
-    ]
+    found = []
+    if recorded["trajectory"].get("arithmetic", "native") == "native":
+        found = differing_machine(recorded)
     drawn = {path.name: sha256(path.read_bytes()).hexdigest()[:16] for path in (data / "images").iterdir()}
     if drawn != recorded["images"]:
         found.append("the synthetic images have other bytes; Pillow's version, or its zlib's, decides them")
     return "; ".join(found) or None
+
+
+def differing_machine(recorded: dict[str, Any]) -> list[str]:
+    """Name what of processor and libraries bits in native arithmetic depend on, and is another."""
+    here = {"device_model": machine(torch.device("cpu"))["device_model"], **library_versions()}
+    # the old code recorded CUDA's version only where there was one
+    there = {"device_model": recorded["machine"]["device_model"], "cuda": "none", **recorded["versions"]}
+    return [
+        f"{key} was {there.get(key)}, is {here.get(key)}"
+        for key in ("device_model", *LIBRARIES)
+        if there.get(key) != here.get(key)
+    ]

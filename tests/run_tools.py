@@ -1,6 +1,8 @@
 """Tools of the tests: configurations as files, and two runs compared byte for byte."""
 
+import json
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,25 @@ def trained(
     outcome = clip_hba("train", config, "--run-dir", tmp_path / name)
     assert outcome.code == 0, outcome.output
     return tmp_path / name
+
+
+_FINISHED: dict[str, Path] = {}
+
+
+def finished(
+    clip_hba: Callable[..., Outcome], tmp_path: Path, keys: dict[str, Any], name: str = "run", **changes: Any
+) -> Path:
+    """Return a run for one test, as `trained` does: trained once per configuration and session, then copied."""
+    wanted = json.dumps(keys | changes, sort_keys=True)
+    if wanted not in _FINISHED:
+        place = tmp_path.parent / f"finished{len(_FINISHED)}"
+        place.mkdir()
+        _FINISHED[wanted] = trained(clip_hba, place, keys, **changes)
+    run = Path(shutil.copytree(_FINISHED[wanted], tmp_path / name))
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(str(_FINISHED[wanted]), str(run)))
+    write_config(tmp_path / f"{name}.yaml", keys, **changes)
+    return run
 
 
 def recorded_run_keys(reference: Path, things: Path) -> dict[str, Any]:

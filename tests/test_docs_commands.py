@@ -1,9 +1,12 @@
 """What these documents show is done: commands, snippets, exit codes, quoted output.
 
 Fenced blocks, by language: `yaml` is written to the file that its first line names; each line of `bash` is run,
-and ends with exit code 0 or what `# exits N` says; `python` is run; each line of `text` must be in the
-output of the document's commands, numbers apart; `csv` holds headers of results tables. Every document has a
-directory of its own, which stands for the clone. The quick tests train on a smaller data set.
+and ends with exit code 0 or what `# exits N` says; `python` is run, or written to the file that its first line
+names; each line of `text` must be in the output of the document's commands, numbers apart; `csv` holds headers of
+results tables; `py` needs a package that is not installed, and is only compiled; a block without a language
+lays out files or their content. Every document has a directory of its own, which stands for the clone. The quick
+tests train on a smaller data set. A tutorial begins in an empty directory, and each of its blocks is done where it
+stands.
 """
 
 import json
@@ -13,7 +16,9 @@ import runpy
 import shlex
 import shutil
 import sys
+import textwrap
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +37,13 @@ DOCS = REPOSITORY / "docs"
 SCRIPTS = Path("clip_hba_behavior/training_scripts")
 QUICK_SCRIPT = "test_checkpoint_quick.py"  # only looked up here: tests/verification/test_quick.py runs it
 DOCUMENTS = [
+    "../README",
     *("QUICK_START", "TEST_README", "TEST_YOUR_CHECKPOINTS", "REPRODUCIBILITY_GUIDE", "PERTURBATIONS", "USE"),
+    "BUNDLES",
+    "TRACKING",
 ]
+TUTORIALS = {"any_loop": [], "own_data": [pytest.mark.system], "perturbation_study": [pytest.mark.system]}
+SECONDS = re.compile(r"[0-9.]+ s\b")
 NUMBER = re.compile(r"\b[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?\b|\b[0-9a-f]{12,64}\b")
 
 
@@ -44,8 +54,8 @@ class Block:
 
 
 def blocks(page: str) -> list[Block]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
-    return [Block(language, content.splitlines()) for language, content in found]
+    found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", page, flags=re.MULTILINE | re.DOTALL)
+    return [Block(language, textwrap.dedent(content).splitlines()) for _, language, content in found]
 
 
 @dataclass
@@ -66,8 +76,12 @@ class Reader:
                     assert here.is_dir(), line
                 elif words:
                     self.run_line(here, line, words)
+        elif block.language == "yaml" or file_of(block):
+            (self.directory / file_of(block)).write_text("\n".join(block.lines) + "\n", encoding="utf-8")
         elif block.language == "python":
             self.call(0, "\n".join(block.lines), run_snippet, self.directory, "\n".join(block.lines))
+        elif block.language == "py":
+            compile("\n".join(block.lines), "snippet", "exec")
 
     def run_line(self, here: Path, line: str, words: list[str]) -> None:
         said = re.search(r"# exits (\d+)", line)
@@ -89,6 +103,12 @@ class Reader:
         outcome = fresh_process.call(work, *arguments, output=output)  # type: ignore[arg-type]
         self.outputs.append(outcome.output.replace(f"{self.directory}/", ""))
         assert outcome.code == code, f"{what}\nexit code {outcome.code}, expected {code}\n{outcome.output}"
+
+
+def file_of(block: Block) -> str:
+    """Name the file that a block is to be saved as; empty if it is none."""
+    found = re.fullmatch(r"# (\w+\.(?:py|yaml))", block.lines[0])
+    return found[1] if found else ""
 
 
 def run_clip_hba(directory: Path, arguments: list[str]) -> None:
@@ -147,16 +167,16 @@ def test_every_command_of_the_document_does_what_it_says(
     page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
     found = blocks(page)
     assert page.count("```") == 2 * len(found)
-    assert {block.language for block in found} <= {"bash", "python", "yaml", "text", "csv"}
+    assert {block.language for block in found} <= {"", "bash", "python", "py", "yaml", "text", "csv"}
     for block in found:
         if block.language == "yaml":
             keys = [f"{key}: {small_config[key]}" for key in DATA_KEYS] if data == "small data" else []
-            file = reader.directory / block.lines[0].removeprefix("# ")
-            file.write_text("\n".join([*block.lines, *keys]) + "\n", encoding="utf-8")
+            reader.do(Block("yaml", [*block.lines, *keys]))
     if name == "TEST_YOUR_CHECKPOINTS":
         make_old_checkpoints(reader, [line for block in found if block.language == "csv" for line in block.lines])
     for block in found:
-        reader.do(block)
+        if block.language != "yaml":
+            reader.do(block)
 
     said = {without_numbers(line) for output in reader.outputs for line in output.splitlines()}
     quoted = [line for block in found if block.language == "text" for line in block.lines]
@@ -169,6 +189,30 @@ def test_every_command_of_the_document_does_what_it_says(
             *certificates, *(each["epochs"][0] for each in certificates if each["certificate"] == "verification")
         )
         assert {each for each in fields if f"`{each}`" not in page} == set()
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks) for name, marks in TUTORIALS.items()])
+def test_a_tutorial_is_done_from_its_top_to_its_end(name: str, tmp_path: Path) -> None:
+    page = (DOCS / f"tutorials/{name}.md").read_text(encoding="utf-8")
+    found = blocks(page)
+    assert page.count("```") == 2 * len(found)
+    assert {block.language for block in found} <= {"bash", "python", "yaml", "text"}
+    directory = tmp_path / "new"
+    directory.mkdir()
+    reader = Reader(directory, tmp_path)
+    # portable arithmetic has the page's numbers on every machine, but for the seconds
+    comparable = partial(SECONDS.sub, "# s") if "\narithmetic: portable\n" in page else without_numbers
+    for block in found:
+        if block.language == "text":
+            said = {comparable(line.strip()) for output in reader.outputs for line in output.splitlines()}
+            assert [line for line in block.lines if comparable(line.strip()) not in said] == []
+        else:
+            reader.do(block)
+
+
+def test_every_tutorial_is_tested() -> None:
+    assert {path.stem for path in (DOCS / "tutorials").glob("*.md")} == set(TUTORIALS)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +228,9 @@ def test_every_command_of_the_document_does_what_it_says(
         ("rdm", "USE"),
         ("odd-one-out", "USE"),
         ("export", "USE"),
+        ("bundle", "BUNDLES"),
+        ("verify bundle", "BUNDLES"),
+        ("publish", "TRACKING"),
     ],
 )
 def test_every_option_is_explained(command: str, name: str) -> None:
@@ -196,9 +243,39 @@ def test_every_option_is_explained(command: str, name: str) -> None:
     assert missing <= {"--replay"}  # the default
 
 
+def wrong_words(line: str) -> set[str]:
+    """Name the subcommands and options of a `clip-hba` line that there are not."""
+    found = typer.main.get_command(app)
+    wrong = set()
+    for word in line.split("#")[0].split()[1:]:
+        if word.startswith("--"):
+            known = {each for parameter in found.params for each in (*parameter.opts, *parameter.secondary_opts)}
+            wrong |= {word.partition("=")[0]} - known - {"--help"}
+        elif hasattr(found, "commands"):
+            if word not in found.commands:
+                return {word}
+            found = found.commands[word]
+    return wrong
+
+
+def test_every_command_of_every_page_is_one() -> None:
+    """Also those that need data, a cluster or several machines, and are not done."""
+    wrong = {}
+    for page in (*DOCS.rglob("*.md"), REPOSITORY / "README.md"):
+        text = page.read_text(encoding="utf-8")
+        lines = [line for block in blocks(text) for line in block.lines]
+        lines += re.findall(r"`(clip-hba [^`]+)`", text)
+        for line in lines:
+            if re.match(r"clip-hba [-a-z]", line) and (found := wrong_words(line)):
+                wrong[f"{page.name}: {line}"] = found
+    assert wrong == {}
+    assert wrong_words("clip-hba resume RUN --from-step 3") == {"--from-step"}
+    assert wrong_words("clip-hba continue RUN") == {"continue"}
+
+
 def test_links_lead_somewhere() -> None:
     broken = []
-    for page in (*DOCS.glob("*.md"), REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md"):
+    for page in (*DOCS.rglob("*.md"), REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md"):
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             if "://" not in target and not (page.parent / target).exists():
                 broken.append(f"{page.name}: {target}")

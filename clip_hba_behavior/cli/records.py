@@ -47,6 +47,21 @@ def runs(
     print(to_json(listed) if as_json else as_table(listed) if listed else f"no runs in {directory}")
 
 
+@app.command()
+def bundle(
+    run: Annotated[Path, typer.Argument(help="A run's directory.")],
+    out: Annotated[Path, typer.Option("--out", help="The new file to write, such as run.zip.")],
+    certificate: Annotated[
+        Path | None,
+        typer.Option("--certificate", help="A verification's --json; those in the run's directory are found."),
+    ] = None,
+) -> None:
+    """Write what a paper's supplement needs of a run into one zip file."""
+    from clip_hba_behavior.bundle.commands import bundle
+
+    raise typer.Exit(bundle(run, out, certificate))
+
+
 CacheDir = Annotated[Path | None, typer.Option("--cache-dir", help="Where caches are; as in a configuration.")]
 RunsDir = Annotated[Path, typer.Option("--runs", help="Look for runs that use them below this directory.")]
 

@@ -1,4 +1,4 @@
-"""Commands on a trained model, and reports."""
+"""Commands on a trained model, reports, and points for trackers."""
 
 from pathlib import Path
 from typing import Annotated
@@ -166,3 +166,17 @@ def report(
     from clip_hba_behavior.report.commands import report
 
     raise typer.Exit(report(asked, out, config, split_half, certificate, device))
+
+
+@app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(help="A run's directory, also of a loop with track; or a sweep.")],
+    to: Annotated[str, typer.Option("--to", help="tensorboard.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A new directory. Default: tensorboard/ in the run's.")
+    ] = None,
+) -> None:
+    """Write what a run has recorded so far for TensorBoard; again at any time."""
+    from clip_hba_behavior.report.publish import publish
+
+    raise typer.Exit(publish(run, to, out))

@@ -117,3 +117,20 @@ def verify_results(
     from clip_hba_behavior.verification.commands import verify_run
 
     raise typer.Exit(verify_run(checkpoints, csv, config, settings or [], epochs, None, json))
+
+
+@verify_app.command("bundle")
+def verify_bundle(
+    file: Annotated[Path, typer.Argument(help="A zip file that `clip-hba bundle` wrote.")],
+    config: WhereDataAre = None,
+    epochs: Annotated[
+        str | None,
+        typer.Option("--epochs", help="Train these again, such as 3,10 or 5-9, or all. With --config: all."),
+    ] = None,
+    settings: Settings = None,
+    json: Certificate = None,
+) -> None:
+    """Check every file of a bundle, and, where data are, train its run again and compare the bits."""
+    from clip_hba_behavior.bundle.commands import verify_bundle
+
+    raise typer.Exit(verify_bundle(file, config, settings or [], epochs, json))

@@ -32,6 +32,20 @@ class Clip:
         """Return the same CLIP on a device."""
         return Clip(self.config, {name: weight.to(device) for name, weight in self.weights.items()})
 
+    def upper(self, num_blocks: Mapping[TowerName, int]) -> "Clip":
+        """Return the same CLIP with no weights but of so many last blocks of each tower and of what follows."""
+        lower = tuple(
+            f"{tower}_model.encoder.layers.{index}."
+            for tower, number in num_blocks.items()
+            for index in range(self.tower(tower).num_hidden_layers - number)
+        )
+        kept = {
+            name: weight
+            for name, weight in self.weights.items()
+            if not name.startswith(lower) and "_model.embeddings." not in name
+        }
+        return Clip(self.config, kept)
+
     def tower(self, name: TowerName) -> TowerConfig:
         """Return one tower's architecture."""
         return self.config.vision_config if name == "vision" else self.config.text_config

@@ -88,6 +88,10 @@ class FeatureCache:
         np.take(self._rows, wanted, axis=0, out=rows.numpy(), mode="clip")
         return rows
 
+    def files(self) -> list[Path]:
+        """Return the files that the rows and their digests are read from."""
+        return [self.folder / ROWS_NAME, self.folder / INDEX_NAME]
+
     def _bounds(self, chunk: int) -> tuple[int, int]:
         start = chunk * self.chunk_size
         return start, min(start + self.chunk_size, self.num_rows)

@@ -2,9 +2,23 @@
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 _COMMIT = re.compile("[0-9a-f]{40}")
+
+
+def pretrained_files(name: str) -> Iterator[Path]:
+    """Yield the file of a model or tokenizer; or its directory, which may be the hub's, and the files in it."""
+    directory = Path(name).expanduser()
+    if not directory.exists():
+        config = PretrainedFiles(name).find("config.json")
+        if config is None:
+            return
+        directory = config.parent
+    yield directory
+    if directory.is_dir():
+        yield from directory.iterdir()
 
 
 class PretrainedFiles:

@@ -6,6 +6,13 @@ from dataclasses import dataclass
 from clip_hba_behavior.report.figure import Cell, Figure, Table
 
 
+def sentence(text: str) -> str:
+    """Return a text with a full stop, and a capital unless it begins with the name of a file or setting."""
+    first = text.partition(" ")[0]
+    beginning = text[:1] if any(each in first for each in "/_.=") else text[:1].upper()
+    return f"{beginning}{text[1:]}{'' if text.endswith((':', '.')) else '.'}"
+
+
 @dataclass(frozen=True)
 class Facts:
     """Names and values, under each other."""

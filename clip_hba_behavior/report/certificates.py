@@ -1,14 +1,16 @@
 """The certificates of a run: found in its directory, or named."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clip_hba_behavior.report.sources import RunRecord
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.untrusted import open_text
 from clip_hba_behavior.run.checkpoint_files import name_epochs
 from clip_hba_behavior.run.directory import RunDirectory
-from clip_hba_behavior.verification.certificate_file import read_verification
+from clip_hba_behavior.verification.certificate_file import MAX_BYTES, read_verification
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def certificates_of(record: RunRecord, named: Path | None) -> tuple[list[Certifi
         named: one that is anywhere; those in the run's directory are found without.
 
     Returns:
-        The certificates, and a note on each in the run's directory that is not of this run.
+        The certificates, and a note on each in the run's directory that is damaged, or is not of this run.
 
     Raises:
         BadInputError: the one that is named cannot be read, or is not of this run.
@@ -55,7 +57,9 @@ def certificates_of(record: RunRecord, named: Path | None) -> tuple[list[Certifi
     for path in sorted(RunDirectory.at(record.path).path.glob("*.json")):
         try:
             content = read_verification(path)
-        except BadInputError:  # no certificate, as the run's other files are none
+        except BadInputError as error:
+            if _is_meant_as_one(path):  # not another file of the run, or of the user
+                notes.append(str(error))
             continue
         try:
             _refuse_other_run(path, content, record)
@@ -68,6 +72,17 @@ def certificates_of(record: RunRecord, named: Path | None) -> tuple[list[Certifi
         _refuse_other_run(named, content, record)
         found[named.resolve()] = Certificate(named.name, content)
     return list(found.values()), notes
+
+
+def _is_meant_as_one(path: Path) -> bool:
+    """Return whether a file that is no certificate of a verification was to be one, and is damaged."""
+    text = ""
+    try:
+        with open_text(path, MAX_BYTES) as file:
+            text = file.read()
+        return bool(json.loads(text)["certificate"] == "verification")
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return "certificate" in path.stem or '"certificate"' in text
 
 
 def _refuse_other_run(path: Path, content: dict[str, Any], record: RunRecord) -> None:

@@ -5,11 +5,13 @@ What needs torch or draws is imported once the checks are done: a wrong path is 
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from clip_hba_behavior.config import make_config, read_config_file
-from clip_hba_behavior.report.certificates import certificates_of
+from clip_hba_behavior.report.certificates import Certificate, certificates_of
 from clip_hba_behavior.report.drawing import drawing
+from clip_hba_behavior.report.history import recorded_figures
 from clip_hba_behavior.report.output import refuse_foreign, write_report
 from clip_hba_behavior.report.sources import Source, find_sources, read_records
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
@@ -57,18 +59,24 @@ def report(
     records = read_records(sources)
     if records[0].config is not None:
         make_config(records[0].config.model_dump() | {**keys, "device": device})
-    certificates, left_out = certificates_of(records[0], certificate) if of_one_run else ([], [])
-    from clip_hba_behavior.report.run_page import Request, run_page
-    from clip_hba_behavior.report.runs_page import runs_page
-    from clip_hba_behavior.report.site import render_site
-
+    certificates: list[Certificate] = []
+    if of_one_run:
+        certificates, notes = certificates_of(records[0], certificate)
+        records = [replace(records[0], notes=(*records[0].notes, *notes))]
     with session() as here, drawing() as draw:
         if of_one_run:
-            page, problems = run_page(records[0], Request(keys, device, split_half, certificates), here, draw)
-            left_out += problems
+            for figure in recorded_figures(records[0]):
+                draw(figure)
+        # only now: the process that draws has something to do meanwhile
+        from clip_hba_behavior.report.run_page import Request, run_page
+        from clip_hba_behavior.report.runs_page import runs_page
+        from clip_hba_behavior.report.site import render_site
+
+        if of_one_run:
+            page, left_out = run_page(records[0], Request(keys, device, split_half, certificates), here, draw)
         else:
             page = runs_page(records, here)
-            left_out += [f"{record.path}: {note}" for record in records for note in record.notes]
+            left_out = [f"{record.path}: {note}" for record in records for note in record.notes]
         write_report(directory, render_site([page], draw, here.interruptible().report))
         here.logger.info("The report is in %s", directory / "index.html")
     for each in left_out:

@@ -28,8 +28,8 @@ class Drawer:
         self._begun: dict[str, Future[Files]] = {}
 
     def __call__(self, figure: Figure) -> Figure:
-        """Begin to draw a figure."""
-        if self._worker is not None:
+        """Begin to draw a figure, unless one of its name was begun before."""
+        if self._worker is not None and figure.name not in self._begun:
             self._begun[figure.name] = self._thread.submit(self._ask, figure)
         return figure
 
@@ -83,6 +83,8 @@ def _draw(figure: Figure) -> Files:
 
 def work() -> None:
     """Draw what comes on standard input until it ends."""
+    from clip_hba_behavior.report.paper import paper_files  # now, before the first figure is there
+
     received, sent = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # nothing but figures goes back
     while True:
@@ -90,5 +92,5 @@ def work() -> None:
             figure = pickle.load(received)
         except EOFError:
             return
-        pickle.dump(_draw(figure), sent)
+        pickle.dump(paper_files(figure), sent)
         sent.flush()

@@ -28,6 +28,12 @@ def perturbed_span(record: RunRecord) -> list[Mark]:
     return [Span(config.perturb_epoch - 0.5, last + 0.5, f"perturbed: {config.perturb_type}")]
 
 
+def recorded_figures(record: RunRecord) -> list[Figure]:
+    """Return the figures that need neither checkpoints nor data."""
+    times = epoch_times(record)
+    return [losses(record), trajectory(record), *([] if times is None else [times])]
+
+
 def losses(record: RunRecord) -> Figure:
     """Return the figure of the training and the test loss."""
     x, best = epochs_of(record), record.best_epoch()

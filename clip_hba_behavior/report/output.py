@@ -4,8 +4,10 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
+from clip_hba_behavior.reproducibility.record.lease import LOCK_NAME, hold
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.files import replace
 from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_regular, open_text, quote
@@ -31,7 +33,7 @@ def refuse_foreign(directory: Path) -> None:
     # a link to a directory leads to files that are somebody else's
     for path in sorted(each for each in directory.rglob("*") if each.is_symlink() or not each.is_dir()):
         name = path.relative_to(directory).as_posix()
-        if (name == MANIFEST and written) or _is_cut_short(path, directory, written):
+        if (name == MANIFEST and written) or _is_lock(path) or _is_cut_short(path, directory, written):
             continue
         if name not in written:
             raise BadInputError(
@@ -49,10 +51,18 @@ def write_report(directory: Path, files: Mapping[str, bytes]) -> None:
     """Write a report in the place of an older one; the manifest names every file before it is there.
 
     Raises:
-        BadInputError: as `refuse_foreign`.
+        BadInputError: as `refuse_foreign`, or another process writes a report there.
     """
     refuse_foreign(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    with hold(directory):
+        refuse_foreign(directory)  # another report may have been written meanwhile
+        _write(directory, files)
+        with suppress(OSError):  # some systems remove no open file; the next report passes it over
+            (directory / LOCK_NAME).unlink()
+
+
+def _write(directory: Path, files: Mapping[str, bytes]) -> None:
     written = _read_manifest(directory)
     for path in [each for each in directory.rglob(".*.tmp") if _is_cut_short(each, directory, written)]:
         path.unlink(missing_ok=True)
@@ -65,6 +75,11 @@ def write_report(directory: Path, files: Mapping[str, bytes]) -> None:
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         replace(path, content, is_lasting=False)
+
+
+def _is_lock(path: Path) -> bool:
+    """Return whether a file keeps a second report out, or is left of one that did."""
+    return path.name.removeprefix(".").startswith(LOCK_NAME) and path.is_file() and not path.is_symlink()
 
 
 def _is_cut_short(path: Path, directory: Path, written: Mapping[str, str]) -> bool:

@@ -103,7 +103,7 @@ def _draw(canvas: Canvas, axes: Axes, panel: Panel) -> None:
     if panel.is_y_log:
         axes.set_yscale("log")
     if panel.x_step is not None:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True, min_n_ticks=1))
     if panel.x_range is not None:
         axes.set_xlim(*panel.x_range)
     if panel.y_range is not None:

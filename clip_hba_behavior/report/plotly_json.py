@@ -9,6 +9,9 @@ from clip_hba_behavior.report.colours import DASHES, MARKERS, colour_name, dash_
 from clip_hba_behavior.report.figure import Heat, Level, Panel, Series, Span, shown_names
 
 _FAINT = {"line": 0.7, "points": 0.45, "both": 0.7}  # lines are thin then, points are many
+_LEAST_TOP = 16  # pixels above a panel
+_TOOLBAR = 20  # more above a matrix: the toolbar would lie on its cells and its colour bar
+_LEGEND = 24  # and more where a legend is beside the toolbar
 _FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif'
 
 
@@ -124,7 +127,7 @@ def _heat(mark: Heat) -> list[dict[str, Any]]:
 def _colour_bar(mark: Heat) -> dict[str, Any]:
     """Return a bar to the right, or below where no names of columns are: more is left for the matrix."""
     if shown_names(mark.x_names):
-        return {"title": {"text": mark.label, "side": "right"}, "thickness": 12, "outlinewidth": 0}
+        return {"title": {"text": mark.label, "side": "right"}, "thickness": 12, "outlinewidth": 0, "xpad": 16}
     title = {"text": mark.label, "side": "bottom"}
     place = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.02, "yanchor": "top", "len": 1, "xpad": 0}
     return {"title": title, "thickness": 10, "outlinewidth": 0, **place}
@@ -199,9 +202,12 @@ def _layout(panel: Panel) -> dict[str, Any]:
         y_axis |= {"range": [len(heat.y_names) - 0.5, -0.5]}
         if len(heat.x_names) == len(heat.y_names):
             y_axis |= {"scaleanchor": "x"}
+    top = _LEAST_TOP
+    if heats:
+        top += _TOOLBAR + (_LEGEND if any(heat.mark_name for heat in heats) else 0)
     return {
-        "height": panel.height,
-        "margin": {"l": 48, "r": 12, "t": 16, "b": 56 if panel.x_label else 24},
+        "height": panel.height + top - _LEAST_TOP,
+        "margin": {"l": 48, "r": 12, "t": top, "b": 56 if panel.x_label else 24},
         "font": {"family": _FONT, "size": 12, "color": "@ink"},
         "paper_bgcolor": "@page",
         "plot_bgcolor": "@page",

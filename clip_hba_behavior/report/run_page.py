@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from clip_hba_behavior.report.alignment import alignment_over_epochs, matrices, pairs
-from clip_hba_behavior.report.blocks import Block, Command, Facts, Missing, Page, Section, Text
+from clip_hba_behavior.report.blocks import Block, Command, Facts, Missing, Page, Section, Text, sentence
 from clip_hba_behavior.report.certificates import Certificate
 from clip_hba_behavior.report.dimensions import dimensions, galleries
 from clip_hba_behavior.report.evaluation import Evaluation, Parameters, evaluate
@@ -98,9 +98,15 @@ def run_page(
         Section("repeat", "Repeat it", _repeat(record)),
     ]
     if left_out:
-        sections[0] = Section("summary", "Summary", [*sections[0].blocks, *(Text(each) for each in left_out)])
+        told = [Text(sentence(_relative(record, each))) for each in left_out]
+        sections[0] = Section("summary", "Summary", [*sections[0].blocks, *told])
     lead = "A CLIP fine-tuned on human behaviour: what this run did, epoch by epoch, and what its model predicts."
     return Page("index.html", f"Run {record.name}", lead, sections), left_out
+
+
+def _relative(record: RunRecord, problem: str) -> str:
+    """Return what is wrong with the names of the run's own files below its directory: a page may be handed on."""
+    return problem.replace(f"{RunDirectory.at(record.path).path}/", "").replace(f"{record.path.absolute()}/", "")
 
 
 def _read_checkpoints(record: RunRecord, session: Session) -> tuple[dict[int, Parameters], list[str]]:
@@ -125,7 +131,7 @@ def _summary(
     which = "with the lowest test loss"
     if best != record.best_epoch():
         which += f" of those with a checkpoint that can be read; epoch {record.best_epoch()} has a lower one"
-    facts = [*about_run(record), ("Model looked at", f"that of epoch {best}, {which}")]
+    facts = [*about_run(record), ("Model looked at", f"that of epoch {best}, {which}{_named_best(record)}")]
     facts.append(
         (
             "Test loss",
@@ -164,6 +170,20 @@ def _summary(
     return blocks
 
 
+def _named_best(record: RunRecord) -> str:
+    """Say so where `best.json`, which counts the state before training too, names an epoch without results."""
+    try:
+        named, loss = RunDirectory.at(record.path).read_best()
+    except BadInputError as error:
+        return f". {sentence(_relative(record, str(error)))}"
+    if named in record.rows:
+        return ""
+    return (
+        f". Its loss was lower still after epoch {named} ({loss:.4f}), with which the run began: best.json names "
+        "that one, and clip-hba predict, rdm, alignment and export take it unless told another --epoch"
+    )
+
+
 def _alignment(
     record: RunRecord, request: Request, evaluation: Evaluation | None, problem: str, draw: Draw
 ) -> list[Block]:
@@ -198,7 +218,8 @@ def _dimensions(record: RunRecord, evaluation: Evaluation | None, problem: str, 
 
 def _no_data(record: RunRecord, what: str, problem: str) -> Missing:
     again = command_line("report", record.path, "--config", "where-the-data-are.yaml")
-    return Missing(what, f"They need the run’s data, backbone and checkpoints. {problem}", again)
+    why = f"They need the run’s data, backbone and checkpoints. {sentence(_relative(record, problem))}"
+    return Missing(what, why, again)
 
 
 def _parameters(record: RunRecord, checkpoints: Mapping[int, Parameters], draw: Draw) -> list[Block]:

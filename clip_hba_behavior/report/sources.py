@@ -125,11 +125,8 @@ def _read(source: Source, name: str) -> RunRecord:
         for (epoch, _), line in lines.found.items():
             cells = parse_row(line)
             rows[epoch] = {metric: float(cells[metric]) for metric in METRICS}
-        notes = [f"{run.results_file.name}, {fault}: left out" for fault in lines.faults]
-        if lines.torn:
-            notes.append(f"{run.results_file.name}: its last line was cut short, and is left out")
         ledger = read_ledger(run.ledger_file)
-        notes += [f"{run.ledger_file.name}, {fault}: left out" for fault in ledger.lines.faults]
+        notes = lines.left_out() + ledger.lines.left_out()
         digests = {epoch: str(end["state_digest"]) for epoch, end in ledger.ends()}
         _refuse_no_rows(source.path, rows)
         environment = run.read_environment()

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from clip_hba_behavior.config import DATA_KEYS, STANDIN, Config, make_config
+from clip_hba_behavior.config import DATA_KEYS, ORIGIN_KEYS, PERTURB_KEYS, STANDIN, Config, make_config
 from clip_hba_behavior.data.check import DataReport, check_data
 from clip_hba_behavior.data.standin import standin_backbone_directory, write_standin_dataset
 from clip_hba_behavior.model.architecture import ClipConfig
@@ -22,11 +22,13 @@ from clip_hba_behavior.reproducibility.state.numerics import (
     resolve_device,
 )
 from clip_hba_behavior.run.environment import describe_environment
+from clip_hba_behavior.run.kept import Kept
 from clip_hba_behavior.run.log import LOGGER_NAME, session
+from clip_hba_behavior.run.request import FORK_KEYS
 from clip_hba_behavior.run.resolution import resolve_config
 from clip_hba_behavior.training import seed_protocol
 from clip_hba_behavior.training.fit import check_model, load_model_config
-from clip_hba_behavior.training.inputs import load_inputs, operations_of
+from clip_hba_behavior.training.inputs import Inputs, load_inputs, operations_of
 from clip_hba_behavior.training.trainer import Trainer, num_threads_here
 
 
@@ -77,6 +79,8 @@ def check_data_of(config: Config) -> DataReport:
 
 
 Model = TypeVar("Model", bound=CLIPHBA)
+# What the forks of a sweep differ in, none of which `load_inputs` asks for.
+_SHAPING_NO_INPUTS = {*PERTURB_KEYS, *FORK_KEYS, *ORIGIN_KEYS, "epochs", "early_stopping_patience"}
 
 
 def build_model(
@@ -105,12 +109,15 @@ def build_model(
     )
 
 
-def build_trainer(config: Config, session: Session) -> tuple[Trainer, dict[str, Any]]:
+def build_trainer(
+    config: Config, session: Session, kept: Kept[Inputs] | None = None
+) -> tuple[Trainer, dict[str, Any]]:
     """Make the trainer with the run's split; its parameters are drawn, or restored, afterwards.
 
     Args:
         config: resolved.
         session: told of the progress in reading images and computing features.
+        kept: the inputs of an earlier run of this process, if it may have the same.
 
     Returns:
         The trainer, and the description of the environment.
@@ -125,8 +132,11 @@ def build_trainer(config: Config, session: Session) -> tuple[Trainer, dict[str, 
     else:
         check_sdpa_backend(config.sdpa_backend, device)
     apply_numerics(num_threads_here(config), config.deterministic, config.tf32)
-    with_data = with_standin(config)
-    inputs = load_inputs(with_data, device, session.report)
-    model: CLIPHBA = build_model(config, inputs.backbone.get(), inputs.end_positions)
+    inputs = (kept or Kept()).get(
+        tuple(config.model_dump(exclude=_SHAPING_NO_INPUTS).items()),
+        lambda: load_inputs(with_standin(config), device, session.report),
+        lambda inputs: inputs.files,
+    )
+    model: CLIPHBA = build_model(config, inputs.backbone.upper(), inputs.end_positions)
     split = seed_protocol.begin(config.random_seed, inputs.num_images(), config.train_portion)
     return Trainer(config, model, inputs, split), describe_environment(config, inputs)

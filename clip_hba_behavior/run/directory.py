@@ -21,7 +21,7 @@ from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpo
 from clip_hba_behavior.run.results import RESULTS_NAME
 
 # Of another run's history, with lines that it has still to repeat; its checkpoints follow.
-_COPIED_FIRST = tuple(f"{name}{end}" for name in (LEDGER_NAME, RESULTS_NAME) for end in ("", ".pending", ".aside"))
+RECORD_FILES = tuple(f"{name}{end}" for name in (LEDGER_NAME, RESULTS_NAME) for end in ("", ".pending", ".aside"))
 
 
 # What `environment.json` must hold; keys that came later may be absent.
@@ -176,8 +176,8 @@ class RunDirectory:
         if not self.path.is_dir() or list_checkpoints(self.checkpoints):
             return False
         own = {"run.lock", "config.yaml", "environment.json", "training_log.txt", "dora_params"}
-        found = {each.name for each in self.path.iterdir() if not _is_temporary(each)}
-        copies = found & set(_COPIED_FIRST)
+        found = {each.name for each in self.path.iterdir() if not is_temporary(each)}
+        copies = found & set(RECORD_FILES)
         if "config.yaml" in found:  # another's config.yaml does not name this directory
             try:
                 if copies and self.read_environment().get("continued_from") is None:
@@ -191,13 +191,13 @@ class RunDirectory:
         """Remove what a killed process had not published yet. Only for the process that holds the run."""
         for directory in (self.path, self.checkpoints, self.step_checkpoints):
             for path in directory.iterdir() if directory.is_dir() else []:
-                if _is_temporary(path) and not path.is_dir():  # such as an export to the run, perhaps under way
+                if is_temporary(path) and not path.is_dir():  # such as an export to the run, perhaps under way
                     path.unlink(missing_ok=True)
 
     def _remove_unpublished(self) -> None:
         """Remove what a start, or a copy of a history, leaves that ended before its first checkpoint."""
         self.remove_temporary_files()
-        for name in _COPIED_FIRST:
+        for name in RECORD_FILES:
             (self.path / name).unlink(missing_ok=True)
 
     def _remove_empty(self, made: list[Path]) -> None:
@@ -316,7 +316,7 @@ class RunDirectory:
 
     def copy_history(self, source: "RunDirectory", epoch: int) -> None:
         """Copy another run's ledger, results and checkpoints up to an epoch, so that this run holds both."""
-        for name in _COPIED_FIRST:
+        for name in RECORD_FILES:
             if (source.path / name).exists():
                 publish(self.path / name, (source.path / name).read_bytes())
         self.checkpoints.mkdir(exist_ok=True)
@@ -345,7 +345,8 @@ def _remove_directories(directories: list[Path]) -> None:
             directory.rmdir()
 
 
-def _is_temporary(path: Path) -> bool:
+def is_temporary(path: Path) -> bool:
+    """Whether a file is what a process writes, or was writing when it was killed, before it gets its name."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 

@@ -44,14 +44,16 @@ from clip_hba_behavior.run.fork import (
     read_parent,
 )
 from clip_hba_behavior.run.head import head_lines
+from clip_hba_behavior.run.kept import Kept
 from clip_hba_behavior.run.launch import refuse_several
-from clip_hba_behavior.run.log import EPOCHS, session, warn_of_changes
+from clip_hba_behavior.run.log import EPOCHS, session, warn_of_changes, warn_of_package
 from clip_hba_behavior.run.repair import repair_records
 from clip_hba_behavior.run.replayer import Replayer
 from clip_hba_behavior.run.request import refuse_meaningless, resumption
 from clip_hba_behavior.run.resolution import resolve_config
 from clip_hba_behavior.run.results import RESULTS, format_row
 from clip_hba_behavior.run.states import RunStore, newest_state, read_epoch
+from clip_hba_behavior.run.tracking import Tracker, refuse_no_tracking
 from clip_hba_behavior.training.advance import advance, is_at_end
 from clip_hba_behavior.training.inputs import Inputs
 from clip_hba_behavior.training.processes import ALONE, LostProcessError, Processes, UnequalProcessesError
@@ -99,6 +101,7 @@ def start_fork(
     settings: Mapping[str, Any],
     run_dir: str | os.PathLike[str],
     check: Check = lambda state: None,
+    kept: Kept[Inputs] | None = None,
 ) -> Path:
     """Start a fork of a run and train it to its end: by default its baseline's last epoch.
 
@@ -108,17 +111,19 @@ def start_fork(
         settings: the fork's own keys. A perturbation without `perturb_epoch` begins with the fork.
         run_dir: the fork's new directory.
         check: given each epoch's state, as for `start`, which also says what is returned and raised.
+        kept: the inputs of an earlier run of this process.
     """
     config, parent = fork_of(Path(baseline), at_epoch, {**settings, "run_dir": str(run_dir)})
-    return _begin(config, parent, check)
+    return _begin(config, parent, check, kept)
 
 
 @numerics_left_as_they_were()
-def _begin(config: Config, parent: Checkpoint | None, check: Check) -> Path:
+def _begin(config: Config, parent: Checkpoint | None, check: Check, kept: Kept[Inputs] | None = None) -> Path:
     refuse_meaningless(config)
     refuse_several(config)
     config = resolve_config(config)
     directory = RunDirectory(Path(str(config.run_dir)))
+    refuse_no_tracking(config, directory)
     with (
         stopping_on_signals(),
         directory.created(),
@@ -127,7 +132,7 @@ def _begin(config: Config, parent: Checkpoint | None, check: Check) -> Path:
     ):
         processes = join(here.stop)
         _announce(config, here.logger)
-        trainer, environment = build_trainer(config, here)
+        trainer, environment = build_trainer(config, here, kept)
         _warn_of_overlap(config, trainer.inputs, here.logger)
         _warn_of_row_order(config, trainer.inputs, here.logger)
         directory.check_space(_bytes_to_come(trainer))
@@ -136,7 +141,8 @@ def _begin(config: Config, parent: Checkpoint | None, check: Check) -> Path:
         else:
             environment["drift"] = check_fork(parent, environment)
             environment["package_changes"] = package_changes_from(parent.provenance, environment)
-            warn_of_changes([*environment["drift"], *environment["package_changes"]], here.logger)
+            warn_of_changes(environment["drift"], here.logger)
+            warn_of_package(environment["package_changes"], here.logger)
             environment["parent"] = adopt(trainer, parent, here.logger)
             note_fork(parent, directory.path, here.logger)
         for line in head_lines(trainer, directory.path):
@@ -169,6 +175,7 @@ def resume(
     new_dir: str | os.PathLike[str] | None = None,
     allow: Collection[str] = (),
     accept_mismatch: int | None = None,
+    kept: Kept[Inputs] | None = None,
 ) -> Path:
     """Continue a run from its newest complete state, or from an epoch's into a new directory.
 
@@ -182,6 +189,7 @@ def resume(
         allow: what may be another than it was, on record: see `compare_environments`.
         accept_mismatch: keep the lines recorded of this epoch and later ones apart, on record: the run does not
             repeat them.
+        kept: the inputs of an earlier run of this process.
 
     Returns:
         The directory that was written.
@@ -194,7 +202,7 @@ def resume(
     if asked.elsewhere is None:
         with stopping_on_signals(), source.held(), session(source.log_file) as here:
             checkpoint, refused = newest_state(source, here.logger)
-            _continue(source, source, checkpoint, config, allow, accept_mismatch, here, refused)
+            _continue(source, source, checkpoint, config, allow, accept_mismatch, here, refused, kept)
         return source.path
 
     target, epoch = asked.elsewhere
@@ -205,7 +213,7 @@ def resume(
         session(target.log_file) as here,
         _resumed_if_interrupted(target),
     ):
-        _continue(source, target, checkpoint, config, allow, accept_mismatch, here)
+        _continue(source, target, checkpoint, config, allow, accept_mismatch, here, kept=kept)
     return target.path
 
 
@@ -218,6 +226,7 @@ def _continue(
     accept_mismatch: int | None,
     here: Session,
     refused: Refused = (),
+    kept: Kept[Inputs] | None = None,
 ) -> None:
     state = checkpoint.whole_state()
     if config.epochs < state.epoch:
@@ -231,10 +240,11 @@ def _continue(
     recorded = source.read_environment()
     processes = join(here.stop)
     _announce(config, here.logger)
-    trainer, environment = build_trainer(config, here)
+    trainer, environment = build_trainer(config, here, kept)
     drift = compare_environments(source.path, recorded, environment, allow)
     other_package = package_changes_from(recorded, environment)
-    warn_of_changes([*drift, *other_package], here.logger)
+    warn_of_changes(drift, here.logger)
+    warn_of_package(other_package, here.logger)
     target.check_space(_bytes_to_come(trainer))
     trainer.restore(state)  # it may refuse; nothing has been written yet
     environment |= {"parent": recorded["parent"], "drift": [*recorded["drift"], *drift]}
@@ -407,6 +417,7 @@ def train_model(
     after = (trainer.epoch, trainer.step_in_epoch)
     ledger = RecordFile(directory.ledger_file, after, LEDGER)
     results = RecordFile(directory.results_file, after, RESULTS)
+    tracker = Tracker(directory, config, ledger.kept, results.kept, trainer.num_steps(), logger)
     try:
         store = RunStore(directory, trainer, provenance(config, environment), results, logger, save_rng_state)
         rows = Results(results, format_row)
@@ -415,6 +426,7 @@ def train_model(
         hand_out(processes, trainer, stop_early, environment)
         for event in advance(trainer, config.epochs, stop_early=stop_early):
             recorder.record(event)
+            tracker.record(event)
             if isinstance(event, EpochDone):
                 session.report(EPOCHS, event.epoch, config.epochs)
             is_last = is_at_end(trainer, config.epochs, stop_early)
@@ -427,6 +439,7 @@ def train_model(
         again = go_on_with(command_line("resume", directory.path))
         raise LostProcessError(f"{error}\n  {again}, in any number of processes") from None
     finally:
+        tracker.close()
         ledger.close()
         results.close()
     processes.are_listening = True

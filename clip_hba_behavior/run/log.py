@@ -168,3 +168,9 @@ def warn_of_changes(changes: Iterable[str], logger: logging.Logger) -> None:
     """Name what is not as it was when the run, or its parent, was made; a sentence each."""
     for each in changes:
         logger.warning("Not the same environment, so bits may differ: %s", each)
+
+
+def warn_of_package(changes: Iterable[str], logger: logging.Logger) -> None:
+    """Name what of this package is not as it was; a sentence each. `trajectory_version` is of the environment."""
+    for each in changes:
+        logger.warning("Not the same package, whose bits are the same while trajectory_version is: %s", each)

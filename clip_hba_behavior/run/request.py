@@ -16,6 +16,7 @@ from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpo
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.launch import refuse_several
 from clip_hba_behavior.run.resolution import resolve_config, run_directory_of
+from clip_hba_behavior.run.tracking import refuse_no_tracking
 
 FORK_KEYS = ("fork_early_stopping", "fork_reseed")
 
@@ -31,7 +32,9 @@ def refuse_bad_start(config: Config) -> None:
         refuse_meaningless(config)
         refuse_several(config)
     refuse_no_model(config)
-    RunDirectory(run_directory_of(config)).refuse_if_used()
+    run = RunDirectory(run_directory_of(config))
+    run.refuse_if_used()
+    refuse_no_tracking(config, run)
 
 
 def refuse_no_model(config: Config) -> None:
@@ -140,11 +143,13 @@ def resumption(
     refuse_several(config)
     refuse_no_model(config)
     if new_dir is None:
+        refuse_no_tracking(config, source)
         return Resumption(source, config, None)
     epoch = source.newest_epoch() if from_epoch is None else from_epoch
     source.checkpoint_of(epoch)  # there may be none
     target = RunDirectory(Path(new_dir).expanduser().absolute())
     target.refuse_if_used()
+    refuse_no_tracking(config, target)
     config = make_config(config.model_dump() | {"run_dir": str(target.path)})
     return Resumption(source, config, (target, epoch))
 

@@ -20,6 +20,7 @@ from clip_hba_behavior.sweep.plan import Plan, Run
 from clip_hba_behavior.sweep.status import Status
 
 _SECONDS_BETWEEN_LOOKS = 0.5
+_plan: Plan | None = None  # of a worker: sent once, not with each of thousands of chains
 _MAX_BREAKS = 3  # a worker that dies thrice without any run coming to its end is no accident
 
 
@@ -89,9 +90,9 @@ def _pass(
     context.set_forkserver_preload(["clip_hba_behavior.sweep.work", *slow])
     _start_fork_server()
     left = dict(enumerate(chains))
-    with ProcessPoolExecutor(plan.num_processes(), mp_context=context, initializer=_begin_worker) as pool:
+    with ProcessPoolExecutor(plan.num_processes(), context, _begin_worker, (plan,)) as pool:
         futures: dict[Future[list[tuple[Run, Status]]], int] = {
-            pool.submit(_execute_chain, plan, chain): number for number, chain in left.items()
+            pool.submit(_execute_chain, chain): number for number, chain in left.items()
         }
         running = set(futures)
         while running:
@@ -134,7 +135,9 @@ def _end_workers(pool: ProcessPoolExecutor) -> None:
     pool.shutdown(cancel_futures=True)
 
 
-def _begin_worker() -> None:
+def _begin_worker(plan: Plan) -> None:
+    global _plan
+    _plan = plan
     for number in (signal.SIGINT, signal.SIGHUP):  # the terminal's reach the parent, which tells us
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -150,9 +153,10 @@ def _end_with_the_sweep() -> None:
         os._exit(1)
 
 
-def _execute_chain(plan: Plan, chain: tuple[Run, ...]) -> list[tuple[Run, Status]]:
+def _execute_chain(chain: tuple[Run, ...]) -> list[tuple[Run, Status]]:
     from clip_hba_behavior.sweep.work import execute  # the process that waits for the workers trains nothing
 
+    assert _plan is not None  # a worker begins with it
     outcomes = []
     with stopping_on_signals(
         second="changes nothing"
@@ -160,7 +164,7 @@ def _execute_chain(plan: Plan, chain: tuple[Run, ...]) -> list[tuple[Run, Status
         try:
             for run in chain:
                 stop.check()
-                status = execute(plan, run)
+                status = execute(_plan, run)
                 outcomes.append((run, status))
                 if status.state != "done":
                     break  # the longer ones continue from it

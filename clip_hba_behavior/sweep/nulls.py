@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from clip_hba_behavior.rsa.dimensions import benjamini_hochberg
+
 FALSE_DISCOVERY_RATE = 0.05
 LEAST_BASELINES = 6  # with fewer, the signed-rank test's least p is above 0.05: 2 / 2^5
 
@@ -79,9 +81,7 @@ def adjusted_p_values(p_values: Sequence[float], num_null: int) -> tuple[float, 
     """
     if num_null < null_needed(len(p_values)):
         return None
-    from scipy.stats import false_discovery_control
-
-    return tuple(float(each) for each in false_discovery_control(p_values))
+    return tuple(benjamini_hochberg(np.array(p_values, dtype=np.float64)).tolist())
 
 
 def null_needed(num_epochs: int) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -211,6 +212,14 @@ class Plan:
         """Return all runs, chain by chain."""
         return [run for chain in self.chains for run in chain]
 
+    @cached_property
+    def _by_name(self) -> dict[str, Run]:
+        return {run.name: run for run in self.runs()}
+
+    @cached_property
+    def _by_extended(self) -> dict[str, Run]:
+        return {run.extends: run for run in self.runs() if run.extends is not None}
+
     def path(self, name: str) -> Path:
         """Return a run's directory."""
         return self.directory / "runs" / name
@@ -221,11 +230,11 @@ class Plan:
 
     def shorter(self, run: Run) -> Run | None:
         """Return the run that another extends; None if that starts at the baseline."""
-        return next((each for each in self.runs() if each.name == run.extends), None)
+        return None if run.extends is None else self._by_name.get(run.extends)
 
     def longer(self, run: Run) -> Run | None:
         """Return the run that extends another, if there is one."""
-        return next((each for each in self.runs() if each.extends == run.name), None)
+        return self._by_extended.get(run.name)
 
     def source(self, run: Run) -> Path:
         """Return the directory of the run whose state a run starts from."""

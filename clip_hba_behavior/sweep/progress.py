@@ -31,6 +31,7 @@ class SweepProgress:
         """Tell of the progress, unless it was told just now."""
         if time.monotonic() < self._next_look:
             return
+        began = time.monotonic()
         last = self._plan.last_epoch
         num_done = num_under_way = epochs = 0
         for name, first in self._first_epochs.items():
@@ -44,4 +45,5 @@ class SweepProgress:
         num_left = len(self._first_epochs) - num_done - num_under_way
         what = f"epochs (runs: {num_done} done, {num_under_way} under way, {num_left} left)"
         self._report(what, min(epochs, self._total), self._total)
-        self._next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
+        took = time.monotonic() - began
+        self._next_look = time.monotonic() + max(SECONDS_BETWEEN_LOOKS, 10 * took)

@@ -8,6 +8,7 @@ from clip_hba_behavior.config import PERTURB_KEYS, Config, read_config_file
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.sweep.finished import recall
 from clip_hba_behavior.sweep.plan import Plan, Run
 
 State = Literal["done", "begun", "missing", "failed"]
@@ -36,9 +37,13 @@ class _UnreadableConfigError(BadInputError):
 def status_of(plan: Plan, run: Run) -> Status:
     """Look at a run on disk; a finished one must hold the state that its own ledger and parent record.
 
+    One that was found so before, and whose files are the same by their marks, is not read again.
+
     Raises:
         BadInputError: its directory holds another fork than the plan's.
     """
+    if (finished := recall(plan, run)) is not None:
+        return Status("done", finished.epoch, finished.detail)
     directory = RunDirectory(plan.path(run.name))
     files = list_checkpoints(directory.checkpoints)
     failure = failure_file(plan, run)

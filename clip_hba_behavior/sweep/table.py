@@ -11,11 +11,10 @@ from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.run.results import METRICS, P_VALUE_CAVEAT
 from clip_hba_behavior.sweep.columns import COLUMNS, EFFECT_COLUMNS, to_csv, to_parquet
 from clip_hba_behavior.sweep.effects import Effects
+from clip_hba_behavior.sweep.finished import Results, recall
 from clip_hba_behavior.sweep.plan import Plan, Run
 from clip_hba_behavior.sweep.recovery import Recovery, recovery_of
 from clip_hba_behavior.verification.files import RunFiles
-
-Results = dict[int, tuple[dict[str, float], str]]  # of each epoch its metrics and its state digest
 
 
 def aggregate(plan: Plan, finished: Mapping[str, int]) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -36,7 +35,7 @@ def aggregate(plan: Plan, finished: Mapping[str, int]) -> tuple[list[dict[str, A
     if not runs:
         return rows, problems
     try:
-        baseline = _recorded(plan.baseline, min(run.epoch for run in runs), plan.last_epoch)
+        baseline = recorded(plan.baseline, min(run.epoch for run in runs), plan.last_epoch)
     except BadInputError as error:
         raise StoppedError(f"no table without the baseline's results: {error}") from None
     for run in runs:
@@ -80,10 +79,15 @@ def _results(plan: Plan, run: Run, last: int) -> Results:
     """Return a run's epochs up to its last one, from itself and those that it extends."""
     first, shorter = plan.first_own_epoch(run), plan.shorter(run)
     found = _results(plan, shorter, min(last, first - 1)) if shorter is not None else {}
-    return found | (_recorded(plan.path(run.name), first, last) if first <= last else {})
+    if first > last:
+        return found
+    finished = recall(plan, run)
+    if finished is None:
+        return found | recorded(plan.path(run.name), first, last)
+    return found | {epoch: each for epoch, each in finished.results.items() if epoch <= last}
 
 
-def _recorded(path: Path, first: int, last: int) -> Results:
+def recorded(path: Path, first: int, last: int) -> Results:
     """Read what a run recorded of some epochs.
 
     Raises:

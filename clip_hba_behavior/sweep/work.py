@@ -2,15 +2,22 @@
 
 import logging
 import traceback
+from contextlib import suppress
 
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
 from clip_hba_behavior.reproducibility.state.files import replace
 from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.kept import Kept
 from clip_hba_behavior.run.life import resume, start_fork
+from clip_hba_behavior.sweep.finished import Finished, keep, recall
 from clip_hba_behavior.sweep.plan import Plan, Run
 from clip_hba_behavior.sweep.status import PATIENCE, Status, failure_file, recorded_config_of, status_of
+from clip_hba_behavior.sweep.table import recorded
+from clip_hba_behavior.training.inputs import Inputs
 
 _LINES_KEPT = 12
+# Data and backbone are those of all runs of a sweep; a process reads them once.
+_KEPT: Kept[Inputs] = Kept()
 
 
 def execute(plan: Plan, run: Run) -> Status:
@@ -21,7 +28,7 @@ def execute(plan: Plan, run: Run) -> Status:
     """
     failure = failure_file(plan, run)
     try:
-        before = status_of(plan, run)
+        before = _status(plan, run)
         if before.state == "done":
             return before
         if before.epoch is not None:
@@ -29,7 +36,7 @@ def execute(plan: Plan, run: Run) -> Status:
             _keep_for_the_longer(plan, run)
             # the baseline may have been extended since the run began, or the patience raised
             patience = {key: value for key, value in plan.file.settings.items() if key == PATIENCE}
-            resume(plan.path(run.name), {"epochs": plan.last_epoch, **patience})
+            resume(plan.path(run.name), {"epochs": plan.last_epoch, **patience}, kept=_KEPT)
         else:
             start_fork(
                 plan.source(run),
@@ -37,9 +44,10 @@ def execute(plan: Plan, run: Run) -> Status:
                 {**plan.own_keys(run), "epochs": plan.last_epoch},
                 plan.path(run.name),
                 check=lambda state: _keep_for_the_longer(plan, run),
+                kept=_KEPT,
             )
         failure.unlink(missing_ok=True)
-        return status_of(plan, run)
+        return _status(plan, run)
     except InterruptedRunError:
         raise
     except Exception as error:  # one run that fails must not stop the others; it is shown by `sweep status`
@@ -48,6 +56,17 @@ def execute(plan: Plan, run: Run) -> Status:
         replace(failure, ("\n".join(lines[-_LINES_KEPT:]) + "\n").encode())
         logging.getLogger("clip_hba_behavior").error("%s failed: %s", run.name, lines[-1] if lines else error)
         return Status("failed", None, "\n".join(lines[-_LINES_KEPT:]))
+
+
+def _status(plan: Plan, run: Run) -> Status:
+    """Look at a run; what a finished one recorded is kept for the next look."""
+    found = status_of(plan, run)
+    epoch = int(found.epoch or 0)
+    if found.state == "done" and epoch >= plan.first_own_epoch(run) and recall(plan, run) is None:
+        with suppress(BadInputError):  # its results are not complete: the table names what is not there
+            results = recorded(plan.path(run.name), plan.first_own_epoch(run), epoch)
+            keep(plan, run, Finished(epoch, found.detail, results))
+    return found
 
 
 def _keep_for_the_longer(plan: Plan, run: Run) -> None:

@@ -32,7 +32,7 @@ def advance(
         trainer.restore(state)
     while not is_at_end(trainer, last_epoch, stop_early):
         if not trainer.needs_backbone():
-            trainer.inputs.backbone.drop()  # features are cached; the model keeps the blocks that it trains
+            trainer.inputs.backbone.drop()  # the features are cached
         for step in trainer.steps():
             trainer.processes.agree()
             yield step

@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clip_hba_behavior.config import Config
+from clip_hba_behavior.config import DATA_KEYS, Config
 from clip_hba_behavior.data import things
 from clip_hba_behavior.data.augmentation import Augmentation, augmented_batches
 from clip_hba_behavior.data.image_files import locate_images
 from clip_hba_behavior.data.images import Preprocessing, load_pixels
-from clip_hba_behavior.model.backbone import load_backbone
+from clip_hba_behavior.model.backbone import load_backbone, resolve_backbone
 from clip_hba_behavior.model.clip import Clip, TowerName
 from clip_hba_behavior.model.clip_hba import FrozenPrefix
 from clip_hba_behavior.model.feature_cache import FeatureCache
+from clip_hba_behavior.model.hub import pretrained_files
 from clip_hba_behavior.model.operations import NativeOperations, Operations, PortableOperations
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.environment import (
@@ -52,14 +53,19 @@ def operations_of(config: Config, keeps_weights: bool = False) -> Operations:
 class LazyBackbone:
     """The pretrained CLIP, loaded when it is needed and dropped when it is not.
 
-    Once the features are cached only the blocks with DoRA layers are used, and they are kept by the
-    model that trains; the rest, most of CLIP, can go.
+    Once the features are cached only the blocks with DoRA layers are used, and what follows them; the rest, most
+    of CLIP, can go.
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self._config = config
         self._device = device
+        self._layers: dict[TowerName, int] = {
+            "vision": config.vision_layers,
+            "text": config.transformer_layers,
+        }
         self._model: Clip | None = None
+        self._upper: Clip | None = None
 
     def get(self) -> Clip:
         """Return the backbone on its device, loading it if it is not there."""
@@ -68,14 +74,19 @@ class LazyBackbone:
             self._model = model.to(self._device)
         return self._model
 
+    def upper(self) -> Clip:
+        """Return what a model trains on, the blocks with DoRA layers and what follows; it is not dropped."""
+        if self._upper is None:
+            self._upper = self.get().upper(self._layers)
+        return self._upper
+
     def drop(self) -> None:
-        """Let go of the backbone."""
+        """Let go of the blocks below."""
         self._model = None
 
     def prefix(self, tower: TowerName) -> FrozenPrefix:
         """Return the frozen part of the `vision` or the `text` tower."""
-        layers = self._config.vision_layers if tower == "vision" else self._config.transformer_layers
-        return FrozenPrefix(self.get(), tower, layers, operations_of(self._config))
+        return FrozenPrefix(self.get(), tower, self._layers[tower], operations_of(self._config))
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,7 @@ class Inputs:
         human_rdm: `[48, 48] float64`.
         digests: of weights, images, targets, prompts and RDM, for the record.
         device: where the model computes.
+        files: all that were read, and the directories where they were found.
     """
 
     image_cache: FeatureCache
@@ -109,6 +121,7 @@ class Inputs:
     device: torch.device
     backbone: LazyBackbone
     preprocessing: Preprocessing
+    files: tuple[Path, ...]
 
     def num_images(self) -> int:
         """Return the number of annotated images."""
@@ -175,6 +188,17 @@ def compute_in_chunks(
         class_token = torch.zeros(chunk_size, dtype=torch.int64, device=device)
         parts.append(prefix(padded.to(device), class_token)[: len(chunk)])
     return torch.cat(parts)
+
+
+def _files_read(config: Config, images: Sequence[Path], image_cache: FeatureCache) -> Iterator[Path]:
+    """Yield the files that inputs are read from, and the directories in which another would be found instead."""
+    yield from (Path(str(getattr(config, key))) for key in DATA_KEYS)
+    yield from images
+    yield from {path.parent for path in images}
+    for name in (resolve_backbone(config.backbone), config.tokenizer):
+        if name is not None:
+            yield from pretrained_files(name)
+    yield from image_cache.files()
 
 
 def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inputs:
@@ -285,4 +309,5 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         device=device,
         backbone=backbone,
         preprocessing=preprocessing,
+        files=tuple(_files_read(config, paths, image_cache)),
     )

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -83,14 +84,6 @@ class Trainer:
         self.processes = ALONE
         self.perturbation = perturbation_of(config, inputs.targets, split.train)
         self.parameters = model.dora_parameters()
-        # The fused form computes the same bits on every x86 CPU; the others' square roots differ.
-        settings: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
-        self.optimizer: torch.optim.Optimizer
-        if config.is_portable():
-            self.optimizer = exact.AdamW(self.parameters.values(), **settings)
-        else:
-            # The fused form computes the same bits on every x86 CPU; the others' square roots differ.
-            self.optimizer = torch.optim.AdamW(self.parameters.values(), fused=True, **settings)
         self.early_stopping = EarlyStopping(config.early_stopping_patience, math.inf)
         self.epoch = 0
         self.step_in_epoch = 0
@@ -98,6 +91,15 @@ class Trainer:
         self.num_samples = 0
         self.epoch_start_rng_state: RngState | None = None
         self.metrics: dict[str, Any] = {}
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimizer. What only predicts has none: torch imports its compiler for the first one."""
+        settings: dict[str, Any] = {"lr": self.config.lr, "weight_decay": self.config.weight_decay}
+        if self.config.is_portable():
+            return exact.AdamW(self.parameters.values(), **settings)
+        # The fused form computes the same bits on every x86 CPU; the others' square roots differ.
+        return torch.optim.AdamW(self.parameters.values(), fused=True, **settings)
 
     def begin(self, parameters: Mapping[str, torch.Tensor] | None = None, epoch: int = 0) -> None:
         """Evaluate the initial model: its test loss is early stopping's first best.
@@ -108,7 +110,7 @@ class Trainer:
         """
         if parameters is None:
             kind = self.config.arithmetic_kind()
-            draw_initial_parameters(self.model, self.inputs.backbone.get().config, kind)
+            draw_initial_parameters(self.model, self.inputs.backbone.upper().config, kind)
         else:
             restore_parameters(self.parameters, parameters)
         self.epoch = epoch

@@ -24,7 +24,7 @@ from clip_hba_behavior.verification.replays import recorded_config
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Predictions:
     """The predictions of one epoch's model.
 
     Attributes:
@@ -89,7 +89,7 @@ class Evaluator:
         self.test_paths = tuple(inputs.image_paths[row] for row in split.test.tolist())
         self.test_targets: NDArray[np.float32] = inputs.targets[split.test.to(inputs.device)].cpu().numpy()
 
-    def evaluate(self, epoch: int | None) -> Evaluation:
+    def evaluate(self, epoch: int | None) -> Predictions:
         """Predict by the model after an epoch, with the bits of the run's own evaluation.
 
         Args:
@@ -100,7 +100,7 @@ class Evaluator:
         """
         path = named_checkpoint(self.path, epoch)
         self.load(read_named(path).parameters)
-        return Evaluation(position_in_name(path.name)[0], self.predict_held_out(), self.predict_test())
+        return Predictions(position_in_name(path.name)[0], self.predict_held_out(), self.predict_test())
 
     def load(self, parameters: Mapping[str, torch.Tensor]) -> None:
         """Give the model an epoch's parameters.

@@ -13,7 +13,7 @@ from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.version import __version__
 
 FORMAT_VERSION = 1
-_MAX_BYTES = 64 * MIB
+MAX_BYTES = 64 * MIB
 
 
 def headed(kind: str, content: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def read_verification(path: Path) -> dict[str, Any]:
         BadInputError: it cannot be read, or is none.
     """
     try:
-        with open_text(path, _MAX_BYTES) as file:
+        with open_text(path, MAX_BYTES) as file:
             content = json.load(file)
         if content["certificate"] != "verification" or content["format_version"] != FORMAT_VERSION:
             raise ValueError(f"it is of the kind {quote(content['certificate'])}")

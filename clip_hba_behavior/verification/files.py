@@ -1,7 +1,7 @@
 """A run's files as a history: read without changing them and without trusting them."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -58,6 +58,7 @@ class RunFiles:
         found: where they are.
         path: the run's directory, or the checkpoints'.
         files: checkpoint files by epoch.
+        has_gaps: whether states were left out on purpose; the ledger has their digests.
         config: of `config.yaml`; None where there is none.
         environment: of `environment.json`; empty where there is none.
         ledger: of `steps.jsonl`.
@@ -67,15 +68,25 @@ class RunFiles:
         notes: what is not there and need not be, and what was repaired.
     """
 
-    def __init__(self, path: Path, table: ResultsTable | None = None) -> None:
+    def __init__(
+        self, path: Path, table: ResultsTable | None = None, states: Collection[int] | None = None
+    ) -> None:
         """Read all but the checkpoints.
+
+        Args:
+            path: the run's directory, or the checkpoints'.
+            table: a results CSV to be compared, in place of the run's own.
+            states: the epochs whose states there are, as in a bundle; the others are left out on purpose, and
+                their files are not read. None: all that are found.
 
         Raises:
             BadInputError: there are no checkpoints.
         """
         self.found = find_checkpoints(path)
         run, self.files = self.found.run, self.found.files
-        self.path, self.table = run.path, table
+        self.path, self.table, self.has_gaps = run.path, table, states is not None
+        if states is not None:
+            self.files = {epoch: path for epoch, path in self.files.items() if epoch in states}
         self.config: Config | None = None
         self.environment: dict[str, Any] = {}
         self.ledger = Ledger(Lines(run.ledger_file, {}))
@@ -146,6 +157,23 @@ class RunFiles:
         except (BadInputError, OSError) as error:
             return File(epoch, None, str(error))
 
+    def is_left_out(self, epoch: int) -> bool:
+        """Whether an epoch's state was left out on purpose, and the ledger has its digest."""
+        return self.has_gaps and epoch not in self.files and self.ledger.end(epoch) is not None
+
+    def origin(self, epoch: int) -> Mapping[str, Any]:
+        """Return the provenance of an epoch's state; of one that was left out, the next file's."""
+        if self.is_left_out(epoch):
+            epoch = min((each for each in self.files if each > epoch), default=epoch)
+        return self.file(epoch).origin
+
+    def state_digest(self, epoch: int) -> str | None:
+        """Return the digest of the state after an epoch: of its file, or of one left out as the ledger has it."""
+        if self.is_left_out(epoch):
+            return str((self.ledger.end(epoch) or {})["state_digest"])
+        checkpoint = self.file(epoch).checkpoint
+        return checkpoint.state_digest if checkpoint is not None else None
+
     # --- as a history -------------------------------------------------------------------------------
 
     def epochs(self) -> Sequence[int]:
@@ -172,7 +200,7 @@ class RunFiles:
             found.append(Contradiction("setting", text))
         return Epoch(
             number,
-            settings=settings_of(origin),
+            settings=settings_of(self.origin(number)),
             start=before.checkpoint.recorded() if before.checkpoint is not None else None,
             end=after.checkpoint.recorded() if after.checkpoint is not None else None,
             steps=self.steps(number),

@@ -8,6 +8,7 @@ from typing import Any
 from clip_hba_behavior.config import Config, as_recorded, make_config
 from clip_hba_behavior.reproducibility.record.epoch import Epoch
 from clip_hba_behavior.reproducibility.record.ledger import Record, Step
+from clip_hba_behavior.reproducibility.record.protocol import State
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.numerics import SDPA_BACKENDS, check_sdpa_backend, resolve_device
 from clip_hba_behavior.reproducibility.state.rng import RngState
@@ -47,13 +48,14 @@ class ReplayHistory:
         self.seed: DerivedRun | None = None
         self._files, self._num_steps, self._with_state = files, steps, with_state
         self._steps: dict[int, dict[Step, Record]] = {}
+        self._reached: State | None = None  # where the next epoch starts if no file holds its start
 
     def derive(self, last_epoch: int) -> list[str]:
         """Derive what the seed implies up to an epoch; return why it cannot be, if so."""
         trainer = self.replayer.trainer()
         inputs = trainer.inputs
         try:
-            clip = inputs.backbone.get().config
+            clip = inputs.backbone.upper().config
             self.seed = DerivedRun(trainer.config, inputs.num_images(), trainer.model, clip, last_epoch)
             return []
         except BadInputError as error:
@@ -81,17 +83,20 @@ class ReplayHistory:
         if self._num_steps is not None:
             return Epoch(number, settings, start, None, again.steps)
         end = again.state()
+        self._reached = end if self._files.is_left_out(number) else None
         row = {name: float(value) for name, value in end.as_dict()["metrics"].items() if name in METRICS}
         return Epoch(number, settings, start, end, again.steps, row)
 
     def settings(self, number: int) -> dict[str, Any]:
         """Return the settings of an epoch, but for the device where it is not here."""
-        config, settings = self.replayer.config, settings_of(self._files.file(number).origin)
+        config, settings = self.replayer.config, settings_of(self._files.origin(number))
         known = {key: value for key, value in settings.items() if key in Config.model_fields}
         here = on_this_machine(make_config(config.model_dump() | known))
         return {key: getattr(here, key) for key in known}
 
     def _start(self, number: int) -> TrainingState:
+        if self._files.is_left_out(number - 1):
+            return self._reached_state(number - 1)
         before, after = self._files.file(number - 1), self._files.file(number)
         if before.problem is None and before.state is not None:
             return before.state
@@ -109,6 +114,16 @@ class ReplayHistory:
         if rng_state is None:
             raise NoStartError(f"{checkpoint.path.name} holds no random states, and they cannot be derived")
         return self._state_of(before.epoch, checkpoint.parameters, rng_state)
+
+    def _reached_state(self, number: int) -> TrainingState:
+        """Return the state after an epoch, of which no file is there, as its replay reached it."""
+        recorded = self._files.state_digest(number)
+        if isinstance(self._reached, TrainingState) and self._reached.digest() == recorded:
+            return self._reached
+        raise NoStartError(
+            f"no state to begin with: the replay did not reach the state after epoch {number} that the ledger "
+            "records, and there is no file of it"
+        )
 
     def _state_of(self, epoch: int, parameters: Mapping[str, Any], rng_state: RngState) -> TrainingState:
         """Complete what a partial file holds with what a run begins with."""

@@ -37,6 +37,8 @@ def epoch_block(outcome: EpochOutcome) -> str:
             f"   Maximum parameter difference: {outcome.max_parameter_difference:.2e}"
             + ("" if tensors is None else f"  ({_tensors_differ(tensors)})")
         )
+    elif outcome.num_differing_tensors is not None:
+        lines.append(f"   Digests of the state in the ledger: {_tensors_differ(outcome.num_differing_tensors)}")
     lines += [f"   {_metric(each)}" for each in outcome.metrics]
     lines += ["   " + line.replace("\n", "\n   ") for line in outcome.differences]
     if outcome.cause is not None:

@@ -36,7 +36,7 @@ from clip_hba_behavior.verification.causes import (
 )
 from clip_hba_behavior.verification.claims import claim
 from clip_hba_behavior.verification.files import RunFiles, settings_of
-from clip_hba_behavior.verification.found import refuse_absent
+from clip_hba_behavior.verification.found import find_checkpoints, refuse_absent
 from clip_hba_behavior.verification.outcome import COMPLETE, EpochOutcome, Metric, Verification
 from clip_hba_behavior.verification.replays import NoStartError, ReplayHistory, recorded_config
 from clip_hba_behavior.verification.results_table import ResultsTable
@@ -54,6 +54,7 @@ def verify_checkpoints(
     session: Session,
     say: Say = lambda outcome: None,
     table: ResultsTable | None = None,
+    has_gaps: bool = False,
 ) -> Verification:
     """Replay epochs of a run, each from the recorded state before it, and compare.
 
@@ -66,13 +67,18 @@ def verify_checkpoints(
         session: told of the progress.
         say: told each epoch's outcome as soon as it is known.
         table: a results CSV to compare with; by default the run's own.
+        has_gaps: whether states were left out on purpose: then an epoch may start from the state that the
+            epoch before it was replayed to, if that has the digest in the ledger.
 
     Raises:
         BadInputError: there is nothing to verify, or data or backbone cannot be used.
     """
-    files = RunFiles(path, table)
+    files = RunFiles(path, table, find_checkpoints(path).files if has_gaps else None)
     chosen = list(epochs) if epochs is not None else _all_epochs(files)
-    refuse_absent(files.found, chosen)
+    if has_gaps:
+        chosen = _with_those_before(files, chosen)
+    else:
+        refuse_absent(files.found, chosen)
     replays = ReplayHistory(files, Replayer(recorded_config(files, given), session), steps)
     environment = replays.replayer.environment()
     verifier = EpochVerifier(files, replays)
@@ -121,9 +127,25 @@ def _origins(files: RunFiles, chosen: Sequence[int]) -> tuple[dict[int, Mapping[
     for epoch in sorted({*chosen, *(epoch - 1 for epoch in chosen)}):
         file = files.file(epoch)
         is_partial |= file.checkpoint is not None and file.state is None
-        if epoch in chosen and "config" in file.origin:
-            origins[epoch] = file.origin
+        if epoch in chosen and "config" in (origin := files.origin(epoch)):
+            origins[epoch] = origin
     return origins, is_partial
+
+
+def _with_those_before(files: RunFiles, chosen: Sequence[int]) -> list[int]:
+    """Add the epochs that lead from the last state there is to the start of each chosen one."""
+    first, last = min(files.files), max(files.files)
+    if absent := [epoch for epoch in chosen if not first < epoch <= last]:
+        raise BadInputError(
+            f"--epochs {','.join(map(str, absent))}: there is no state from which it could be trained again\n"
+            f"  expected: epochs {first + 1} to {last}"
+        )
+    found = set(chosen)
+    for epoch in chosen:
+        while files.is_left_out(epoch - 1):
+            epoch -= 1
+            found.add(epoch)
+    return sorted(found)
 
 
 def _all_epochs(files: RunFiles) -> list[int]:
@@ -131,7 +153,7 @@ def _all_epochs(files: RunFiles) -> list[int]:
     first = min(files.files)
     is_old = files.config is None and first == 1
     found = [epoch for epoch in range(first, max(files.files) + 1) if epoch > first or is_old]
-    if files.config is not None and files.config.keep_checkpoints != "all":
+    if files.config is not None and files.config.keep_checkpoints != "all" and not files.has_gaps:
         # the run removed files on purpose: of those that stayed, the ones with a state before them
         found = [epoch for epoch in found if {epoch - 1, epoch} <= files.files.keys()]
     if files.table is not None:
@@ -204,10 +226,10 @@ class EpochVerifier:
     def verify(self, epoch: int) -> Verified:
         """Replay one epoch and compare it with everything that is recorded of it."""
         after = self.files.file(epoch)
-        if after.checkpoint is None:
+        if after.checkpoint is None and not self.files.is_left_out(epoch):
             reasons: tuple[str, ...] = (str(after.problem),)
             return Verified(EpochOutcome(epoch, Verdict.UNTESTED, differences=reasons))
-        origin, environment = after.origin, self.replays.replayer.environment()
+        origin, environment = self.files.origin(epoch), self.replays.replayer.environment()
         within = [each for each in origin.get("drift", []) if each.startswith(two_settings(epoch))]
         changed = changed_data(origin, environment) if "digests" in origin else []
         if within or changed:
@@ -225,7 +247,10 @@ class EpochVerifier:
         except NonFiniteLossError as error:
             reasons = (str(error).partition("\n")[0],)
             return Verified(EpochOutcome(epoch, Verdict.DIFFERENT, differences=reasons))
-        is_complete = isinstance(recorded.start, TrainingState) and isinstance(recorded.end, TrainingState)
+        is_complete = all(
+            isinstance(state, TrainingState) or self.files.is_left_out(number)
+            for number, state in ((epoch - 1, recorded.start), (epoch, recorded.end))
+        )
         claimed = claim(origin, environment, is_complete, table is None or table.is_own)
         if not is_complete:
             return self._verify_partial(recorded, replayed, claimed)
@@ -318,7 +343,11 @@ class EpochVerifier:
         lines += group(differences, REPLAYED) if holds == COMPLETE else []
         lines += [each.line() for each in metrics if each.name in apart]
         before = self.files.file(number - 1).checkpoint or self.files.file(number).checkpoint
+        has_random_states = holds == COMPLETE or (before is not None and before.rng_state is not None)
         end = recorded.end if replayed.end is not None else None
+        num_differing = sum(each.is_tensor for each in differences) if end is not None else None
+        if replayed.end is not None and self.files.is_left_out(number):
+            num_differing = sum(each.is_tensor_of_ledger() for each in differences)
         outcome = EpochOutcome(
             epoch=number,
             word=verdict,
@@ -328,14 +357,14 @@ class EpochVerifier:
             order_digest=self._order_digest(replayed),
             num_steps=sum(step != END_OF_EPOCH for step in replayed.steps),
             start_digest=start.digest() if holds == COMPLETE and start is not None else None,
-            recorded_digest=self.files.file(number).checkpoint.state_digest,  # type: ignore[union-attr]
+            recorded_digest=self.files.state_digest(number),
             replayed_digest=replayed.end.digest() if holds == COMPLETE and replayed.end is not None else None,
-            num_differing_tensors=sum(each.is_tensor for each in differences) if end is not None else None,
+            num_differing_tensors=num_differing,
             max_parameter_difference=largest_parameter(differences) if end is not None else None,
             metrics=metrics,
             differences=tuple(lines),
             cause=cause.text if cause is not None else None,
-            notes=(RESTORED if before is not None and before.rng_state is not None else MISSING,),
+            notes=(RESTORED if has_random_states else MISSING,),
         )
         return Verified(outcome, differences, cause, replayed)
 
@@ -347,7 +376,7 @@ class EpochVerifier:
         if before is None or before.rng_state is None:
             return None
         replayer = self.replays.replayer
-        config = make_config(replayer.config.model_dump() | settings_of(self.files.file(epoch).origin))
+        config = make_config(replayer.config.model_dump() | settings_of(self.files.origin(epoch)))
         return epoch_batches(config, len(replayer.environment()["targets"]), before.rng_state, epoch)
 
     def _order_digest(self, replayed: Epoch) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from fresh_process import Outcome
-from run_tools import offered, trained, write_config
+from run_tools import finished, offered, trained, write_config
 
 ClipHba = Callable[..., Outcome]
 
@@ -20,7 +20,7 @@ def newest(run: Path) -> int:
 def test_resume_of_a_finished_run_names_the_command_that_trains_further(
     clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config, "my run", epochs=1)
+    run = finished(clip_hba, tmp_path, small_config, "my run", epochs=1)
     outcome = clip_hba("resume", run / "dora_params")
     assert outcome.code == 0, outcome.output
     assert "Nothing was left to train" in outcome.output
@@ -34,7 +34,7 @@ def test_resume_of_a_finished_run_names_the_command_that_trains_further(
 def test_resume_of_a_run_that_stopped_early_names_the_patience(
     clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config, lr=0.3, early_stopping_patience=1, epochs=9)
+    run = finished(clip_hba, tmp_path, small_config, lr=0.3, early_stopping_patience=1, epochs=9)
     stopped = newest(run)
     assert stopped < 9
     outcome = clip_hba("resume", run)

@@ -22,7 +22,7 @@ from clip_hba_behavior.verification.diff import diff_runs
 from clip_hba_behavior.verification.reconstruct import reconstruct
 from clip_hba_behavior.verification.verify import verify_checkpoints
 from fresh_process import Outcome
-from run_tools import differences, trained
+from run_tools import differences, finished, trained
 
 ClipHba = Callable[..., Outcome]
 
@@ -77,7 +77,7 @@ def another_program(tmp_path: Path) -> Callable[..., Outcome]:
 def test_verify_and_resume_take_the_same_versions_for_others(
     clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config, epochs=1)
+    run = finished(clip_hba, tmp_path, small_config, epochs=1)
     edit_records(run, lambda each: each["versions"].update(python="3.0", tokenizers="0", safetensors="0"))
     outcome = clip_hba("verify", "checkpoints", run)
     assert "claim level L0" in outcome.output
@@ -95,7 +95,7 @@ def test_verify_and_resume_take_the_same_versions_for_others(
 def test_what_an_old_run_did_not_record_is_not_taken_for_changed(
     clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config, epochs=1)
+    run = finished(clip_hba, tmp_path, small_config, epochs=1)
 
     def make_old(each: dict[str, Any]) -> None:
         for name in ("scipy", "cuda"):
@@ -124,7 +124,7 @@ def test_what_an_old_run_did_not_record_is_not_taken_for_changed(
 def test_other_sources_are_recorded_and_named_and_refuse_nothing(
     clip_hba: ClipHba, another_program: Callable[..., Outcome], small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config, epochs=2)
+    run = finished(clip_hba, tmp_path, small_config, epochs=2)
     package = environment_of(run)["package"]
     assert package["version"] == clip_hba_behavior.__version__
     assert package["trajectory_version"] == 1
@@ -138,7 +138,9 @@ def test_other_sources_are_recorded_and_named_and_refuse_nothing(
     line = "# the same bits from other sources"
     outcome = another_program("training/learning_rate.py", line, "resume", run, "--set", "epochs=3")
     assert outcome.code == 0, outcome.output
-    assert f"bits may differ: package_sources was {package['sources']}, is " in outcome.output
+    said = "Not the same package, whose bits are the same while trajectory_version is: package_sources was "
+    assert f"{said}{package['sources']}, is " in outcome.output
+    assert "bits may differ" not in outcome.output
     others = origin_of(run, 3)["package"]["sources"]
     assert others != package["sources"]
     environment = environment_of(run)
@@ -157,10 +159,40 @@ def test_other_sources_are_recorded_and_named_and_refuse_nothing(
     assert f"package_sources\n    in A: {package['sources']}\n    in B: {others}" in outcome.output
 
 
+def test_a_run_of_the_version_before_is_resumed_forked_and_verified_without_drift(
+    clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
+) -> None:
+    run, plain, fork = trained(clip_hba, tmp_path, small_config, epochs=2), tmp_path / "plain", tmp_path / "fork"
+    shutil.copytree(run, plain)
+    edit_records(run, lambda each: each["package"].update(version="0.1.0", sources="0" * 64))
+    sources = environment_of(plain)["package"]["sources"]
+    changes = [
+        f"package_version was 0.1.0, is {clip_hba_behavior.__version__}",
+        f"package_sources was {'0' * 64}, is {sources}",
+    ]
+    assert clip_hba("fork", run, "--at-epoch", 2, "--perturb", "none", "--run-dir", fork).code == 0
+    outcome = clip_hba("resume", run, "--set", "epochs=3")
+    assert outcome.code == 0, outcome.output
+    for change in changes:
+        assert f"the same while trajectory_version is: {change}" in outcome.output
+    for each in (run, fork):
+        environment = environment_of(each)
+        assert (environment["drift"], environment["package_changes"]) == ([], changes)
+        assert environment["package"] == environment_of(plain)["package"]
+    outcome = clip_hba("verify", "checkpoints", run)
+    assert outcome.code == 0, outcome.output
+    assert "claim level L0" in outcome.output
+    assert "reproducible: 3 of 3 epochs" in outcome.output
+    for change in changes:
+        assert f"note: {change}" in outcome.output
+    assert clip_hba("resume", plain, "--set", "epochs=3").code == 0
+    assert not differences(run, plain)
+
+
 def test_another_trajectory_version_is_refused_and_allowed_only_on_record(
     clip_hba: ClipHba, another_program: Callable[..., Outcome], small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config, epochs=1)
+    run = finished(clip_hba, tmp_path, small_config, epochs=1)
     resumed = ("version.py", "TRAJECTORY_VERSION = 2", "resume", run, "--set", "epochs=2")
     outcome = another_program(*resumed)
     assert outcome.code == 2, outcome.output

@@ -2,11 +2,9 @@
 
 import json
 import os
-import pty
 import re
 import select
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
+import fresh_process
 from clip_hba_behavior.version import __version__
 from fresh_process import Outcome
 from run_tools import write_config
+from terminal_tools import clip_hba_on_terminal
 
 ClipHba = Callable[..., Outcome]
 REPOSITORY = Path(__file__).parents[2]
@@ -122,22 +122,19 @@ def test_on_a_terminal_two_bars_show_the_run_and_its_epoch_and_leave_nothing_beh
     small_config: dict[str, Any], tmp_path: Path
 ) -> None:
     config = write_config(tmp_path / "config.yaml", small_config, epochs=3)
-    shown = on_a_terminal(["train", str(config), "--run-dir", str(tmp_path / "run")], columns=60)
+    arguments = ["train", str(config), "--run-dir", str(tmp_path / "run")]
+    shown = on_a_terminal(arguments, columns=60, output=tmp_path / "output.txt")
     assert re.search(r"epochs .*[012]/3", shown)
     assert re.search(r"epoch \d: steps .*\d+/\d+", shown)
     lines = [line for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).split("\n") if "epochs " in line]
     assert max(len(line.split("\r")[-1]) for line in lines) <= 60
 
 
-def on_a_terminal(arguments: list[str], columns: int) -> str:
+def on_a_terminal(arguments: list[str], columns: int, output: Path) -> str:
     """Run a command on a pseudo-terminal; return everything that was written to it."""
-    main, other = pty.openpty()
-    environment = os.environ | {"COLUMNS": str(columns), "LINES": "24", "TERM": "xterm"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "clip_hba_behavior", *arguments],
-        stdin=other, stdout=other, stderr=other, env=environment, cwd=REPOSITORY,
-    )  # fmt: skip
-    os.close(other)
+    main, other = os.openpty()
+    variables = {"COLUMNS": str(columns), "LINES": "24", "TERM": "xterm"}
+    process = fresh_process.start(clip_hba_on_terminal, os.ttyname(other), arguments, variables, output=output)
     content = b""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -145,11 +142,12 @@ def on_a_terminal(arguments: list[str], columns: int) -> str:
             continue
         try:
             part = os.read(main, 65536)
-        except OSError:
+        except OSError:  # its end
             break
-        if not part:
-            break
+        if not content:
+            os.close(other)  # the process has it open
         content += part
     os.close(main)
-    assert process.wait(60) == 0, content.decode(errors="replace")
+    process.join(60)
+    assert process.exitcode == 0, content.decode(errors="replace") + output.read_text()
     return content.decode(errors="replace")

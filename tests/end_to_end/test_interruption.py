@@ -27,7 +27,7 @@ from clip_hba_behavior.training.advance import advance
 from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.training.trainer import Trainer
 from fresh_process import Outcome
-from run_tools import differences, trained, write_config
+from run_tools import differences, finished, trained, write_config
 
 ClipHba = Callable[..., Outcome]
 RANDOM_EVERYWHERE = {
@@ -127,7 +127,7 @@ def test_a_signal_saves_the_state_within_the_epoch_and_resume_ends_the_same(
     number: signal.Signals, clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
     keys = small_config | {"dora_dropout": 0.1, "batch_size": 2, "epochs": 3}
-    uninterrupted = trained(clip_hba, tmp_path, keys, "uninterrupted")
+    uninterrupted = finished(clip_hba, tmp_path, keys, "uninterrupted")
     config, run = write_config(tmp_path / "run.yaml", keys), tmp_path / "run"
     process = start_training(config, run, tmp_path / "output.txt")
     wait_for_line(run, '{"epoch": 2, "step": 3,')
@@ -174,7 +174,7 @@ def test_step_checkpoints_every_k_steps_survive_a_kill(
     clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
     keys = small_config | {"dora_dropout": 0.1, "batch_size": 2, "epochs": 3, "checkpoint_every_steps": 4}
-    uninterrupted = trained(clip_hba, tmp_path, keys, "uninterrupted")
+    uninterrupted = finished(clip_hba, tmp_path, keys, "uninterrupted")
     plain = trained(clip_hba, tmp_path, keys | {"checkpoint_every_steps": None}, "plain")
     assert differences(uninterrupted, plain) == []  # saving changes nothing
     config, run = write_config(tmp_path / "run.yaml", keys), tmp_path / "run"
@@ -195,7 +195,7 @@ def test_step_checkpoints_every_k_steps_survive_a_kill(
 def test_a_damaged_newest_checkpoint_is_quarantined_and_the_one_before_it_taken(
     damage: str, clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config)
+    run = finished(clip_hba, tmp_path, small_config)
     newest = checkpoint_path(run / "dora_params", 4)
     good = newest.read_bytes()
     bad = {
@@ -217,7 +217,7 @@ def test_a_damaged_newest_checkpoint_is_quarantined_and_the_one_before_it_taken(
 def test_a_run_whose_checkpoints_are_all_damaged_says_so_and_keeps_them(
     clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config, epochs=1)
+    run = finished(clip_hba, tmp_path, small_config, epochs=1)
     for path in (run / "dora_params").iterdir():
         path.write_bytes(b"no")
     outcome = clip_hba("resume", run)
@@ -229,7 +229,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_says_so_and_keeps_them(
 def test_a_start_that_was_killed_before_its_first_state_can_be_repeated(
     clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    uninterrupted = trained(clip_hba, tmp_path, small_config, "uninterrupted")
+    uninterrupted = finished(clip_hba, tmp_path, small_config, "uninterrupted")
     run = tmp_path / "run"
     run.mkdir()
     for name in ("environment.json", "training_log.txt", "run.lock"):
@@ -266,7 +266,7 @@ POLICIES = {"all": [0, 1, 2, 3, 4, 5, 6], "last 2": [0, 5, 6], "every 3": [0, 3,
 def test_the_policy_keeps_what_it_says_the_first_the_best_and_the_newest(
     policy: str, clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config, epochs=6, keep_checkpoints=policy)
+    run = finished(clip_hba, tmp_path, small_config, epochs=6, keep_checkpoints=policy)
     best = json.loads((run / "best.json").read_text())["epoch"]
     assert list(list_checkpoints(run / "dora_params")) == sorted({*POLICIES[policy], best})
     assert len((run / "training_res.csv").read_text().splitlines()) == 7
@@ -279,7 +279,7 @@ def test_the_policy_keeps_what_it_says_the_first_the_best_and_the_newest(
 def test_a_checkpoint_that_a_fork_began_with_stays(
     clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config, "baseline", epochs=4)
+    run = finished(clip_hba, tmp_path, small_config, "baseline", epochs=4)
     fork = {"training_run": 3, "baseline_dora_directory": str(run / "dora_params")}
     trained(clip_hba, tmp_path, small_config, "fork", **fork)
     outcome = clip_hba("resume", run, "--set", "epochs=5", "--set", "keep_checkpoints=last 1")
@@ -311,7 +311,7 @@ DRIFTS: dict[str, Callable[[dict[str, Any]], None]] = {
 def test_drift_is_refused_and_allowed_only_on_record(
     key: str, clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config, epochs=2)
+    run = finished(clip_hba, tmp_path, small_config, epochs=2)
     file = run / "environment.json"
     environment = json.loads(file.read_text())
     DRIFTS[key](environment)
@@ -340,7 +340,7 @@ def test_drift_is_refused_and_allowed_only_on_record(
 def test_what_cannot_matter_is_not_refused(
     clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config, epochs=1)
+    run = finished(clip_hba, tmp_path, small_config, epochs=1)
     file = run / "environment.json"
     environment = json.loads(file.read_text())
     environment["machine"] |= {"host": "another", "system": "another", "executable": "another"}
@@ -354,7 +354,7 @@ def test_what_cannot_matter_is_not_refused(
 def test_allow_takes_only_what_is_compared(
     clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config, epochs=1)
+    run = finished(clip_hba, tmp_path, small_config, epochs=1)
     outcome = clip_hba("resume", run, "--allow", "everything")
     assert outcome.code == 2
     assert "--allow everything: nothing of that name is compared" in outcome.output

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+import fresh_process
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from fresh_process import Outcome
 from run_tools import write_config
+from terminal_tools import clip_hba_on_terminal
 
 CLIP_HBA = [sys.executable, "-m", "clip_hba_behavior"]
 
@@ -80,35 +82,30 @@ def test_a_terminal_that_hangs_up_saves_the_run(
     """As when an ssh connection drops: SIGHUP comes, and no write to the terminal succeeds any more."""
     run = tmp_path / "run"
     ours, theirs = os.openpty()
-    command = [*CLIP_HBA, "train", str(slow), "--run-dir", str(run)]
-    process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=take_terminal
-    )
-    os.close(theirs)
+    arguments = ["train", str(slow), "--run-dir", str(run)]
+    output = tmp_path / "output.txt"
+    process = fresh_process.start(clip_hba_on_terminal, os.ttyname(theirs), arguments, {}, output=output)
     while not (run / "dora_params/epoch1_dora_params.pth").exists():
         os.read(ours, 4096)
+    os.close(theirs)
     os.close(ours)  # the kernel sends SIGHUP to the foreground processes
-    assert process.wait(60) == 75
+    process.join(60)
+    assert process.exitcode == 75
     log = (run / "training_log.txt").read_text()
     assert "stopped by SIGHUP after epoch " in log
     assert f"go on with: clip-hba resume {run}" in log
     assert clip_hba("resume", run, "--set", "epochs=0").code == 2  # there is a state: epochs=0 is below it
 
 
-def take_terminal() -> None:
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
 def test_sighup_saves_and_leaves_with_75(slow: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with piped("train", slow, "--run-dir", run, stderr=subprocess.PIPE) as process:
-        wait_for(run / "dora_params/epoch1_dora_params.pth")
-        process.send_signal(signal.SIGHUP)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 75
+    arguments = ["train", str(slow), "--run-dir", str(run)]
+    process = fresh_process.start(fresh_process.clip_hba, arguments, output=tmp_path / "output.txt")
+    wait_for(run / "dora_params/epoch1_dora_params.pth")
+    os.kill(process.pid, signal.SIGHUP)
+    process.join(60)
+    said = (tmp_path / "output.txt").read_text()
+    assert process.exitcode == 75, said
     assert "stopped by SIGHUP after epoch " in said
     assert f"go on with: clip-hba resume {run}" in said
 

@@ -14,7 +14,7 @@ import fresh_process
 from clip_hba_behavior import ClipHbaError, InterruptedRunError, run_behavioral_training
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from fresh_process import Outcome
-from run_tools import differences, trained, write_config
+from run_tools import differences, finished, write_config
 from sweep_tools import clip_hba_with_signal
 
 ClipHba = Callable[..., Outcome]
@@ -56,13 +56,13 @@ def test_a_run_that_is_interrupted_is_resumed_with_its_path(
     assert command_in(outcome.output, "go on with") == ["resume", str(run)]
     assert command_in((run / "training_log.txt").read_text(), "go on with") == ["resume", str(run)]
     assert clip_hba(*command_in(outcome.output, "go on with")).code == 0
-    assert differences(trained(clip_hba, tmp_path, small_config, "whole"), run) == []
+    assert differences(finished(clip_hba, tmp_path, small_config, "whole"), run) == []
 
 
 def test_a_resume_that_is_interrupted_before_its_settings_are_on_record_is_repeated_with_them(
     clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config, epochs=1)
+    run = finished(clip_hba, tmp_path, small_config, epochs=1)
     typed = ["resume", str(run), "--set", "epochs=3"]
     outcome = interrupted(list(typed), WHILE_LOADING, signal.SIGINT, tmp_path / "output.txt")
     assert outcome.code == 75, outcome.output
@@ -77,7 +77,7 @@ def test_a_resume_that_is_interrupted_before_its_settings_are_on_record_is_repea
 def test_a_resume_elsewhere_and_a_fork_are_resumed_where_they_went(
     clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config)
+    run = finished(clip_hba, tmp_path, small_config)
     for name, typed in (
         ("again", ["resume", run, "--from-epoch", 1]),
         ("fork", ["fork", run, "--at-epoch", 2, "--perturb", "none"]),
@@ -93,7 +93,7 @@ def test_a_resume_elsewhere_and_a_fork_are_resumed_where_they_went(
 def test_a_verification_that_is_interrupted_is_started_again(
     clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config)
+    run = finished(clip_hba, tmp_path, small_config)
     outcome = interrupted(
         ["verify", "checkpoints", run], "✓ Restored RNG states", signal.SIGINT, tmp_path / "output.txt"
     )

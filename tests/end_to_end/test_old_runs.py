@@ -39,7 +39,7 @@ def test_every_old_run_has_an_expected_end() -> None:
     assert sorted(EXPECTED["runs"]) == sorted(path.name for path in OLD_RUNS.iterdir() if path.is_dir())
 
 
-@pytest.mark.parametrize("old_run", ["plain", "interrupted", "fork", "crashed"], indirect=True)
+@pytest.mark.parametrize("old_run", ["plain", "interrupted", "fork", "crashed", "portable"], indirect=True)
 def test_an_old_run_is_resumed_to_the_bits_that_the_old_code_gave_and_verified(
     old_run: Path, clip_hba: ClipHba
 ) -> None:

@@ -16,7 +16,7 @@ from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.run.checkpoint import read_checkpoint
 from clip_hba_behavior.verification.causes import cause_of_training
 from fresh_process import Outcome
-from run_tools import data_keys, differences, rewrite_state, trained, write_config
+from run_tools import data_keys, differences, finished, rewrite_state, trained, write_config
 
 ClipHba = Callable[..., Outcome]
 EPOCHS = 2
@@ -108,7 +108,7 @@ def test_a_cache_serves_every_machine(
 def test_a_run_goes_on_on_another_machine_and_is_verified_there(
     clip_hba: ClipHba, keys: dict[str, Any], baseline: Path, tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, keys, epochs=1)
+    run = finished(clip_hba, tmp_path, keys, epochs=1)
     elsewhere(run)
     resumed = clip_hba("resume", run, "--set", f"epochs={EPOCHS}", "--set", "num_threads=2", "--set", "device=cpu")
     assert resumed.code == 0, resumed.output
@@ -123,7 +123,7 @@ def test_a_run_goes_on_on_another_machine_and_is_verified_there(
 
 
 def test_a_flipped_bit_is_found(clip_hba: ClipHba, keys: dict[str, Any], baseline: Path, tmp_path: Path) -> None:
-    run = trained(clip_hba, tmp_path, keys, epochs=1)
+    run = finished(clip_hba, tmp_path, keys, epochs=1)
     path = run / "dora_params" / "epoch1_dora_params.pth"
     state = read_checkpoint(path).whole_state()
     name, tensor = next(iter(state.parameters.items()))
@@ -172,7 +172,7 @@ def test_draws_that_differ_between_machines_are_refused(
 
 
 def test_another_decoding_is_named_and_refused(clip_hba: ClipHba, keys: dict[str, Any], tmp_path: Path) -> None:
-    run = trained(clip_hba, tmp_path, keys, epochs=1)
+    run = finished(clip_hba, tmp_path, keys, epochs=1)
     path = run / "environment.json"
     environment = json.loads(path.read_text())
     name = next(iter(environment["pixels"]))

@@ -15,7 +15,7 @@ from clip_hba_behavior.run.checkpoint import read_checkpoint
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
 from clip_hba_behavior.training.state import TrainingState
 from fresh_process import Outcome
-from run_tools import differences, rewrite_state, write_config
+from run_tools import differences, finished, rewrite_state
 
 ClipHba = Callable[..., Outcome]
 
@@ -40,20 +40,32 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def run_baseline(clip_hba: ClipHba, tmp_path: Path, keys: dict[str, Any]) -> Path:
-    config = write_config(tmp_path / "config.yaml", keys)
-    outcome = clip_hba("train", config, "--run-dir", tmp_path / "baseline")
-    assert outcome.code == 0, outcome.output
-    return tmp_path / "baseline"
+    return finished(clip_hba, tmp_path, keys, "baseline")
 
 
-def marked(variant: str) -> Any:
-    no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-    return pytest.param(variant, marks=[pytest.mark.cuda, no_gpu] if variant == "on a GPU" else [])
+ALWAYS = ("plain", "dropout", "augmentation")  # the others are resumed from every epoch by the system tests
 
 
-@pytest.mark.parametrize("variant", [marked(variant) for variant in VARIANTS])
-def test_resume_from_every_epoch_equals_the_uninterrupted_run(
+def marked(variant: str, is_every: bool) -> Any:
+    marks = []
+    if is_every and variant not in ALWAYS:
+        marks.append(pytest.mark.system)
+    if variant == "on a GPU":
+        no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+        marks += [pytest.mark.cuda, no_gpu]
+    return pytest.param(variant, is_every, marks=marks, id=f"{variant}, {'every' if is_every else 'some'}")
+
+
+@pytest.mark.parametrize(
+    ("variant", "is_every"),
+    [
+        *(marked(variant, True) for variant in VARIANTS),
+        *(marked(variant, False) for variant in VARIANTS if variant not in ALWAYS),
+    ],
+)
+def test_resume_from_any_epoch_equals_the_uninterrupted_run(
     variant: str,
+    is_every: bool,
     clip_hba: ClipHba,
     tmp_path: Path,
     small_config: dict[str, Any],
@@ -69,7 +81,7 @@ def test_resume_from_every_epoch_equals_the_uninterrupted_run(
         assert len(epochs) < 15
         assert "Stopped early" in (baseline / "training_log.txt").read_text()
     settings = [f"--set={key}={value}" for key, value in changes.items()]
-    for epoch in epochs:
+    for epoch in epochs if is_every else (1, epochs[-2]):
         resumed = tmp_path / f"from{epoch}"
         outcome = clip_hba("resume", baseline, "--from-epoch", epoch, "--run-dir", resumed, *settings)
         assert outcome.code == 0, outcome.output
@@ -80,9 +92,7 @@ def test_resume_in_place_goes_on_from_the_newest_checkpoint(
     clip_hba: ClipHba, tmp_path: Path, small_config: dict[str, Any]
 ) -> None:
     uninterrupted = run_baseline(clip_hba, tmp_path, small_config)
-    config = write_config(tmp_path / "half.yaml", small_config, epochs=2)
-    half = tmp_path / "half"
-    assert clip_hba("train", config, "--run-dir", half).code == 0
+    half = finished(clip_hba, tmp_path, small_config, "half", epochs=2)
     outcome = clip_hba("resume", half, "--set", "epochs=4")
     assert outcome.code == 0, outcome.output
     assert "Restored RNG states from checkpoint for reproducible shuffle order" in outcome.output

@@ -1,17 +1,18 @@
 """Files that mean harm are refused: no code is run, no memory filled, no time lost, no traceback shown."""
 
+import contextlib
+import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import fresh_process
-from fresh_process import Outcome
-from hostile.corpus import ACCEPTED, CANARY, CORPUS, PLACES, READERS, Build, attempt
+from hostile.corpus import ACCEPTED, CORPUS
+from hostile.files import CANARY, PLACES, Build
+from hostile.readers import READERS, attempt
 
 MIB = 2**20
-ClipHba = Callable[..., Outcome]
 
 
 def read(reader: str, build: Build, tmp_path: Path) -> dict[str, object]:
@@ -65,17 +66,33 @@ def test_what_is_no_regular_file_of_the_kind_is_refused(reader: str, build: Buil
     check(read(reader, build, tmp_path), "")
 
 
-@pytest.mark.parametrize(
-    "build", [*(build for _, build in CORPUS["checkpoint"]), *PLACES], ids=lambda build: build.__name__
-)
-def test_inspect_refuses_a_hostile_checkpoint(
-    build: Build, clip_hba: ClipHba, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "files").mkdir()
-    path = build(tmp_path / "files")
+def inspect_each(paths: list[Path], report: Path) -> None:
+    """Run `clip-hba inspect` on one file after the other, and write down how each ended."""
+    from clip_hba_behavior.cli import main
+
+    with report.open("w") as ends:
+        for path in paths:
+            output = io.StringIO()
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+                code = main(["inspect", str(path)])
+            print(json.dumps([str(path), code, output.getvalue()]), file=ends, flush=True)
+
+
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.system), 7])
+def test_inspect_refuses_hostile_checkpoints(every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command reads them by the reader above, which the quick tests give them all to."""
+    paths = []
+    for number, build in enumerate([*(build for _, build in CORPUS["checkpoint"][::every]), *PLACES]):
+        (tmp_path / str(number)).mkdir()
+        paths.append(build(tmp_path / str(number)))
     monkeypatch.chdir(tmp_path)
-    outcome = clip_hba("inspect", path)
-    assert outcome.code == 2, outcome.output
-    assert outcome.output.startswith("error: ")
-    assert "Traceback" not in outcome.output
+    report = tmp_path / "report.jsonl"
+    outcome = fresh_process.call(inspect_each, paths, report, output=tmp_path / "output.txt")
+    ends = [json.loads(line) for line in report.read_text().splitlines()]
+    assert outcome.code == 0, (ends[-1:], outcome.output)
+    assert [path for path, _, _ in ends] == [str(path) for path in paths]
+    for path, code, said in ends:
+        assert code == 2, (path, said)
+        assert said.startswith("error: "), (path, said)
+        assert "Traceback" not in said, (path, said)
     assert not (tmp_path / CANARY).exists()

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import fresh_process
+from browser import Visit, axe_problems, find_axe, visited
 from fresh_process import Outcome
-from report_browser import Visit, axe_problems, find_axe, visited
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 SIZES = [(1400, "light"), (1400, "dark"), (400, "light"), (400, "dark")]

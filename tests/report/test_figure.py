@@ -97,6 +97,22 @@ def test_page_and_paper_draw_the_same_numbers() -> None:
     assert band == [[0.4, None, 0.6], [0.6, None, 0.8]]
 
 
+def test_a_single_epoch_has_no_fractions_of_epochs_beside_it() -> None:
+    from matplotlib.figure import Figure as Canvas
+
+    from clip_hba_behavior.report.paper import _draw
+
+    ticks = {}
+    for step in (1, None):
+        canvas = Canvas()
+        axes = canvas.subplots()
+        _draw(canvas, axes, Panel((Series([3], [0.5]),), "epoch", "loss", x_step=step))
+        low, high = axes.get_xlim()
+        ticks[step] = [float(each) for each in axes.get_xticks() if low <= each <= high]
+    assert ticks[1] == [3.0]
+    assert any(each % 1 for each in ticks[None])  # an axis of anything else has fractions
+
+
 def test_a_matrix_has_its_names_and_crosses_where_they_were_asked_for() -> None:
     heat, crosses = plot_of(MATRIX)["data"]
     assert heat["z"] == [[0.0, None], [1.0, 2.0]]

@@ -1,10 +1,13 @@
 """A report replaces an older one, and nothing that is anybody else's."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from clip_hba_behavior.report.output import MANIFEST, refuse_foreign, write_report
+from clip_hba_behavior.reproducibility.record.lease import hold
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 
 FIRST = {"index.html": b"one", "figures/a.svg": b"a", "figures/b.svg": b"b"}
@@ -100,3 +103,22 @@ def test_a_place_in_which_nothing_can_be_made_is_told_before_the_work(tmp_path: 
         refuse_foreign(tmp_path / "file/report")
     with pytest.raises(BadInputError, match="link is a link to nothing"):
         refuse_foreign(tmp_path / "link")
+
+
+def test_a_second_report_into_the_same_directory_is_refused_while_one_is_written(tmp_path: Path) -> None:
+    write_report(tmp_path / "report", FIRST)
+    with hold(tmp_path / "report"):
+        program = (
+            "import sys\nfrom pathlib import Path\n"
+            "from clip_hba_behavior.report.output import write_report\n"
+            "from clip_hba_behavior.reproducibility.state.errors import BadInputError\n"
+            "try:\n    write_report(Path(sys.argv[1]), {'index.html': b'two'})\n"
+            "except BadInputError as error:\n    print(error)\n    sys.exit(2)\n"
+        )
+        command = [sys.executable, "-c", program, str(tmp_path / "report")]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2, done.stderr
+        assert f"{tmp_path / 'report'} is in use" in done.stdout
+        assert (tmp_path / "report/index.html").read_bytes() == b"one"
+    write_report(tmp_path / "report", {"index.html": b"two"})  # the lock that was left is nobody's
+    assert content_of(tmp_path / "report") == {"index.html": b"two"}

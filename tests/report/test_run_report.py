@@ -219,6 +219,8 @@ def with_all(run: Path, halves: Path, tmp_path_factory: pytest.TempPathFactory) 
     (directory / "things/dora_params/epoch2_dora_params.pth").write_bytes(b"torn")
     (directory / "own.json").write_text(certificate_of(run, 2, digest_of(run, 2)))
     (directory / "things/other.json").write_text(certificate_of(run, 2, digest_of(run, 1)))
+    (directory / "things/cut.json").write_text(certificate_of(run, 2, digest_of(run, 2))[:90])
+    (directory / "things/mine.json").write_text('{"a": 1}')
     options = ["--split-half", str(halves), "--certificate", str(directory / "own.json")]
     words = ["report", str(directory / "things"), *options]
     outcome = fresh_process.call(fresh_process.clip_hba, words, output=directory / "output.txt")
@@ -230,6 +232,9 @@ def test_a_damaged_checkpoint_is_named_and_left_out(with_all: tuple[Path, str]) 
     report, output = with_all
     assert re.search(r"left out: .*epoch2_dora_params.pth", output)
     assert [row["epoch"] for row in rows_of(report / "figures/alignment.csv")] == ["0", "1", "3"]
+    page = (report / "index.html").read_text(encoding="utf-8")
+    assert "dora_params/epoch2_dora_params.pth" in page
+    assert f"{report.parent}/dora_params" not in page
 
 
 def test_the_split_halves_give_the_ceiling(with_all: tuple[Path, str], halves: Path) -> None:
@@ -250,6 +255,33 @@ def test_a_certificate_of_the_run_is_shown_with_its_level_and_one_of_another_is_
     assert "Not shown: a certificate" not in page
     assert re.search(r"left out: .*other.json is not of .*: the state after epoch 2 is another", output)
     assert digest_of(run, 2) in output
+
+
+def test_a_damaged_certificate_is_told_and_another_file_of_the_user_is_not(with_all: tuple[Path, str]) -> None:
+    report, output = with_all
+    page = (report / "index.html").read_text(encoding="utf-8")
+    assert re.search(r"left out: .*cut.json is no certificate of a verification: ", output)
+    assert "<p>cut.json is no certificate of a verification: " in page
+    assert "mine.json" not in output + page
+
+
+def test_a_missing_backbone_is_told_in_a_sentence_and_an_earlier_best_beside_the_model(
+    run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    RunDirectory.at(tmp_path / "run").write_best(0, 0.5)
+    (record,) = read_records(find_sources([tmp_path / "run"]))
+    elsewhere = Request(keys={"backbone": str(tmp_path / "none")})
+    page, left_out = run_page(record, elsewhere, Session(logging.getLogger("a")))
+    html = render_page(page)
+    assert len(left_out) == 1
+    assert "They need the run’s data, backbone and checkpoints. Backbone " in html
+    assert html.count(str(tmp_path / "none")) == 3  # summary, and two parts
+    assert "clip-hba report" in html
+    assert "--config where-the-data-are.yaml" in html
+    assert "Its loss was lower still after epoch 0 (0.5000), with which the run began: best.json names" in html
+    (record,) = read_records(find_sources([run]))
+    assert "best.json" not in render_page(run_page(record, elsewhere, Session(logging.getLogger("a")))[0])
 
 
 def test_a_certificate_of_another_run_that_is_named_is_refused(

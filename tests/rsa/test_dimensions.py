@@ -8,7 +8,7 @@ import scipy.stats
 from numpy.typing import NDArray
 
 from clip_hba_behavior.data.things import read_annotations
-from clip_hba_behavior.rsa.dimensions import dimension_correlations
+from clip_hba_behavior.rsa.dimensions import benjamini_hochberg, dimension_correlations
 
 Array = NDArray[np.float64]
 
@@ -29,6 +29,13 @@ def test_r_is_pearsons_and_p_that_of_normal_numbers_where_they_are_normal() -> N
     assert found.p.min() >= 1e-4
     np.testing.assert_array_equal(found.p_adjusted, scipy.stats.false_discovery_control(found.p))
     assert (found.num_tests, found.num_images, found.permutations) == (8, 60, 9_999)
+
+
+def test_adjusted_p_have_the_bits_of_scipy_stats() -> None:
+    rng = np.random.default_rng(3)
+    for number in (1, 2, 5, 66):
+        for p in (rng.uniform(size=number), rng.integers(1, 5, number) / 4, 10.0 ** -rng.integers(1, 9, number)):
+            np.testing.assert_array_equal(benjamini_hochberg(p), scipy.stats.false_discovery_control(p))
 
 
 def test_the_same_seed_gives_the_same_p_and_another_seed_another() -> None:

@@ -19,23 +19,26 @@ from numpy.typing import NDArray
 
 from clip_hba_behavior import load_model
 from clip_hba_behavior.config import DATA_KEYS
-from clip_hba_behavior.data.standin import write_standin_dataset
 from clip_hba_behavior.data.things import read_annotations, read_human_rdm
 from clip_hba_behavior.rsa.rank_correlation import correlation_distances
 from clip_hba_behavior.rsa.resampling import bootstrap, mantel, spread
 from clip_hba_behavior.run.results import P_VALUE_CAVEAT
 from clip_hba_behavior.use.alignment import alignment_of
 from fresh_process import Outcome
-from run_tools import data_keys, trained
+from run_tools import data_keys, finished
 
 ClipHba = Callable[..., Outcome]
 
 
 @pytest.fixture
-def run(clip_hba: ClipHba, tmp_path: Path) -> Path:
-    write_standin_dataset(tmp_path / "data", num_images=60)
-    keys: dict[str, Any] = {**data_keys(tmp_path / "data"), "num_threads": 1, "rank": 2, "device": "cpu"}
-    return trained(clip_hba, tmp_path, keys, epochs=2, batch_size=24, lr=1e-3)
+def run(clip_hba: ClipHba, standin_data: Path, tmp_path: Path) -> Path:
+    """A run and, beside it, its data; a test may change both."""
+    data = Path(shutil.copytree(standin_data, tmp_path / "data"))
+    keys: dict[str, Any] = {**data_keys(standin_data), "num_threads": 1, "rank": 2, "device": "cpu"}
+    run = finished(clip_hba, tmp_path, keys, epochs=2, batch_size=24, lr=1e-3)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(str(standin_data), str(data)))
+    return run
 
 
 def recorded(run: Path) -> list[dict[str, str]]:

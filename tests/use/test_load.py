@@ -18,12 +18,12 @@ from clip_hba_behavior.run.checkpoint import read_checkpoint
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path
 from clip_hba_behavior.run.directory import RunDirectory
 from fresh_process import Outcome
-from run_tools import trained
+from run_tools import finished
 
 
 @pytest.fixture
 def run(clip_hba: Callable[..., Outcome], small_config: dict[str, Any], tmp_path: Path) -> Path:
-    return trained(clip_hba, tmp_path, small_config, epochs=2)
+    return finished(clip_hba, tmp_path, small_config, epochs=2)
 
 
 def test_the_model_predicts_what_the_run_did_and_draws_nothing(run: Path) -> None:

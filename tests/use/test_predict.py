@@ -3,7 +3,6 @@
 import csv
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,20 +10,22 @@ import pytest
 import torch
 
 from clip_hba_behavior import load_model
-from clip_hba_behavior.data.standin import write_standin_dataset
 from clip_hba_behavior.data.things import read_prompts
 from clip_hba_behavior.run.directory import RunDirectory
 from fresh_process import Outcome
-from run_tools import data_keys, trained
 
 ClipHba = Callable[..., Outcome]
 
 
 @pytest.fixture
-def run(clip_hba: ClipHba, tmp_path: Path) -> Path:
-    write_standin_dataset(tmp_path / "data", num_images=20)
-    keys: dict[str, Any] = {**data_keys(tmp_path / "data"), "num_threads": 1, "rank": 2, "device": "cpu"}
-    return trained(clip_hba, tmp_path, keys, epochs=1, batch_size=8, arithmetic="portable")
+def run(finished_run: Path) -> Path:
+    return finished_run
+
+
+@pytest.fixture
+def images(finished_run: Path) -> list[Path]:
+    """The images of its data."""
+    return sorted((finished_run.parent / "data" / "images").glob("*.png"))
 
 
 def read_csv(path: Path) -> tuple[list[str], list[str], np.ndarray]:
@@ -33,8 +34,10 @@ def read_csv(path: Path) -> tuple[list[str], list[str], np.ndarray]:
     return header, [row[0] for row in rows], np.array([row[1:] for row in rows], dtype=np.float32)
 
 
-def test_the_command_and_python_predict_what_the_run_did(run: Path, clip_hba: ClipHba, tmp_path: Path) -> None:
-    images = sorted((tmp_path / "data" / "images").glob("heldout_*.png"))
+def test_the_command_and_python_predict_what_the_run_did(
+    run: Path, images: list[Path], clip_hba: ClipHba, tmp_path: Path
+) -> None:
+    images = [image for image in images if image.name.startswith("heldout_")]
     model = load_model(run, device="cpu")
     with torch.no_grad():
         predicted = model.predict(images)
@@ -76,13 +79,14 @@ def test_the_predictions_are_those_that_the_runs_rsa_is_of(run: Path) -> None:
     assert rho == metrics["behavioral_rsa_rho"]
 
 
-def test_what_cannot_be_read_is_named_and_left_out(run: Path, clip_hba: ClipHba, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_named_and_left_out(
+    run: Path, images: list[Path], clip_hba: ClipHba, tmp_path: Path
+) -> None:
     folder = tmp_path / "mine"
     (folder / "more").mkdir(parents=True)
-    source = sorted((tmp_path / "data" / "images").glob("*.png"))
-    (folder / "a.png").write_bytes(source[0].read_bytes())
-    (folder / "more" / "b.png").write_bytes(source[1].read_bytes())
-    (folder / "torn.png").write_bytes(source[2].read_bytes()[:200])
+    (folder / "a.png").write_bytes(images[0].read_bytes())
+    (folder / "more" / "b.png").write_bytes(images[1].read_bytes())
+    (folder / "torn.png").write_bytes(images[2].read_bytes()[:200])
     (folder / "notes.txt").write_text("no image")
     done = clip_hba("predict", run, folder, "--device", "cpu", "--top", "2")
     assert done.code == 1
@@ -113,7 +117,7 @@ def test_a_bad_output_is_told_before_anything_is_computed(
     assert (tmp_path / "there.csv").read_text() == "mine"
 
 
-def test_no_images_and_no_run_are_told(clip_hba: ClipHba, run: Path, tmp_path: Path) -> None:
+def test_no_images_and_no_run_are_told(clip_hba: ClipHba, run: Path, images: list[Path], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     done = clip_hba("predict", run, tmp_path / "empty")
     assert done.code == 2
@@ -121,7 +125,7 @@ def test_no_images_and_no_run_are_told(clip_hba: ClipHba, run: Path, tmp_path: P
     done = clip_hba("predict", run, tmp_path / "nowhere.png")
     assert done.code == 2
     assert "there is no image or directory" in done.output
-    done = clip_hba("predict", tmp_path / "empty", *(tmp_path / "data" / "images").glob("heldout_0000.png"))
+    done = clip_hba("predict", tmp_path / "empty", images[0])
     assert done.code == 2
     assert "there is no run in" in done.output
 

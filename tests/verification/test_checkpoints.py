@@ -18,7 +18,7 @@ from clip_hba_behavior.reproducibility.state.rng import MISSING, RESTORED
 from clip_hba_behavior.run.checkpoint import read_checkpoint, to_bytes
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path
 from fresh_process import Outcome
-from run_tools import data_keys, recorded_run_keys, rewrite_state, trained, write_config
+from run_tools import data_keys, finished, recorded_run_keys, rewrite_state, trained, write_config
 
 ClipHba = Callable[..., Outcome]
 
@@ -47,7 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def test_every_epoch_of_a_run_is_reproducible(
     variant: str, clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config | VARIANTS[variant])
+    run = finished(clip_hba, tmp_path, small_config | VARIANTS[variant])
     last = max(int(path.name[5:].partition("_")[0]) for path in (run / "dora_params").iterdir())
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     outcome = clip_hba("verify", "checkpoints", run, "--json", tmp_path / "certificate.json")
@@ -75,7 +75,7 @@ def test_every_epoch_of_a_run_is_reproducible(
 def test_a_column_that_is_no_metric_is_compared_too(
     clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config, epochs=1)
+    run = finished(clip_hba, tmp_path, small_config, epochs=1)
     results = run / "training_res.csv"
     results.write_text(results.read_text().replace("False,False,none", "False,True,none"))
     outcome = clip_hba("verify", "checkpoints", run)
@@ -84,7 +84,7 @@ def test_a_column_that_is_no_metric_is_compared_too(
 
 
 def test_a_fork_is_verified_like_any_run(clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path) -> None:
-    baseline = trained(clip_hba, tmp_path, small_config, "baseline")
+    baseline = finished(clip_hba, tmp_path, small_config, "baseline")
     keys = {"training_run": 3, "baseline_dora_directory": str(baseline / "dora_params"), "lr": 0.005}
     fork = trained(clip_hba, tmp_path, small_config, "fork", **keys)
     outcome = clip_hba("verify", "checkpoints", fork)
@@ -95,7 +95,7 @@ def test_a_fork_is_verified_like_any_run(clip_hba: ClipHba, small_config: dict[s
 def test_first_steps_alone_are_compared_with_the_ledger(
     clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config, epochs=2)
+    run = finished(clip_hba, tmp_path, small_config, epochs=2)
     outcome = clip_hba("verify", "checkpoints", run, "--steps", 2, "--epochs", "2")
     assert outcome.code == 0, outcome.output
     assert "2 of 2 batches equal" in outcome.output
@@ -118,7 +118,7 @@ def test_first_steps_alone_are_compared_with_the_ledger(
 def test_bare_checkpoints_of_this_project_are_verified_without_their_run(
     clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config, epochs=2)
+    run = finished(clip_hba, tmp_path, small_config, epochs=2)
     bare = tmp_path / "bare"
     shutil.copytree(run / "dora_params", bare)
     config = write_config(tmp_path / "data.yaml", small_config)
@@ -146,7 +146,7 @@ def test_the_level_is_that_of_the_environment_and_says_why(
     small_config: dict[str, Any],
     tmp_path: Path,
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config, epochs=1)
+    run = finished(clip_hba, tmp_path, small_config, epochs=1)
     rewritten(checkpoint_path(run / "dora_params", 1), **provenance)
     outcome = clip_hba("verify", "checkpoints", run)
     assert outcome.code == code, outcome.output
@@ -159,7 +159,7 @@ def test_the_tolerance_serves_only_where_the_environment_is_another(
     host: bool, code: int, word: str, clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
     """One bit of difference, as rounding makes, is consistent on another processor and a failure here."""
-    run = trained(clip_hba, tmp_path, small_config, epochs=1)
+    run = finished(clip_hba, tmp_path, small_config, epochs=1)
     path = checkpoint_path(run / "dora_params", 1)
     state = read_checkpoint(path).whole_state()
     name = next(iter(state.parameters))
@@ -244,7 +244,7 @@ def test_the_recorded_run_under_another_seed_is_not_reproducible(
 def test_old_checkpoints_need_a_configuration(
     clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config, epochs=1)
+    run = finished(clip_hba, tmp_path, small_config, epochs=1)
     old = tmp_path / "old"
     old.mkdir()
     parameters = read_checkpoint(checkpoint_path(run / "dora_params", 1)).parameters
@@ -260,7 +260,7 @@ def test_old_checkpoints_need_a_configuration(
 def test_a_results_file_of_this_run_is_compared_to_the_last_digit(
     clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config, epochs=2)
+    run = finished(clip_hba, tmp_path, small_config, epochs=2)
     results = tmp_path / "copy.csv"
     results.write_bytes((run / "training_res.csv").read_bytes())
     outcome = clip_hba("verify", "results", results, "--checkpoints", run / "dora_params")

@@ -15,7 +15,7 @@ from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.run.checkpoint import read_checkpoint
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
 from fresh_process import Outcome
-from run_tools import recorded_run_keys, trained, write_config
+from run_tools import finished, recorded_run_keys, write_config
 
 ClipHba = Callable[..., Outcome]
 
@@ -93,7 +93,7 @@ def test_the_recorded_run_is_made_whole_by_repeating_it(
 def test_another_seed_is_named_at_the_first_epoch_and_nothing_is_written(
     train: bool, clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config)
+    run = finished(clip_hba, tmp_path, small_config)
     old = made_old(run, tmp_path / "old", with_random_states=not train)
     arguments = ["--config", tmp_path / "run.yaml", "--run-dir", tmp_path / "new", *(["--train"] if train else [])]
     outcome = clip_hba("reconstruct", old, *arguments, "--seed", 2)
@@ -108,7 +108,7 @@ def test_a_shifted_random_state_is_measured_in_draws(
     clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
     """As the earlier pipeline's own resume left it: one evaluation too many."""
-    old = made_old(trained(clip_hba, tmp_path, small_config), tmp_path / "old", with_random_states=True)
+    old = made_old(finished(clip_hba, tmp_path, small_config), tmp_path / "old", with_random_states=True)
     path = old / "epoch3_dora_params.pth"
     content = torch.load(path)
     with torch.random.fork_rng():
@@ -124,7 +124,7 @@ def test_a_shifted_random_state_is_measured_in_draws(
 def test_a_run_that_fits_only_at_first_is_written_as_far_as_it_fits(
     clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config)
+    run = finished(clip_hba, tmp_path, small_config)
     old = made_old(run, tmp_path / "old", with_random_states=False)
     shutil.copy(old / "epoch1_dora_params.pth", old / "epoch3_dora_params.pth")
     arguments = ["--config", tmp_path / "run.yaml", "--run-dir", tmp_path / "new", "--train"]
@@ -141,7 +141,7 @@ def test_a_run_that_fits_only_at_first_is_written_as_far_as_it_fits(
 def test_the_order_is_detected_and_the_run_made_whole(
     order: str, with_random_states: bool, clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = trained(clip_hba, tmp_path, small_config, batch_order=order)
+    run = finished(clip_hba, tmp_path, small_config, batch_order=order)
     old = made_old(run, tmp_path / "old", with_random_states)
     config = write_config(tmp_path / "config.yaml", small_config)  # does not name the order
     outcome = clip_hba("reconstruct", old, "--config", config, "--run-dir", tmp_path / "new", "--train")
@@ -160,7 +160,7 @@ def test_the_order_is_detected_and_the_run_made_whole(
 
 
 def test_dropout_leaves_nothing_to_derive(clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path) -> None:
-    run = trained(clip_hba, tmp_path, small_config, epochs=1)
+    run = finished(clip_hba, tmp_path, small_config, epochs=1)
     old = made_old(run, tmp_path / "old", with_random_states=True)
     config = write_config(tmp_path / "config.yaml", small_config, dora_dropout=0.1)
     outcome = clip_hba("reconstruct", old, "--config", config)

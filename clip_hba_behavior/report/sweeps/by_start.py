@@ -27,7 +27,7 @@ def effect_by_start(record: SweepRecord, measure: str, styles: Mapping[str, int]
         f"The {name} of the perturbed run minus the baseline’s, after the epoch that the panel names.",
         measure,
         chosen,
-        {length: f"after {_epochs(length)}" for length in chosen},
+        {length: f"after {epochs_text(length, 'perturbed ')}" for length in chosen},
         styles,
     )
 
@@ -43,7 +43,7 @@ def final_by_start(record: SweepRecord, measure: str, styles: Mapping[str, int])
         f"The {name} of the perturbed run minus the baseline’s, after the last epoch of the run.",
         measure,
         chosen,
-        {length: f"perturbed for {_epochs(length, '')}" for length in chosen},
+        {length: f"perturbed for {epochs_text(length)}" for length in chosen},
         styles,
     )
 
@@ -87,7 +87,8 @@ def _by_seed(found: Mapping[int, Mapping[str, Mapping[int, Mapping[int, Effect]]
     }
 
 
-def _epochs(number: int, what: str = "perturbed ") -> str:
+def epochs_text(number: int, what: str = "") -> str:
+    """Return a number of epochs in words, such as `2 perturbed epochs`."""
     return f"{number} {what}epoch{'s' if number != 1 else ''}"
 
 
@@ -174,13 +175,13 @@ def _panel(by_kind: ByKind, measure: str, title: str, styles: Mapping[str, int])
             )
         means = [float(np.mean([each.value for each in effects])) for effects in by_start.values()]
         marks.append(Series(x, means, kind, styles[kind], "both", hover=[kind] * len(x)))
-    return Panel(
-        tuple(marks),
-        "first perturbed epoch",
-        f"change ({UNITS[measure]})",
-        title,
-        x_step=epoch_step(starts[0], starts[-1]),
-    )
+    return start_panel(marks, measure, title, starts)
+
+
+def start_panel(marks: Sequence[Mark], measure: str, title: str, starts: Sequence[int]) -> Panel:
+    """Return a panel of changes over start epochs, which ascend."""
+    step = epoch_step(starts[0], starts[-1])
+    return Panel(tuple(marks), "first perturbed epoch", f"change ({UNITS[measure]})", title, x_step=step)
 
 
 def _null_band(by_kind: ByKind) -> list[Mark]:

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from clip_hba_behavior.report.blocks import Block, Facts, Page, Section, Text, Titled
-from clip_hba_behavior.report.figure import Figure, Level, Mark, Panel, Series, Table, epoch_step
+from clip_hba_behavior.report.blocks import Block, Facts, Page, Section, Text, Titled, sentence
+from clip_hba_behavior.report.figure import Figure, Level, Mark, Panel, Series, Table
 from clip_hba_behavior.report.groups import groups_of
-from clip_hba_behavior.report.sweeps.record import MEASURE_NAMES, UNITS, SweepRecord
+from clip_hba_behavior.report.sweeps.by_start import epochs_text, start_panel
+from clip_hba_behavior.report.sweeps.record import MEASURE_NAMES, SweepRecord
 from clip_hba_behavior.run.checkpoint_files import name_epochs
 from clip_hba_behavior.sweep.claims import OverBaselines
 from clip_hba_behavior.sweep.effect import When
@@ -39,7 +40,7 @@ def over_baselines_page(records: Sequence[SweepRecord], files: Sequence[str], st
             if (of := [each for each in chosen if each.measure == measure])
         ]
         if figures:
-            sections.append(Section(when.replace("_", "-"), _title(_TITLES[when]), figures))
+            sections.append(Section(when.replace("_", "-"), _TITLES[when].capitalize(), figures))
     if effects.over_baselines:
         sections.append(Section("numbers", "Numbers", [_table(effects.over_baselines)]))
     lead = (
@@ -76,7 +77,7 @@ def _summary(records: Sequence[SweepRecord], effects: Effects) -> list[Block]:
         *(f"{record.name}: {note}." for record in records for note in record.effects.notes if note not in notes),
         *_differing_baselines(records),
     ]
-    texts += [f"{note[0].upper()}{note[1:]}." for note in notes]
+    texts += [sentence(note) for note in notes]
     if len(_baselines(records, effects)) == 1:
         texts.append(f"All have the baseline {records[0].plan.baseline.name}: a mean over baselines takes two.")
     elif not effects.over_baselines:
@@ -155,14 +156,8 @@ def _panel(
                 hover=[f"{kind}, start {each.start_epoch}, {len(each.baselines)} baselines" for each in of],
             )
         )  # fmt: skip
-    title = "" if when == "perturbed" else f"perturbed for {length} epoch{'s' if length > 1 else ''}"
-    return Panel(
-        tuple(marks),
-        "first perturbed epoch",
-        f"change ({UNITS[measure]})",
-        title,
-        x_step=epoch_step(starts[0], starts[-1]),
-    )
+    title = "" if when == "perturbed" else f"perturbed for {epochs_text(length)}"
+    return start_panel(marks, measure, title, starts)
 
 
 def _table(found: Sequence[OverBaselines]) -> Titled:
@@ -183,7 +178,3 @@ def _table(found: Sequence[OverBaselines]) -> Titled:
             ],
         ),
     )  # fmt: skip
-
-
-def _title(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clip_hba_behavior.report.blocks import Block, Command, Facts, Missing, Text, Titled
+from clip_hba_behavior.report.blocks import Block, Command, Facts, Missing, Text, Titled, sentence
 from clip_hba_behavior.report.figure import Cell, Table
 from clip_hba_behavior.report.sweeps.null import LEVEL
 from clip_hba_behavior.report.sweeps.record import SweepRecord
@@ -63,7 +63,7 @@ def effects(record: SweepRecord) -> list[Block]:
             "least for 0.05), and run it again; what is done stays."
         )
         blocks.append(Missing("p-values", why, _run(record)))
-    blocks += [Text(_sentence(note)) for note in record.effects.notes if record.has_null()]
+    blocks += [Text(sentence(note)) for note in record.effects.notes if record.has_null()]
     if record.has_null():
         blocks.append(Text(_least_p_text(record)))
     if record.effects.families:
@@ -93,7 +93,7 @@ def _least_p_text(record: SweepRecord) -> str:
         for name, those in sizes.items()
         for size in sorted({min(those), max(those)} if those else ())
     )
-    return f"{_sentence(least)} An effect larger than all of theirs has that p, however large it is."
+    return f"{sentence(least)} An effect larger than all of theirs has that p, however large it is."
 
 
 def _rules(*columns: str) -> Facts:
@@ -164,12 +164,8 @@ def not_there(record: SweepRecord) -> list[Block]:
         ]
     else:
         blocks.append(Text(f"All {len(collected.states)} runs of the sweep are done and in this report."))
-    blocks += [Text(_sentence(line.strip())) for line in not_in_the_table(record.plan)]
+    blocks += [Text(sentence(line.strip())) for line in not_in_the_table(record.plan)]
     return blocks
-
-
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}{'' if text.endswith((':', '.')) else '.'}"
 
 
 def _run(record: SweepRecord) -> str:

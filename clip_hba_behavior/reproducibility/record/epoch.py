@@ -8,6 +8,7 @@ from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH, Record
 from clip_hba_behavior.reproducibility.record.protocol import State
 from clip_hba_behavior.reproducibility.state.compare import compare_leaves
 
+_PARTS_OF_STATE = ("parameters", "optimizer_state", "rng_state")  # whose digests are in a ledger
 Source = Literal["records", "ledger", "state", "results"]
 
 
@@ -90,6 +91,10 @@ class Difference:
     def part(self) -> str:
         """Return the first part of the name."""
         return self.name.partition("/")[0]
+
+    def is_tensor_of_ledger(self) -> bool:
+        """Whether it is the digest of a part of the state after the epoch, as the ledger has them."""
+        return self.source == "ledger" and self.step == END_OF_EPOCH and self.part() in _PARTS_OF_STATE
 
     def relative(self) -> float | None:
         """Return the relative difference of two numbers."""

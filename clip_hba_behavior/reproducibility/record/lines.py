@@ -87,6 +87,13 @@ class Lines:
     sha256: str | None = None
     is_read: bool = True
 
+    def left_out(self) -> list[str]:
+        """Name what stands in the file and is not in `found`, for who reads the rest."""
+        notes = [f"{self.path.name}, {fault}: left out" for fault in self.faults]
+        if self.torn:
+            notes.append(f"{self.path.name}: its last line was cut short, and is left out")
+        return notes
+
 
 def read_lines(path: Path, schema: Schema) -> Lines:
     """Read a file of lines; whatever is unreadable, doubled or out of order is a fault, and nothing is left out.

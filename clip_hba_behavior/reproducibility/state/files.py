@@ -4,39 +4,50 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from clip_hba_behavior.reproducibility.state.system import name_new, replace_file, sync_directory, sync_file
 
 
 @contextmanager
-def _temporary_beside(path: Path, content: bytes, is_lasting: bool = True) -> Iterator[Path]:
-    """Write content to a temporary file in the same directory; remove it in the end."""
+def _written_beside(
+    path: Path, name_it: Callable[[Path, Path], None], is_lasting: bool = True
+) -> Iterator[BinaryIO]:
+    """Give a temporary file in the same directory to fill, which then gets its name; an error leaves nothing."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+            yield file
             if is_lasting:
                 file.flush()
                 sync_file(file.fileno())
         temporary.chmod(0o644)
-        yield temporary
+        name_it(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    if is_lasting:
+        sync_directory(path.parent)
 
 
-def publish(path: Path, content: bytes) -> None:
-    """Make a file appear with all its content, or not at all, and never in another's place.
+@contextmanager
+def published_file(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to fill, which appears with all its content, or not at all, and never in another's place.
 
     Raises:
         FileExistsError: the path exists; it is left as it is.
     """
-    with _temporary_beside(path, content) as temporary:
-        name_new(temporary, path)
-    sync_directory(path.parent)
+    with _written_beside(path, name_new) as file:
+        yield file
+
+
+def publish(path: Path, content: bytes) -> None:
+    """Make a file appear with all its content; as `published_file`."""
+    with published_file(path) as file:
+        file.write(content)
 
 
 def replace(path: Path, content: bytes, is_lasting: bool = True) -> None:
@@ -47,11 +58,8 @@ def replace(path: Path, content: bytes, is_lasting: bool = True) -> None:
         content: all of it.
         is_lasting: whether it must survive a power loss; what is made again in a moment need not.
     """
-    with _temporary_beside(path, content, is_lasting) as temporary:
-        replace_file(temporary, path)
-        # `_temporary_beside` finds nothing left to remove
-    if is_lasting:
-        sync_directory(path.parent)
+    with _written_beside(path, replace_file, is_lasting) as file:
+        file.write(content)
 
 
 @contextmanager

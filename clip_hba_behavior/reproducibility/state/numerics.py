@@ -78,7 +78,8 @@ def apply_numerics(num_threads: int, deterministic: bool, tf32: bool) -> None:
         tf32: let CUDA round the inputs of float32 products to TF32.
     """
     torch.set_num_threads(num_threads)
-    torch.use_deterministic_algorithms(deterministic)
+    # `torch.use_deterministic_algorithms` would import torch's compiler too, as long again as torch
+    torch.set_deterministic_debug_mode("error" if deterministic else "default")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cuda.matmul.allow_tf32 = tf32
@@ -136,12 +137,11 @@ def numerics_left_as_they_were() -> Iterator[None]:
     ]
     values = [getattr(owner, name) for owner, name in flags]
     num_threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic = torch.get_deterministic_debug_mode()
     try:
         yield
     finally:
         for (owner, name), value in zip(flags, values, strict=True):
             setattr(owner, name, value)
         torch.set_num_threads(num_threads)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.set_deterministic_debug_mode(deterministic)

@@ -538,3 +538,17 @@ def test_handlers_that_another_thread_left_hand_on_what_comes() -> None:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_state_of_a_later_format_is_refused_and_stays_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as later:
+        later.setattr("clip_hba_behavior.reproducibility.record.tracked.FORMAT_VERSION", 2)
+        main(directory=run, epochs=1)
+    states = {path: path.read_bytes() for path in run.rglob("*.pth")}
+    assert states
+    with pytest.raises(BadInputError, match="that this version does not know\n  found:    2\n  expected: 1"):
+        main(directory=run, epochs=2)
+    assert {path: path.read_bytes() for path in run.rglob("*.pth")} == states

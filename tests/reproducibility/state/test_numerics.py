@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -64,3 +66,17 @@ def test_emulated_float64_products_are_refused_on_a_gpu(monkeypatch: pytest.Monk
     check_float64_products(torch.device("cpu"))
     with pytest.raises(BadInputError, match=r"arithmetic: portable\n.*_PRECISION=1: cuBLAS.*\n.*\n  unset CUBLAS"):
         check_float64_products(gpu)
+
+
+@pytest.mark.parametrize(
+    ("setting", "imports_it"),
+    [("apply_numerics(1, True, False)", 0), ("torch.use_deterministic_algorithms(True)", 1)],
+)
+def test_numerics_are_set_without_importing_the_compiler_of_torch(setting: str, imports_it: int) -> None:
+    program = (
+        "import sys, torch\nfrom clip_hba_behavior.reproducibility.state.numerics import apply_numerics\n"
+        f"{setting}\nassert torch.are_deterministic_algorithms_enabled()\n"
+        "print(int('torch._inductor.config' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == imports_it

@@ -1,9 +1,9 @@
-"""A real Chromium over a report: what it loads, what goes wrong, what it draws."""
+"""A real Chromium over pages on this disk: what they load, what goes wrong, what is drawn."""
 
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,13 +69,14 @@ class Visit:
         return int(self.page.evaluate(drawn))
 
 
-def axe_problems(visit: Visit, axe: str) -> list[str]:
-    """What the accessibility checker finds on a page."""
+def axe_problems(visit: Visit, axe: str, impacts: Collection[str] = ()) -> list[str]:
+    """What the accessibility checker finds on a page: everything, or what has one of these impacts."""
     visit.page.evaluate(axe)
     found: dict[str, Any] = visit.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     return [
         f"{each['id']}: {each['help']}: {node['html'][:200]} {node['failureSummary'][:300]}"
         for each in found["violations"]
+        if not impacts or each["impact"] in impacts
         for node in each["nodes"]
     ]
 

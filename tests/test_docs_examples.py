@@ -1,0 +1,128 @@
+"""Every example of the documentation is run by a test, or is in a list here with the reason why not."""
+
+import itertools
+import os
+import re
+import shlex
+
+import pytest
+import typer
+
+from clip_hba_behavior.cli import app
+from test_docs_commands import DOCS, DOCUMENTS, REPOSITORY, Block, blocks
+
+RUN = {*DOCUMENTS, "own_data", "REPORTS", "STATISTICS", "SWEEPS"}
+"""Pages of which all is run, by `test_docs_commands.py` and `test_docs_given.py`."""
+PYTHON_RUN = {"ANY_LOOP", "EXACT"}
+"""Pages whose Python is run by `test_docs_given.py`."""
+
+TORCHRUN = "starts torchrun, as tests/end_to_end/test_several_processes.py does"
+OTHER_MACHINE = "compares with another machine's digest; tests/exact, tests/data and CI hold this one's"
+OTHER_TRAINER = "needs a framework of benchmarks/peers/.venv; `make peers` runs the scripts that it is taken from"
+NOT_RUN = {
+    ("SWEEPS", "clip-hba sweep run sweep.yaml --engine slurm"): "needs SLURM: tests/slurm has one",
+    ("SEVERAL_PROCESSES", "torchrun --nproc-per-node 4 "): TORCHRUN,
+    ("PORTABLE", "arithmetic: portable"): "a key; tests/end_to_end/test_portable.py trains with it",
+    ("PORTABLE", "python scripts/portable_anywhere.py"): "tests/end_to_end/test_portable_digest.py calls it",
+    ("EXACT", "python scripts/exact_anywhere.py "): OTHER_MACHINE,
+    ("EXACT", "python scripts/images_anywhere.py "): OTHER_MACHINE,
+    ("OTHER_SYSTEMS", "python3 -m venv .venv"): "installs PyTorch; CI installs in the same way by make",
+    ("OTHER_SYSTEMS", "py -m venv .venv"): "needs Windows",
+    ("OTHER_TRAINERS", "model, optimizer, schedule = accelerator.prepare("): OTHER_TRAINER,
+    ("OTHER_TRAINERS", "module = Network("): OTHER_TRAINER,
+    ("OTHER_TRAINERS", "trainer = Trainer("): OTHER_TRAINER,
+    ("../benchmarks/peers/README", "make peers "): OTHER_TRAINER,
+}
+"""Blocks that are not run, by page and beginning of their first line, or lines of a page that is run; and why."""
+
+
+def is_listed(name: str, line: str) -> bool:
+    return any(page == name and line.startswith(start) for page, start in NOT_RUN)
+
+
+def pages() -> dict[str, str]:
+    files = [*DOCS.rglob("*.md"), *(REPOSITORY / each for each in ("README.md", "CHANGELOG.md"))]
+    files += [REPOSITORY / "benchmarks/peers/README.md"]
+    names = {each: os.path.relpath(each.with_suffix(""), DOCS) for each in files}
+    others = ("index", "_build")  # navigation; what the site's builder writes
+    return {name: file.read_text(encoding="utf-8") for file, name in names.items() if not name.startswith(others)}
+
+
+def is_run(name: str, block: Block) -> bool:
+    return name in RUN or (name in PYTHON_RUN and block.language == "python")
+
+
+@pytest.mark.parametrize("name", pages())
+def test_every_example_is_run_or_in_the_list_of_those_that_are_not(name: str) -> None:
+    page = pages()[name]
+    assert len(re.findall("^ *```", page, flags=re.MULTILINE)) == 2 * len(blocks(page))
+    for block in blocks(page):
+        if block.language:
+            assert is_run(name, block) or (name, block.lines[0]) in NOT_RUN, (
+                f"{name}: nothing runs {block.lines[0]!r}"
+            )
+        else:  # it lays out files or their content, or quotes output of another machine
+            commands = [
+                line for line in block.lines if re.match(r"(clip-hba|python|make|torchrun|import|from) ", line)
+            ]
+            assert not commands or is_listed(name, commands[0]), f"{name}: name the language of {commands[0]!r}"
+        if block.language == "python":
+            compile("\n".join(block.lines), name, "exec")
+
+
+def test_the_list_of_what_is_not_run_holds_nothing_else() -> None:
+    found = pages()
+    stale = [(name, start) for name, start in NOT_RUN if f"\n{start}" not in found[name]]
+    assert stale == []
+
+
+def commands_of(page: str) -> list[str]:
+    """The command lines of clip-hba in a page, in blocks and between backticks; capitals stand for other words."""
+    inline = re.findall(r"`((?:clip-hba|torchrun [^`]*-m clip_hba_behavior) [^`]+)`", page.replace("\n", " "))
+    lines = [line.strip() for block in blocks(page) for line in block.lines]
+    return [*inline, *(line for line in lines if line.startswith(("clip-hba ", "torchrun ")))]
+
+
+def wrong_in(command: str) -> str:
+    """What of a command line does not exist: the command, or an option; empty if all does."""
+    words = shlex.split(command.replace("\\|", "|"), comments=True)
+    start = (
+        1
+        if words[0] == "clip-hba"
+        else words.index("clip_hba_behavior") + 1
+        if "clip_hba_behavior" in words
+        else len(words)
+    )
+    words = list(itertools.takewhile(lambda word: word not in ("|", "&&", ">"), words[start:]))
+    found = typer.main.get_command(app)
+    options: set[str] = {"--help", "--install-completion"}
+    for word in words:
+        options |= {each for parameter in found.params for each in (*parameter.opts, *parameter.secondary_opts)}
+        if word.startswith("--"):
+            if word.split("=")[0] not in options:
+                return word
+        elif hasattr(found, "commands") and not (word.isupper() or word in ("...", "<verb>")):
+            if word not in found.commands:
+                return word
+            found = found.commands[word]
+    return ""
+
+
+def test_every_command_on_a_page_exists_with_its_options() -> None:
+    commands = [(name, each) for name, page in pages().items() for each in commands_of(page)]
+    assert len(commands) > 100
+    assert [(name, each, wrong_in(each)) for name, each in commands if wrong_in(each)] == []
+    assert wrong_in("clip-hba sweep rnu sweep.yaml") == "rnu"
+    assert wrong_in("clip-hba resume RUN --alow lr") == "--alow"
+
+
+def test_the_page_of_commands_has_each_command_once() -> None:
+    rows = re.findall(
+        r"^\| `clip-hba ([^`]+)`", (DOCS / "COMMANDS.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    top = typer.main.get_command(app)
+    names = []
+    for name, command in top.commands.items():  # type: ignore[attr-defined]
+        below = getattr(command, "commands", {"": command})
+        names += [f"{name} {each}".strip() for each, one in below.items() if not one.hidden]
+    assert sorted(names) == sorted(name for row in rows for name in names if f"{row} ".startswith(f"{name} "))
