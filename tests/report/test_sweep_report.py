@@ -350,7 +350,8 @@ def test_sweeps_of_one_baseline_and_baselines_of_other_settings_are_said_to_be(
     assert "Several sweeps of one baseline" not in copies
     assert "differ in more than their seed" not in copies
     assert "The baselines differ in more than their seed. sweep: rank 4; other: rank 8." in unlike
-    assert "other: with 2 null runs no p-value is below 0.33" in copies
+    assert "sweep, other: with 2 null runs no p-value is below 0.33" in copies
+    assert f"claims with p of at most 0.05: 0 of {len(record.effects.families)}" in copies
 
 
 def test_kinds_are_explained_by_the_words_of_the_documentation(record: SweepRecord) -> None:

@@ -8,6 +8,7 @@ from clip_hba_behavior.report.blocks import Block, Facts, Page, Section, Text, T
 from clip_hba_behavior.report.figure import Figure, Level, Mark, Panel, Series, Table
 from clip_hba_behavior.report.groups import groups_of
 from clip_hba_behavior.report.sweeps.by_start import epochs_text, start_panel
+from clip_hba_behavior.report.sweeps.null import LEVEL
 from clip_hba_behavior.report.sweeps.record import MEASURE_NAMES, SweepRecord
 from clip_hba_behavior.run.checkpoint_files import name_epochs
 from clip_hba_behavior.sweep.claims import OverBaselines
@@ -65,16 +66,20 @@ def _summary(records: Sequence[SweepRecord], effects: Effects) -> list[Block]:
             f"{record.collected.num_done()} of {len(record.collected.states)} runs done; baseline "
             f"{record.plan.baseline.name}; controls equal to the last bit: "
             f"{len(record.collected.controls()) - len(record.collected.failed_controls())} of "
-            f"{len(record.collected.controls())}",
+            f"{len(record.collected.controls())}{_claims(record)}",
         )
         for record in records
     ]
     notes = list(effects.baselines.notes())
+    of_sweeps: dict[str, list[str]] = {}  # of each note the sweeps that have it
+    for record in records:
+        for note in record.effects.notes:
+            of_sweeps.setdefault(note, []).append(record.name)
     texts = [
         "The baseline is the random unit: runs of one baseline share its weights and its order of images, so they "
         "are not independent of each other. An effect of a baseline is the mean over its seeds; each baseline "
         "counts once.",
-        *(f"{record.name}: {note}." for record in records for note in record.effects.notes if note not in notes),
+        *(f"{', '.join(names)}: {note}." for note, names in of_sweeps.items() if note not in notes),
         *_differing_baselines(records),
     ]
     texts += [sentence(note) for note in notes]
@@ -83,6 +88,13 @@ def _summary(records: Sequence[SweepRecord], effects: Effects) -> list[Block]:
     elif not effects.over_baselines:
         texts.append("No effect is there in two baselines or more yet.")
     return [Facts(facts), *(Text(each) for each in texts)]
+
+
+def _claims(record: SweepRecord) -> str:
+    """Say how many of a sweep's claims hold: an interval over few baselines may hold 0 where each is clear."""
+    families = record.effects.families
+    held = sum(each.p_value <= LEVEL for each in families)
+    return f"; claims with p of at most {LEVEL}: {held} of {len(families)}" if families else ""
 
 
 def _differing_baselines(records: Sequence[SweepRecord]) -> list[str]:
