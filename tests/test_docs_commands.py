@@ -41,6 +41,7 @@ DOCUMENTS = [
     *("QUICK_START", "TEST_README", "TEST_YOUR_CHECKPOINTS", "REPRODUCIBILITY_GUIDE", "PERTURBATIONS", "USE"),
     "BUNDLES",
     "TRACKING",
+    "FROM_THE_EARLIER_PIPELINE",
 ]
 TUTORIALS = {"any_loop": [], "own_data": [pytest.mark.system], "perturbation_study": [pytest.mark.system]}
 SECONDS = re.compile(r"[0-9.]+ s\b")
@@ -100,7 +101,7 @@ class Reader:
 
     def call(self, code: int, what: str, work: object, *arguments: object) -> None:
         output = self.scratch / f"{len(self.outputs)}.txt"
-        outcome = fresh_process.call(work, *arguments, output=output)  # type: ignore[arg-type]
+        outcome = fresh_process.call(work, *arguments, output=output, timeout=600)  # type: ignore[arg-type]
         self.outputs.append(outcome.output.replace(f"{self.directory}/", ""))
         assert outcome.code == code, f"{what}\nexit code {outcome.code}, expected {code}\n{outcome.output}"
 
@@ -138,8 +139,10 @@ def reader(tmp_path: Path) -> Reader:
     return Reader(clone, tmp_path)
 
 
-def make_old_checkpoints(reader: Reader, headers: list[str]) -> None:
+def make_old_checkpoints(reader: Reader) -> None:
     """Train a run and leave of it what the earlier pipeline left behind."""
+    page = (DOCS / "TEST_YOUR_CHECKPOINTS.md").read_text(encoding="utf-8")
+    headers = [line for block in blocks(page) if block.language == "csv" for line in block.lines]
     reader.run_line(reader.directory, "", shlex.split("clip-hba train old.yaml --set epochs=3 --run-dir gone"))
     gone = reader.directory / "gone"
     for epoch, path in list_checkpoints(gone / "dora_params").items():
@@ -172,8 +175,8 @@ def test_every_command_of_the_document_does_what_it_says(
         if block.language == "yaml":
             keys = [f"{key}: {small_config[key]}" for key in DATA_KEYS] if data == "small data" else []
             reader.do(Block("yaml", [*block.lines, *keys]))
-    if name == "TEST_YOUR_CHECKPOINTS":
-        make_old_checkpoints(reader, [line for block in found if block.language == "csv" for line in block.lines])
+    if name in ("TEST_YOUR_CHECKPOINTS", "FROM_THE_EARLIER_PIPELINE"):
+        make_old_checkpoints(reader)
     for block in found:
         if block.language != "yaml":
             reader.do(block)
@@ -243,40 +246,32 @@ def test_every_option_is_explained(command: str, name: str) -> None:
     assert missing <= {"--replay"}  # the default
 
 
-def wrong_words(line: str) -> set[str]:
-    """Name the subcommands and options of a `clip-hba` line that there are not."""
-    found = typer.main.get_command(app)
-    wrong = set()
-    for word in line.split("#")[0].split()[1:]:
-        if word.startswith("--"):
-            known = {each for parameter in found.params for each in (*parameter.opts, *parameter.secondary_opts)}
-            wrong |= {word.partition("=")[0]} - known - {"--help"}
-        elif hasattr(found, "commands"):
-            if word not in found.commands:
-                return {word}
-            found = found.commands[word]
-    return wrong
-
-
-def test_every_command_of_every_page_is_one() -> None:
-    """Also those that need data, a cluster or several machines, and are not done."""
-    wrong = {}
+def test_every_script_and_every_target_of_make_is_there() -> None:
+    targets = set(re.findall(r"^(\w[-\w]*):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE))
+    missing = []
     for page in (*DOCS.rglob("*.md"), REPOSITORY / "README.md"):
         text = page.read_text(encoding="utf-8")
-        lines = [line for block in blocks(text) for line in block.lines]
-        lines += re.findall(r"`(clip-hba [^`]+)`", text)
-        for line in lines:
-            if re.match(r"clip-hba [-a-z]", line) and (found := wrong_words(line)):
-                wrong[f"{page.name}: {line}"] = found
-    assert wrong == {}
-    assert wrong_words("clip-hba resume RUN --from-step 3") == {"--from-step"}
-    assert wrong_words("clip-hba continue RUN") == {"continue"}
+        scripts = re.findall(r"\b((?:benchmarks|scripts|examples)/\w+\.py)", text)
+        missing += [f"{page.name}: {each}" for each in scripts if not (REPOSITORY / each).is_file()]
+        missing += [
+            f"{page.name}: make {each}" for each in re.findall(r"`make ([-\w]+)`", text) if each not in targets
+        ]
+    assert missing == []
+
+
+def anchors(page: Path) -> set[str]:
+    """Name the places of a page that a link can lead to, as GitHub does."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^-\w ]", "", each.lower()).replace(" ", "-") for each in headings}
 
 
 def test_links_lead_somewhere() -> None:
     broken = []
     for page in (*DOCS.rglob("*.md"), REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md"):
-        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-            if "://" not in target and not (page.parent / target).exists():
-                broken.append(f"{page.name}: {target}")
+        for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+            target, _, anchor = link.partition("#")
+            path = page.parent / target if target else page
+            if "://" not in link and (not path.exists() or (anchor and anchor not in anchors(path))):
+                broken.append(f"{page.name}: {link}")
     assert broken == []

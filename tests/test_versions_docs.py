@@ -1,8 +1,9 @@
-"""What a version promises: the page names tests that exist and the numbers of the code; nothing of 0.2 has gone."""
+"""What a version promises: the page names tests that exist and the numbers of the code; nothing of 0.2 is gone."""
 
 import re
 from pathlib import Path
 
+from clip_hba_behavior.bundle import manifest
 from clip_hba_behavior.config import PORTABLE, Config
 from clip_hba_behavior.reproducibility.record import tracked
 from clip_hba_behavior.run import checkpoint, results
@@ -21,7 +22,8 @@ SWEEP = {
     *("run", "parent", "parent_epoch", "kind", "perturb_epoch", "perturb_length", "seed", "epoch", "perturbed"),
     *("train_loss", "test_loss", "behavioral_rsa_rho", "behavioral_rsa_p_value", "recovery_epochs"),
     *("train_loss_minus_baseline", "test_loss_minus_baseline", "behavioral_rsa_rho_minus_baseline"),
-    *("recovery_epochs_from_start", "followed_epochs", "censored", "left_band", "state_digest", "equals_baseline"),
+    *("recovery_epochs_from_start", "followed_epochs", "censored", "left_band", "state_digest"),
+    *("equals_baseline", "baseline_state_digest"),
 }
 EFFECTS = {
     *("baseline", "run", "kind", "length", "start_epoch", "seed", "measure", "when", "epoch", "effect"),
@@ -43,7 +45,7 @@ def test_every_test_that_the_page_names_exists() -> None:
 
 
 def test_the_page_names_the_numbers_of_the_code() -> None:
-    formats = {checkpoint.FORMAT_VERSION, tracked.FORMAT_VERSION, certificate_file.FORMAT_VERSION}
+    formats = {each.FORMAT_VERSION for each in (checkpoint, tracked, certificate_file, manifest)}
     assert set(map(int, re.findall(r"`format_version` (\d+)", PAGE))) == formats
     assert f"`{PORTABLE}` is the number of a definition" in PAGE
     assert TRAJECTORY_VERSION == 1, "say in docs/VERSIONS.md which versions have which trajectory_version"

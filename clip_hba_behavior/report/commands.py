@@ -3,6 +3,7 @@
 What needs torch or draws is imported once the checks are done: a wrong path is told at once.
 """
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -67,6 +68,8 @@ def report(
         if of_one_run:
             for figure in recorded_figures(records[0]):
                 draw(figure)
+        # torch's threads would spin while they wait for each other, on the core of the process that draws
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         # only now: the process that draws has something to do meanwhile
         from clip_hba_behavior.report.run_page import Request, run_page
         from clip_hba_behavior.report.runs_page import runs_page

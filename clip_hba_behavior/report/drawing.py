@@ -1,5 +1,6 @@
 """Figures for a paper, drawn by a second process while this one goes on: half of a report's time is theirs."""
 
+import gc
 import pickle
 import subprocess
 import sys
@@ -83,8 +84,10 @@ def _draw(figure: Figure) -> Files:
 
 def work() -> None:
     """Draw what comes on standard input until it ends."""
+    gc.disable()  # in between it would look through all of matplotlib again and again
     from clip_hba_behavior.report.paper import paper_files  # now, before the first figure is there
 
+    gc.freeze()
     received, sent = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # nothing but figures goes back
     while True:
@@ -94,3 +97,4 @@ def work() -> None:
             return
         pickle.dump(paper_files(figure), sent)
         sent.flush()
+        gc.collect()

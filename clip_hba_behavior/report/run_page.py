@@ -83,8 +83,8 @@ def run_page(
     else:
         problem = f"{record.path} has no checkpoint of an epoch with results"
         left_out.append(problem)
+    dimension_blocks = _dimensions(record, evaluation, problem, draw)  # first: this drawing takes longest
     alignment_blocks = _alignment(record, request, evaluation, problem, draw)
-    dimension_blocks = _dimensions(record, evaluation, problem, draw)
     if evaluation is not None:
         alignment = alignment_of(evaluation.predictions[evaluation.best], evaluation.human_rdm)
     sections = [

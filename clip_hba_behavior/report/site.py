@@ -46,6 +46,10 @@ def render_site(
         f"{_ASSETS}/{name}": _packaged(f"vendor/{name}") for name in (PLOTLY, PLOTLY_LICENSE)
     }
     found |= {f"{_ASSETS}/{name}": _packaged(f"templates/{name}") for name in ("report.js", "report.css")}
+    for page in pages:  # first: meanwhile figures are drawn
+        for titled in page.tables():
+            _add(found, {f"{_FIGURES}/{titled.name}.csv": to_csv(titled.table)})
+        _add(found, {page.file: render_page(page).encode(errors="replace")})  # a path may hold other bytes
     figures = [figure for page in pages for figure in page.figures()]
     for done, figure in enumerate(figures, start=1):
         made = {f"{_FIGURES}/{figure.name}.{ending}": content for ending, content in drawer.files(figure).items()}
@@ -53,10 +57,6 @@ def render_site(
             made[f"{_FIGURES}/{figure.name}.csv"] = to_csv(figure.table)
         _add(found, made)
         report("drawing figures", done, len(figures))
-    for page in pages:
-        for titled in page.tables():
-            _add(found, {f"{_FIGURES}/{titled.name}.csv": to_csv(titled.table)})
-        _add(found, {page.file: render_page(page).encode(errors="replace")})  # a path may hold other bytes
     return dict(sorted(found.items()))
 
 

@@ -275,7 +275,7 @@ def test_a_missing_backbone_is_told_in_a_sentence_and_an_earlier_best_beside_the
     page, left_out = run_page(record, elsewhere, Session(logging.getLogger("a")))
     html = render_page(page)
     assert len(left_out) == 1
-    assert "They need the run’s data, backbone and checkpoints. Backbone " in html
+    assert "They need the run’s data, backbone and checkpoints. There is no backbone " in html
     assert html.count(str(tmp_path / "none")) == 3  # summary, and two parts
     assert "clip-hba report" in html
     assert "--config where-the-data-are.yaml" in html
