@@ -48,7 +48,7 @@ class Kept(Generic[Value]):
             and all(mark_of(path) == mark for path, mark in kept.marks.items())
         ):
             return kept.value
-        self._reading = None  # before another is read: it may be large
+        self._reading = kept = None  # before another is read: it may be large
         began = time.time_ns()
         value = read()
         marks = {path: mark_of(path) for path in files_of(value)}

@@ -65,7 +65,10 @@ def _status(plan: Plan, run: Run) -> Status:
     if found.state == "done" and epoch >= plan.first_own_epoch(run) and recall(plan, run) is None:
         with suppress(BadInputError):  # its results are not complete: the table names what is not there
             results = recorded(plan.path(run.name), plan.first_own_epoch(run), epoch)
-            keep(plan, run, Finished(epoch, found.detail, results))
+            with suppress(
+                OSError
+            ):  # as on a full disk; the run is done all the same, and read again the next time
+                keep(plan, run, Finished(epoch, found.detail, results))
     return found
 
 
