@@ -11,8 +11,8 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 def pretrained_files(name: str) -> Iterator[Path]:
     """Yield the file of a model or tokenizer that was read; or its directory, and the files in it.
 
-    Of one from the hub they are the hub's cache's, with the file that says which commit it is: the hub is not asked,
-    which may be out of reach by now, or have another commit.
+    Of one from the hub they are the hub's cache's, with the file that says which commit it is. The hub is not
+    asked: it may be out of reach by now, or have another commit.
     """
     directory = Path(name).expanduser()
     if not directory.exists():
