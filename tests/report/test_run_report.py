@@ -299,7 +299,7 @@ def test_a_certificate_of_another_run_that_is_named_is_refused(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("report none", "there is no none"),
+        ("report none", "there is nothing at the path none"),
         ("report .", "there is neither a run nor a sweep in ."),
         ("report {run} {run}", "is given twice"),
         ("report {run} --out {run}", "holds what no report wrote"),
