@@ -64,4 +64,5 @@ def mark_of(path: Path) -> Mark | None:
         found = path.stat()
     except OSError:
         return None
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    # not st_dev: a network file system's is another on each machine, and after each start
+    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
