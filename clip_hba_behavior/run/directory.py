@@ -271,6 +271,12 @@ class RunDirectory:
                     f"{self.environment_file} is damaged\n  found:    {key} is {quote(environment.get(key))}\n"
                     f"  expected: {' or '.join(kind.__name__ for kind in kinds)}"
                 )
+        for key in ("drift", "package_changes"):
+            if others := [each for each in environment.get(key, []) if not isinstance(each, str)]:
+                raise BadInputError(
+                    f"{self.environment_file} is damaged\n  found:    {key} holds {quote(others[0])}\n"
+                    "  expected: sentences"
+                )
         return environment | {"trajectory": as_recorded(environment["trajectory"])}
 
     def write_best(self, epoch: int, test_loss: float) -> None:
@@ -290,7 +296,7 @@ class RunDirectory:
             with open_text(path, MIB) as file:
                 best = json.load(file)
             return int(best["epoch"]), float(best["test_loss"])
-        except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
             again = command_line("resume", self.path)
             raise BadInputError(f"{path} cannot be read: {error}\n  write it again: {again}") from None
 
