@@ -84,7 +84,7 @@ class RunFiles:
         """
         self.found = find_checkpoints(path)
         run, self.files = self.found.run, self.found.files
-        self.path, self.table, self.has_gaps = run.path, table, states is not None
+        self.path, self.table = run.path, table
         if states is not None:
             self.files = {epoch: path for epoch, path in self.files.items() if epoch in states}
         self.config: Config | None = None
@@ -96,6 +96,8 @@ class RunFiles:
         self.file = lru_cache(maxsize=2)(self._read_file)  # the end of one epoch is the start of the next
         if self.found.is_run:
             self._read_run(run)
+        removes = self.config is not None and self.config.keep_checkpoints != "all"
+        self.has_gaps = states is not None or removes
         self.rows = {epoch: {name: float(cells[name]) for name in METRICS} for epoch, cells in self._cells.items()}
         if table is not None:
             self.rows = table.rows
@@ -148,6 +150,8 @@ class RunFiles:
 
     def _read_file(self, epoch: int) -> File:
         path = self.files.get(epoch)
+        if self.is_left_out(epoch):
+            return File(epoch, None, None)
         if path is None:
             return File(epoch, None, f"there is no checkpoint of epoch {epoch}")
         try:
@@ -159,7 +163,8 @@ class RunFiles:
 
     def is_left_out(self, epoch: int) -> bool:
         """Whether an epoch's state was left out on purpose, and the ledger has its digest."""
-        return self.has_gaps and epoch not in self.files and self.ledger.end(epoch) is not None
+        is_between = min(self.files) < epoch < max(self.files)
+        return self.has_gaps and is_between and epoch not in self.files and self.ledger.end(epoch) is not None
 
     def origin(self, epoch: int) -> Mapping[str, Any]:
         """Return the provenance of an epoch's state; of one that was left out, the next file's."""
