@@ -51,7 +51,8 @@ def state(
 ) -> None:
     """Train up to a state that was not kept, compare it with the ledger, and write its checkpoint."""
     from clip_hba_behavior.config import read_config_file
-    from clip_hba_behavior.verification.missing_states import make_again, missing_state
+    from clip_hba_behavior.verification.missing_states import make_again
+    from clip_hba_behavior.verification.state_request import missing_state
 
     keys = read_config_file(config) if config is not None else {}
     missing = missing_state(run, epoch, step, out)

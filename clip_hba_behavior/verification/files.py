@@ -84,7 +84,7 @@ class RunFiles:
         """
         self.found = find_checkpoints(path)
         run, self.files = self.found.run, self.found.files
-        self.path, self.table = run.path, table
+        self.path, self.table, self.has_gaps = run.path, table, states is not None
         if states is not None:
             self.files = {epoch: path for epoch, path in self.files.items() if epoch in states}
         self.config: Config | None = None
@@ -96,14 +96,13 @@ class RunFiles:
         self.file = lru_cache(maxsize=2)(self._read_file)  # the end of one epoch is the start of the next
         if self.found.is_run:
             self._read_run(run)
-        removes = self.config is not None and self.config.keep_checkpoints != "all"
-        self.has_gaps = states is not None or removes
         self.rows = {epoch: {name: float(cells[name]) for name in METRICS} for epoch, cells in self._cells.items()}
         if table is not None:
             self.rows = table.rows
 
     def _read_run(self, run: RunDirectory) -> None:
         self.config = self._attempt(run.read_config, run.config_file)
+        self.has_gaps |= self.config is not None and self.config.keep_checkpoints != "all"
         self.environment = self._attempt(run.read_environment, run.environment_file) or {}
         self.ledger = self._attempt(lambda: read_ledger(run.ledger_file), run.ledger_file) or self.ledger
         results = self._attempt(lambda: read_lines(run.results_file, RESULTS), run.results_file)

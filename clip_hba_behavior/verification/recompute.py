@@ -16,8 +16,8 @@ from clip_hba_behavior.run.log import duration, epoch_seconds
 from clip_hba_behavior.run.replayer import Replayer
 from clip_hba_behavior.training.inputs import Inputs
 from clip_hba_behavior.verification.files import RunFiles
-from clip_hba_behavior.verification.missing_states import MissingState
 from clip_hba_behavior.verification.replays import ReplayHistory, recorded_config
+from clip_hba_behavior.verification.state_request import MissingState
 
 
 @numerics_left_as_they_were()
@@ -65,7 +65,8 @@ def recompute(
     except NotReproducibleError as error:
         where = command_line("verify", "checkpoints", run.path, "--epochs", epoch)
         raise NotReproducibleError(
-            f"{missing.name()} of {run.path} cannot be made again: {error}\n  nothing was written; find out why: {where}"
+            f"{missing.name()} of {run.path} cannot be made again: {error}\n"
+            f"  nothing was written; find out why: {where}"
         ) from None
     missing.file.parent.mkdir(exist_ok=True)
     beside = replayer.trainer(replays.settings(epoch)).undrawn_streams()

@@ -134,7 +134,7 @@ def _origins(files: RunFiles, chosen: Sequence[int]) -> tuple[dict[int, Mapping[
 
 
 def _with_those_before(files: RunFiles, chosen: Sequence[int], steps: int | None) -> list[int]:
-    """Add the epochs that lead from the last state there is to the start of each chosen one, if all is compared."""
+    """Add the epochs that lead from the last state there is to the start of each chosen one, if whole ones are."""
     first, last = min(files.files), max(files.files)
     if absent := [epoch for epoch in chosen if not first < epoch <= last]:
         raise BadInputError(
