@@ -12,6 +12,7 @@ import pytest
 from clip_hba_behavior.config import make_config
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, NotReproducibleError
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
+from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.life import resume, start, start_fork
 from clip_hba_behavior.verification.missing_states import make_again, put_back
 from clip_hba_behavior.verification.state_request import missing_state
@@ -149,21 +150,13 @@ def test_a_damaged_state_to_begin_with_and_changed_images_are_refused(thinned: P
     with pytest.raises(BadInputError, match=r"no state to begin with: .*epoch0_dora_params"):
         make_again(missing_state(thinned, 1))
     shutil.copyfile(runs / "all/dora_params/epoch0_dora_params.pth", first)
-    environment = thinned / "dora_params"
-    images = Path(make_config_of(thinned)["img_dir"])
-    changed = thinned.parent / "images"
-    shutil.copytree(images, changed)
-    victim = sorted(changed.iterdir())[0]
-    shutil.copyfile(sorted(changed.iterdir())[1], victim)
+    images = Path(str(RunDirectory(thinned).read_config().img_dir))
+    data = Path(shutil.copytree(images.parent, thinned.parent / "data"))
+    one, other = sorted((data / images.name).iterdir())[:2]
+    shutil.copyfile(other, one)
     with pytest.raises(BadInputError, match="data or weights are not what the run was made with"):
-        make_again(missing_state(thinned, 1), {"img_dir": str(changed)})
-    assert not checkpoint_path(environment, 1).exists()
-
-
-def make_config_of(run: Path) -> dict[str, Any]:
-    from clip_hba_behavior.run.directory import RunDirectory
-
-    return RunDirectory(run).read_config().model_dump()
+        make_again(missing_state(thinned, 1), dict(data_keys(data)))
+    assert not checkpoint_path(thinned / "dora_params", 1).exists()
 
 
 def test_a_fork_from_a_state_that_was_not_kept_is_the_fork_from_the_one_that_was(
