@@ -141,7 +141,7 @@ LOOKING = {
             *("predict", "rdm", "odd-one-out", "export", "publish"),
             *("runs", "alignment", "slurm", "cache", "cache list", "cache clean"),
             *("", "train", "resume", "fork", "inspect", "demo", "diff", "reconstruct", "data", "data check"),
-            *("bundle", "verify bundle"),
+            *("bundle", "verify bundle", "state"),
             *("report", "verify", "verify quick", "verify checkpoints", "verify results", "sweep", "sweep plan"),
             *("sweep run", "sweep resume", "sweep status", "sweep table", "sweep cancel", "sweep verify"),
         )
