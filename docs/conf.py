@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
@@ -30,7 +31,6 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 add_module_names = False
-python_maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
 
 html_theme = "furo"
@@ -67,7 +67,16 @@ def read_page(app: Sphinx, name: str, content: list[str]) -> None:
         content[0] = on_the_site(content[0], file.parent)
 
 
+def make_accessible(app: Sphinx, name: str, template: str, context: dict[str, Any], tree: object) -> None:
+    """Let boxes that scroll be reached by keyboard, and headings of the navigation have a level."""
+    body = context.get("body", "").replace("<pre>", '<pre tabindex="0">')
+    context["body"] = body.replace('<div class="table-wrapper', '<div tabindex="0" class="table-wrapper')
+    navigation = context.get("furo_navigation_tree", "")
+    context["furo_navigation_tree"] = navigation.replace('role="heading"', 'role="heading" aria-level="2"')
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.add_lexer("csv", TextLexer)
     app.connect("source-read", read_page)
+    app.connect("html-page-context", make_accessible, priority=900)  # after the theme has made the navigation

@@ -1,9 +1,7 @@
 """Every example of the documentation is run by a test, or is in a list here with the reason why not."""
 
-import itertools
 import os
 import re
-import shlex
 
 import pytest
 import typer
@@ -11,7 +9,7 @@ import typer
 from clip_hba_behavior.cli import app
 from test_docs_commands import DOCS, DOCUMENTS, REPOSITORY, TUTORIALS, Block, blocks
 
-RUN = {*DOCUMENTS, *(f"tutorials/{each}" for each in TUTORIALS), "own_data", "REPORTS", "STATISTICS", "SWEEPS"}
+RUN = {*DOCUMENTS, *(f"tutorials/{name}" for name in TUTORIALS), "own_data", "REPORTS", "STATISTICS", "SWEEPS"}
 """Pages of which all is run, by `test_docs_commands.py` and `test_docs_given.py`."""
 PYTHON_RUN = {"ANY_LOOP", "EXACT"}
 """Pages whose Python is run by `test_docs_given.py`."""
@@ -74,46 +72,6 @@ def test_the_list_of_what_is_not_run_holds_nothing_else() -> None:
     found = pages()
     stale = [(name, start) for name, start in NOT_RUN if f"\n{start}" not in found[name]]
     assert stale == []
-
-
-def commands_of(page: str) -> list[str]:
-    """The command lines of clip-hba in a page, in blocks and between backticks; capitals stand for other words."""
-    inline = re.findall(r"`((?:clip-hba|torchrun [^`]*-m clip_hba_behavior) [^`]+)`", page.replace("\n", " "))
-    lines = [line.strip() for block in blocks(page) for line in block.lines]
-    return [*inline, *(line for line in lines if line.startswith(("clip-hba ", "torchrun ")))]
-
-
-def wrong_in(command: str) -> str:
-    """What of a command line does not exist: the command, or an option; empty if all does."""
-    words = shlex.split(command.replace("\\|", "|"), comments=True)
-    start = (
-        1
-        if words[0] == "clip-hba"
-        else words.index("clip_hba_behavior") + 1
-        if "clip_hba_behavior" in words
-        else len(words)
-    )
-    words = list(itertools.takewhile(lambda word: word not in ("|", "&&", ">"), words[start:]))
-    found = typer.main.get_command(app)
-    options: set[str] = {"--help", "--install-completion"}
-    for word in words:
-        options |= {each for parameter in found.params for each in (*parameter.opts, *parameter.secondary_opts)}
-        if word.startswith("--"):
-            if word.split("=")[0] not in options:
-                return word
-        elif hasattr(found, "commands") and not (word.isupper() or word in ("...", "<verb>")):
-            if word not in found.commands:
-                return word
-            found = found.commands[word]
-    return ""
-
-
-def test_every_command_on_a_page_exists_with_its_options() -> None:
-    commands = [(name, each) for name, page in pages().items() for each in commands_of(page)]
-    assert len(commands) > 100
-    assert [(name, each, wrong_in(each)) for name, each in commands if wrong_in(each)] == []
-    assert wrong_in("clip-hba sweep rnu sweep.yaml") == "rnu"
-    assert wrong_in("clip-hba resume RUN --alow lr") == "--alow"
 
 
 def test_the_page_of_commands_has_each_command_once() -> None:

@@ -156,9 +156,7 @@ def test_given_runs_and_sweeps_every_example_of_the_page_does_what_it_says(name:
             write_file(reader, block, changes)
     if prepare:
         prepare(reader)
-    for block in found:
-        if block.language == "yaml":
-            continue
+    for block in [each for each in found if each.language != "yaml"]:
         given = GIVEN.get(name, "").splitlines() if block.language == "python" else []
         reader.do(Block(block.language, [*given, *(line for line in block.lines if not is_listed(name, line))]))
 

@@ -19,7 +19,7 @@ PAGES = ["index", "QUICK_START", "configuration", "api/exact", "STATISTICS"]
 def test_every_public_name_is_in_the_reference() -> None:
     for name in ("clip_hba_behavior", "clip_hba_behavior.reproducibility", "clip_hba_behavior.exact"):
         page = (REPOSITORY / f"docs/api/{name.rpartition('.')[2]}.rst").read_text(encoding="utf-8")
-        described = re.findall(r"^\.\. auto\w+:: (\w+)", page, flags=re.MULTILINE)
+        described = re.findall(r"^\.\. auto\w+:: ([\w.]+)", page, flags=re.MULTILINE)
         assert len(described) == len(set(described))
         assert [
             each for each in import_module(name).__all__ if each not in described and f"``{each}``" not in page

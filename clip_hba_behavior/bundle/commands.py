@@ -18,7 +18,7 @@ from clip_hba_behavior.report.sources import Source as ReportSource
 from clip_hba_behavior.report.sources import read_records
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.files import published_file
-from clip_hba_behavior.reproducibility.state.untrusted import shown
+from clip_hba_behavior.reproducibility.state.untrusted import quote, shown
 from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints, name_epochs
 from clip_hba_behavior.run.directory import RunDirectory
@@ -160,7 +160,7 @@ def verify_bundle(
 def _complete(manifest: Manifest) -> str:
     facts = manifest.facts
     certificates = [
-        f"{each['file']}, level {each['level']}, {shown(each['verdict'])}" for each in facts["certificates"]
+        shown(f"{each['file']}, level {each['level']}, {each['verdict']}") for each in facts["certificates"]
     ]
     return "\n".join(
         [
@@ -183,13 +183,14 @@ def _problems_within(directory: Path, manifest: Manifest) -> list[str]:
         files = RunFiles(directory, states=list_checkpoints(run.checkpoints))
         problems = [*foreign, *problems_of(files)]
         facts = facts_of(files, certificates)
-    except BadInputError as error:
+    except (BadInputError, OSError) as error:
         return [str(error)]
-    for key in facts.keys() | manifest.facts.keys():
-        if facts.get(key) != manifest.facts.get(key):
+    for key in sorted(facts.keys() | manifest.facts.keys()):
+        told, found = manifest.facts.get(key), facts.get(key)
+        if told != found:
             problems.append(
-                f"{MANIFEST}: {key} is not what the files say\n    in the manifest: {manifest.facts.get(key)!r}\n"
-                f"    in the files:    {facts.get(key)!r}"
+                f"{MANIFEST}: {shown(key)} is not what the files say\n    in the manifest: {quote(told)}\n"
+                f"    in the files:    {quote(found)}"
             )
     return problems
 

@@ -24,7 +24,7 @@ from clip_hba_behavior.exact.sums import norm, sum
 from clip_hba_behavior.exact.totals import Reduce, column_totals, mse_loss, total
 
 DEFINITION = 1
-"""Version of the definitions: a change of any result's bits is a new one."""
+"""Version of the definitions. A change of any result's bits is a new one."""
 
 __all__ = [
     "DEFINITION",

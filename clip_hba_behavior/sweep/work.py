@@ -10,7 +10,7 @@ from clip_hba_behavior.run.checkpoint_files import checkpoint_path
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.kept import Kept
 from clip_hba_behavior.run.life import resume, start_fork
-from clip_hba_behavior.sweep.finished import Finished, keep, recall
+from clip_hba_behavior.sweep.finished import keep, recall
 from clip_hba_behavior.sweep.plan import Plan, Run
 from clip_hba_behavior.sweep.status import PATIENCE, Status, failure_file, recorded_config_of, status_of
 from clip_hba_behavior.sweep.table import recorded
@@ -67,9 +67,10 @@ def _status(plan: Plan, run: Run) -> Status:
     found = status_of(plan, run)
     epoch = int(found.epoch or 0)
     if found.state == "done" and epoch >= plan.first_own_epoch(run) and recall(plan, run) is None:
-        with suppress(BadInputError):  # its results are not complete: the table names what is not there
-            results = recorded(plan.path(run.name), plan.first_own_epoch(run), epoch)
-            keep(plan, run, Finished(epoch, found.detail, results))
+        own = (plan.first_own_epoch(run), epoch)
+        # Results that are not complete are named by the table; on a full disk the run is read again the next time.
+        with suppress(BadInputError, OSError):
+            keep(plan, run, epoch, found.detail, lambda: recorded(plan.path(run.name), *own))
     return found
 
 

@@ -110,6 +110,7 @@ def test_the_plan_tells_disk_and_time_of_both_retentions(
 
 
 @pytest.mark.system
+@pytest.mark.timeout(1200)
 def test_any_of_fifty_random_states_of_a_sweep_is_made_again_bit_for_bit(
     portable: Path, clip_hba: ClipHba, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,7 +123,7 @@ def test_any_of_fifty_random_states_of_a_sweep_is_made_again_bit_for_bit(
     kept, of = epochs_on_disk(tmp_path / "few"), epochs_on_disk(tmp_path / "everything")
     removed = [(name, epoch) for name in of for epoch in of[name] if epoch not in kept[name]]
     times = []
-    for name, epoch in random.Random(0).sample(removed, 50):
+    for name, epoch in random.Random(0).sample(removed, min(50, len(removed))):
         made, began = tmp_path / f"{name}_{epoch}.pth", time.monotonic()
         make_again(missing_state(tmp_path / "few/runs" / name, epoch, out=made))
         times.append(time.monotonic() - began)
@@ -130,7 +131,9 @@ def test_any_of_fifty_random_states_of_a_sweep_is_made_again_bit_for_bit(
         assert _without_directories(made, tmp_path) == _without_directories(original, tmp_path)
     sizes = [bytes_of_checkpoints(tmp_path / name) / 1e6 for name in ("few", "everything")]
     with capsys.disabled():
-        print(f"\n50 of {len(removed)} removed states made again, {min(times):.1f} to {max(times):.1f} s each")
+        print(
+            f"\n{len(times)} of {len(removed)} removed states made again, {min(times):.1f} to {max(times):.1f} s each"
+        )
         print(f"checkpoints: {sizes[0]:.1f} MB instead of {sizes[1]:.1f} MB; the table is the same")
 
 
