@@ -12,8 +12,9 @@ demo: $(STAMP)  ## train on the synthetic data set, resume in a new process, com
 test: $(STAMP)  ## the quick tests, under 10 minutes on 2 cores
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not system"
 
-test-system: $(STAMP)  ## the slow ones
-	$(VENV)/bin/python -m pytest -m system
+test-system: $(STAMP)  ## the slow ones; one cluster of SLURM at a time
+	$(VENV)/bin/python -m pytest -m system tests/slurm
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m system --ignore tests/slurm
 
 torture: $(STAMP)  ## kill training 1,000 times, resume it, compare the bytes: a quarter of an hour
 	PYTHONPATH=tests $(VENV)/bin/python -m torture.torture --kills 1000

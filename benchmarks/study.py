@@ -90,6 +90,7 @@ def changed_forks(
                     "perturb_length": 1,
                     "seed": 0,
                     "epoch": start,
+                    "baseline_state_digest": record.digests[start],
                     **{
                         f"{measure}_minus_baseline": fork.rows[start][measure] - record.rows[start][measure]
                         for measure in MEASURES

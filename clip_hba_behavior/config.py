@@ -441,7 +441,7 @@ def as_recorded(keys: Mapping[str, Any]) -> dict[str, Any]:
 
     A key that is still absent then had its default's effect.
     """
-    return {**_BEFORE_THE_KEY, **keys}
+    return {**keys, **{key: value for key, value in _BEFORE_THE_KEY.items() if key not in keys}}
 
 
 def read_config_file(path: Path, purpose: str = "configuration file") -> dict[str, Any]:

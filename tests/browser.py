@@ -1,8 +1,10 @@
 """A real Chromium over pages on this disk: what they load, what goes wrong, what is drawn."""
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,12 +23,18 @@ def find_chromium() -> str:
         return found
     if not shutil.which("apt-get"):
         pytest.skip("there is no Chromium, and no apt-get to install it")
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for words in (["update"], ["install", "--yes", "--no-install-recommends", "chromium"]):
-        done = subprocess.run(["apt-get", *words], env=environment, capture_output=True, text=True, timeout=600)
-        if done.returncode:
-            pytest.skip(f"apt-get {' '.join(words)} exited with {done.returncode}: {done.stderr[-300:]}")
-    return str(shutil.which("chromium"))
+    with (Path(tempfile.gettempdir()) / "clip_hba_tests_apt.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker of pytest may be at it
+        if found := next(filter(None, map(shutil.which, _NAMES)), None):
+            return found
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for words in (["update"], ["install", "--yes", "--no-install-recommends", "chromium"]):
+            done = subprocess.run(
+                ["apt-get", *words], env=environment, capture_output=True, text=True, timeout=600
+            )
+            if done.returncode:
+                pytest.skip(f"apt-get {' '.join(words)} exited with {done.returncode}: {done.stderr[-300:]}")
+        return str(shutil.which("chromium"))
 
 
 def find_axe(directory: Path) -> str:

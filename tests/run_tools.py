@@ -47,7 +47,7 @@ def finished(
     """Return a run for one test, as `trained` does: trained once per configuration and session, then copied."""
     wanted = json.dumps(keys | changes, sort_keys=True)
     if wanted not in _FINISHED:
-        place = tmp_path.parent / f"finished{len(_FINISHED)}"
+        place = tmp_path.parent / f"trained-once{len(_FINISHED)}"
         place.mkdir()
         _FINISHED[wanted] = trained(clip_hba, place, keys, **changes)
     run = Path(shutil.copytree(_FINISHED[wanted], tmp_path / name))

@@ -9,13 +9,22 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def pretrained_files(name: str) -> Iterator[Path]:
-    """Yield the file of a model or tokenizer; or its directory, which may be the hub's, and the files in it."""
+    """Yield the file of a model or tokenizer that was read; or its directory, and the files in it.
+
+    Of one from the hub they are the hub's cache's, with the file that says which commit it is. The hub is not
+    asked: it may be out of reach by now, or have another commit.
+    """
     directory = Path(name).expanduser()
     if not directory.exists():
-        config = PretrainedFiles(name).find("config.json")
-        if config is None:
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        cache = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+        commit = cache / "refs" / "main"
+        yield commit
+        if not commit.is_file():
             return
-        directory = config.parent
+        directory = cache / "snapshots" / commit.read_text()
     yield directory
     if directory.is_dir():
         yield from directory.iterdir()

@@ -26,7 +26,7 @@ class Drawer:
         """Draw in another process, or without one in this process."""
         self._worker = worker
         self._thread = ThreadPoolExecutor(1)
-        self._begun: dict[str, Future[Files]] = {}
+        self._begun: dict[str, Future[Files | None]] = {}
 
     def __call__(self, figure: Figure) -> Figure:
         """Begin to draw a figure, unless one of its name was begun before."""
@@ -37,9 +37,8 @@ class Drawer:
     def files(self, figure: Figure) -> Files:
         """Return a figure's files, as `paper_files` does; those that nobody has begun are drawn here."""
         begun = self._begun.get(figure.name)
-        if begun is None or begun.cancel():
-            return _draw(figure)
-        return begun.result()
+        made = None if begun is None or begun.cancel() else begun.result()
+        return _draw(figure) if made is None else made
 
     def close(self) -> None:
         """Let the other process end."""
@@ -47,7 +46,8 @@ class Drawer:
         if self._worker is not None:
             self._worker.communicate()
 
-    def _ask(self, figure: Figure) -> Files:
+    def _ask(self, figure: Figure) -> Files | None:
+        """Return a figure's files; None if the other process was killed: two threads must not draw at once."""
         assert self._worker is not None
         assert self._worker.stdin is not None
         assert self._worker.stdout is not None
@@ -56,8 +56,8 @@ class Drawer:
             self._worker.stdin.flush()
             files: Files = pickle.load(self._worker.stdout)  # of a process of our own
             return files
-        except (OSError, EOFError, pickle.UnpicklingError):  # it was killed
-            return _draw(figure)
+        except (OSError, EOFError, pickle.UnpicklingError):
+            return None
 
 
 @contextmanager

@@ -158,8 +158,19 @@ def save_step_checkpoint(
     """
     directory.mkdir(exist_ok=True)
     path = step_checkpoint_path(directory, state.epoch + 1, state.step_in_epoch)
-    _publish(path, to_content(state, provenance, beside))
+    publish_state(path, state, provenance, beside)
     return path
+
+
+def publish_state(
+    path: Path, state: TrainingState, provenance: Mapping[str, Any], beside: Mapping[str, Any] | None = None
+) -> None:
+    """Publish a complete state under any name. A file that exists is never replaced.
+
+    Raises:
+        NotReproducibleError: the file exists and holds another state.
+    """
+    _publish(path, to_content(state, provenance, beside))
 
 
 def _publish(path: Path, content: dict[str, Any]) -> None:

@@ -234,9 +234,23 @@ class RunDirectory:
         if epoch not in found:
             raise BadInputError(
                 f"{self.path} has no checkpoint of epoch {epoch}\n  found:    {name_epochs(found)}\n"
-                f"  give {option} one of those"
+                f"  give {option} one of those{self.recompute_advice(epoch)}"
             )
         return found[epoch]
+
+    def removed_epochs(self) -> set[int]:
+        """Return the epochs whose checkpoints `keep_checkpoints` removed; their states can be trained again."""
+        found = list_checkpoints(self.checkpoints)
+        if not found or not self.config_file.is_file() or self.read_config().keep_checkpoints == "all":
+            return set()
+        return set(range(min(found), max(found))) - found.keys()
+
+    def recompute_advice(self, epoch: int) -> str:
+        """Return the line that names the command which trains up to a state again; empty where none can."""
+        found = list_checkpoints(self.checkpoints)
+        if not self.config_file.is_file() or not found or not min(found) < epoch < max(found):
+            return ""
+        return f"\n  or make it again: {command_line('state', self.path, '--epoch', epoch)}"
 
     # --- files of one piece -------------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ class Kept(Generic[Value]):
             and all(mark_of(path) == mark for path, mark in kept.marks.items())
         ):
             return kept.value
-        self._reading = None  # before another is read: it may be large
+        self._reading = kept = None  # before another is read: it may be large
         began = time.time_ns()
         value = read()
         marks = {path: mark_of(path) for path in files_of(value)}
@@ -64,4 +64,5 @@ def mark_of(path: Path) -> Mark | None:
         found = path.stat()
     except OSError:
         return None
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    # not st_dev: a network file system's is another on each machine, and after each start
+    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)

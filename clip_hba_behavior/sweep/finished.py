@@ -6,6 +6,7 @@ files tell that they are still those that were checked.
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,14 +50,19 @@ def recall(plan: Plan, run: Run) -> Finished | None:
     return Finished(content["epoch"], content["detail"], results)
 
 
-def keep(plan: Plan, run: Run, found: Finished) -> None:
-    """Write down what was found of a run that is done."""
+def keep(plan: Plan, run: Run, epoch: int, detail: str, read: Callable[[], Results]) -> None:
+    """Write down what a run that is done recorded; see `Finished`.
+
+    Raises:
+        BadInputError: what `read` raises; nothing is written then.
+        OSError: it cannot be written.
+    """
     content = {
         "asked": _asked(plan, run),
-        "marks": _marks(plan, run, found.epoch),
-        "epoch": found.epoch,
-        "detail": found.detail,
-        "results": found.results,
+        "marks": _marks(plan, run, epoch),  # before the files are read: what changes meanwhile has another mark
+        "epoch": epoch,
+        "detail": detail,
+        "results": read(),
     }
     text = json.dumps(content)
     path = _file(plan, run)

@@ -245,9 +245,18 @@ class Plan:
         shorter = self.shorter(run)
         return run.epoch if shorter is None else shorter.epoch + shorter.length
 
+    def retention(self) -> dict[str, Any]:
+        """Return which states a fork keeps by default: where every machine can make the others again, few."""
+        return {} if self.arithmetic == "native" else {"keep_checkpoints": "best"}
+
+    def states_to_make(self) -> int:
+        """Return how many of the baseline's states `keep_checkpoints` removed that forks begin with."""
+        begun = {run.epoch - 1 for run in self.runs() if run.extends is None}
+        return len(begun & RunDirectory(self.baseline).removed_epochs())
+
     def own_keys(self, run: Run) -> dict[str, Any]:
         """Return the keys that a fork does not have from its parent."""
-        keys = {**self.file.settings, **run.settings()}
+        keys = {**self.retention(), **self.file.settings, **run.settings()}
         if keys.get("fork_early_stopping") == "fresh" and (run.extends is not None or run.kind == "none"):
             # The counters began with the run that it extends; a control with others would not be the baseline.
             keys["fork_early_stopping"] = "inherit"
@@ -329,7 +338,8 @@ def make_plan(file: SweepFile) -> Plan:
     states = list_checkpoints(baseline.checkpoints)
     last = baseline.newest_epoch()
     wanted = range(1, last + 1) if file.epochs == "all" else sorted(set(file.epochs))
-    missing = [epoch for epoch in wanted if epoch - 1 not in states or epoch > last]
+    begins = states.keys() | baseline.removed_epochs()
+    missing = [epoch for epoch in wanted if epoch - 1 not in begins or epoch > last]
     if missing:
         raise BadInputError(
             f"no fork can start with epoch {', '.join(map(str, missing))} of {baseline.path}\n"

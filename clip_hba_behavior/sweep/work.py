@@ -6,14 +6,16 @@ from contextlib import suppress
 
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
 from clip_hba_behavior.reproducibility.state.files import replace
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.kept import Kept
 from clip_hba_behavior.run.life import resume, start_fork
-from clip_hba_behavior.sweep.finished import Finished, keep, recall
+from clip_hba_behavior.sweep.finished import keep, recall
 from clip_hba_behavior.sweep.plan import Plan, Run
 from clip_hba_behavior.sweep.status import PATIENCE, Status, failure_file, recorded_config_of, status_of
 from clip_hba_behavior.sweep.table import recorded
 from clip_hba_behavior.training.inputs import Inputs
+from clip_hba_behavior.verification.missing_states import put_back
 
 _LINES_KEPT = 12
 # Data and backbone are those of all runs of a sweep; a process reads them once.
@@ -38,6 +40,8 @@ def execute(plan: Plan, run: Run) -> Status:
             patience = {key: value for key, value in plan.file.settings.items() if key == PATIENCE}
             resume(plan.path(run.name), {"epochs": plan.last_epoch, **patience}, kept=_KEPT)
         else:
+            first = checkpoint_path(RunDirectory(plan.source(run)).checkpoints, plan.first_own_epoch(run) - 1)
+            put_back(first, _KEPT)
             start_fork(
                 plan.source(run),
                 plan.first_own_epoch(run),
@@ -63,9 +67,10 @@ def _status(plan: Plan, run: Run) -> Status:
     found = status_of(plan, run)
     epoch = int(found.epoch or 0)
     if found.state == "done" and epoch >= plan.first_own_epoch(run) and recall(plan, run) is None:
-        with suppress(BadInputError):  # its results are not complete: the table names what is not there
-            results = recorded(plan.path(run.name), plan.first_own_epoch(run), epoch)
-            keep(plan, run, Finished(epoch, found.detail, results))
+        own = (plan.first_own_epoch(run), epoch)
+        # Results that are not complete are named by the table; on a full disk the run is read again the next time.
+        with suppress(BadInputError, OSError):
+            keep(plan, run, epoch, found.detail, lambda: recorded(plan.path(run.name), *own))
     return found
 
 

@@ -66,13 +66,29 @@ class LazyBackbone:
         }
         self._model: Clip | None = None
         self._upper: Clip | None = None
+        self._digest: str | None = None
 
     def get(self) -> Clip:
-        """Return the backbone on its device, loading it if it is not there."""
+        """Return the backbone on its device, loading it if it is not there.
+
+        Raises:
+            BadInputError: it cannot be loaded, or is another than it was when its digest was taken.
+        """
         if self._model is None:
             model = load_backbone(self._config.backbone, self._config.trust_backbone_file)
+            if self._digest is not None and (found := model.digest()) != self._digest:
+                raise BadInputError(
+                    f"the weights of the backbone {self._config.backbone} changed since they were first read\n"
+                    f"  found:    {found}\n  expected: {self._digest}\n  restore them, and resume the run"
+                )
             self._model = model.to(self._device)
         return self._model
+
+    def digest(self) -> str:
+        """Return the digest of the weights, which those that are loaded again must have."""
+        if self._digest is None:
+            self._digest = self.get().digest()
+        return self._digest
 
     def upper(self) -> Clip:
         """Return what a model trains on, the blocks with DoRA layers and what follows; it is not dropped."""
@@ -232,7 +248,7 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
     image_digests = things.image_digests(paths, lambda done, total: progress("reading images", done, total))
 
     digests = {
-        "weights": backbone.get().digest(),
+        "weights": backbone.digest(),
         "images": digest(list(image_digests)),
         "targets": things.targets_digest(annotations),
         "inference_targets": things.targets_digest(inference),

@@ -11,6 +11,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import CLIPTokenizer
 
 from clip_hba_behavior.model import tokenizer_files
+from clip_hba_behavior.model.hub import pretrained_files
 from clip_hba_behavior.model.tokenizer import load_tokenizer
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_tokenizers import END, START, write_tokenizer
@@ -215,6 +216,21 @@ def test_without_a_connection_a_file_is_absent_only_if_the_cache_knows(
     asked.clear()
     assert load_tokenizer("openai/clip").num_tokens == 11
     assert asked == ["tokenizer.json"]
+
+
+def test_what_was_read_from_the_hubs_cache_is_found_without_the_hub(
+    hub: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tokenizer has no config.json: the hub would be asked for it, which may be out of reach."""
+    repository = hub("openai/clip", "tokenizer.json")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: pytest.fail("the hub is asked"))
+    snapshot = repository / "snapshots" / COMMIT
+    expected = {repository / "refs/main", snapshot, snapshot / "tokenizer.json"}
+    assert set(pretrained_files("openai/clip")) == expected
+    assert list(pretrained_files(str(snapshot))) == [snapshot, snapshot / "tokenizer.json"]
+    (repository / "refs/main").unlink()
+    assert list(pretrained_files("openai/clip")) == [repository / "refs/main"], "nothing to be kept by"
 
 
 def test_all_files_are_of_the_commit_of_the_first(

@@ -6,6 +6,7 @@ import logging
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -298,7 +299,7 @@ def test_a_certificate_of_another_run_that_is_named_is_refused(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("report none", "there is no none"),
+        ("report none", "there is nothing at the path none"),
         ("report .", "there is neither a run nor a sweep in ."),
         ("report {run} {run}", "is given twice"),
         ("report {run} --out {run}", "holds what no report wrote"),
@@ -381,3 +382,24 @@ def test_figures_are_drawn_with_the_modules_of_this_process(
         assert draw.files(Figure("a", "A", "", "", (panel,)))["png"]
         assert draw._worker is not None
         assert draw._worker.poll() is None
+
+
+def test_once_the_process_that_draws_is_killed_one_thread_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matplotlib's settings are the process's: two threads that draw at once spoil each other's figures."""
+    threads: list[threading.Thread] = []
+
+    def draw(figure: Figure) -> dict[str, bytes]:
+        threads.append(threading.current_thread())
+        return {"png": figure.name.encode()}
+
+    monkeypatch.setattr(drawing, "usable_cores", lambda: 2)
+    monkeypatch.setattr(drawing, "_draw", draw)
+    figures = [Figure(name, "", "", "", ()) for name in "abc"]
+    with drawing.drawing() as drawer:
+        assert drawer._worker is not None
+        drawer._worker.kill()
+        drawer._worker.wait()
+        for each in figures:
+            drawer(each)
+        assert [drawer.files(each)["png"] for each in figures] == [b"a", b"b", b"c"]
+    assert set(threads) == {threading.main_thread()}

@@ -350,7 +350,8 @@ def test_sweeps_of_one_baseline_and_baselines_of_other_settings_are_said_to_be(
     assert "Several sweeps of one baseline" not in copies
     assert "differ in more than their seed" not in copies
     assert "The baselines differ in more than their seed. sweep: rank 4; other: rank 8." in unlike
-    assert "other: with 2 null runs no p-value is below 0.33" in copies
+    assert "sweep, other: with 2 null runs no p-value is below 0.33" in copies
+    assert f"claims with p of at most 0.05: 0 of {len(record.effects.families)}" in copies
 
 
 def test_kinds_are_explained_by_the_words_of_the_documentation(record: SweepRecord) -> None:
@@ -379,6 +380,12 @@ def test_several_sweeps_are_summarised_over_their_baselines(record: SweepRecord,
     for row in table.table.rows:
         assert row[6:9] == pytest.approx([row[6]] * 3)
     assert {row[4] for row in table.table.rows} == {"perturbed", "window_end", "last"}
+    assert all("mean of 2 baselines (line)" in figure.text for figure in page.figures())
+    third = as_another_baseline(record, "third")
+    few = [row for row in third.collected.rows if row["perturb_epoch"] == 3]
+    third = replace(third, collected=replace(third.collected, rows=few))
+    page = over_baselines_page([record, other, third], [*files, "sweep-3.html"], styles_of([record]))
+    assert "mean of 3 baselines (2 at epoch 2) (line)" in page.figures()[0].text
     shorter = [row for row in other.collected.rows if row["epoch"] < 4]
     ended = replace(other, collected=replace(other.collected, rows=shorter))
     page = over_baselines_page([record, ended], files, styles_of([record, other]))
@@ -386,9 +393,10 @@ def test_several_sweeps_are_summarised_over_their_baselines(record: SweepRecord,
     assert {row[4] for row in page.tables()[0].table.rows} == {"perturbed", "window_end"}
 
 
-def as_another_baseline(record: SweepRecord) -> SweepRecord:
+def as_another_baseline(record: SweepRecord, name: str = "another") -> SweepRecord:
     """The same results as of another training."""
-    rows = [row | {"baseline_state_digest": f"another {row['epoch']}"} for row in record.collected.rows]
+    states = {"parent": name, "baseline_state_digest": name}
+    rows = [row | states for row in record.collected.rows]
     return replace(record, collected=replace(record.collected, rows=rows))
 
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +69,24 @@ def test_what_changed_in_the_moment_of_reading_is_not_kept(file: Path) -> None:
     for _ in range(2):
         kept.get("key", lambda: reads.append("key") or file.read_text(), lambda _: [file])
     assert reads == ["key", "key"]
+
+
+def test_a_value_is_let_go_before_another_is_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large model there is never a second one in memory."""
+    now = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now() + 3600 * 10**9)
+    kept: Kept[set[str]] = Kept()
+    made: list[weakref.ref[set[str]]] = []
+
+    def read() -> set[str]:
+        assert not made or made[-1]() is None
+        value = set[str]()
+        made.append(weakref.ref(value))
+        return value
+
+    for key in ("key", "key", "other"):
+        kept.get(key, read, lambda _: [file])
+    assert len(made) == 2
 
 
 def test_a_mark_tells_files_apart_and_is_none_without_one(file: Path, tmp_path: Path) -> None:

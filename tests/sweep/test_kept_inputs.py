@@ -6,14 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from clip_hba_behavior.config import make_config
+from clip_hba_behavior.data.standin import standin_backbone_directory
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run import assembly
 from clip_hba_behavior.run.kept import Kept
 from clip_hba_behavior.run.life import run_behavioral_training
 from clip_hba_behavior.sweep import work
 from clip_hba_behavior.sweep.finished import recall
 from clip_hba_behavior.sweep.plan import Plan, make_plan, read_sweep_file
-from clip_hba_behavior.training.inputs import load_inputs
+from clip_hba_behavior.training.inputs import LazyBackbone, load_inputs
 from run_tools import data_keys
 from sweep_tools import write_sweep
 
@@ -83,6 +88,32 @@ def test_data_that_change_under_a_running_worker_are_noticed(what: str, plan: Pl
     assert status.state == "failed"
     assert "cannot be continued on other data or weights" in status.detail
     assert f"the digest of the {'images' if changed.suffix == '.png' else 'targets'}" in status.detail
+
+
+def test_a_backbone_that_is_loaded_again_must_be_the_one_that_was_digested(tmp_path: Path) -> None:
+    """It is dropped once the features are cached; a later run of the process may need it for noise images."""
+    directory = shutil.copytree(standin_backbone_directory(), tmp_path / "backbone")
+    backbone = LazyBackbone(make_config({"backbone": str(directory)}), torch.device("cpu"))
+    digest = backbone.digest()
+    backbone.drop()
+    assert backbone.get().digest() == digest
+    backbone.drop()
+    file = directory / "model.safetensors"
+    weights = load_file(file)
+    weights["logit_scale"] += 1
+    save_file(weights, file)
+    with pytest.raises(
+        BadInputError, match=f"changed since they were first read\n  found:.*\n  expected: {digest}"
+    ):
+        backbone.get()
+
+
+def test_a_run_whose_note_cannot_be_written_is_done(plan: Plan) -> None:
+    plan.directory.mkdir()
+    (plan.directory / "finished").write_text("in the place of the notes' directory")
+    run = plan.runs()[0]
+    assert work.execute(plan, run).state == "done"
+    assert recall(plan, run) is None
 
 
 def test_what_a_finished_run_recorded_is_kept_until_a_file_of_it_or_the_plan_changes(plan: Plan) -> None:

@@ -8,7 +8,9 @@ from clip_hba_behavior.report.blocks import Block, Facts, Page, Section, Text, T
 from clip_hba_behavior.report.figure import Figure, Level, Mark, Panel, Series, Table
 from clip_hba_behavior.report.groups import groups_of
 from clip_hba_behavior.report.sweeps.by_start import epochs_text, start_panel
+from clip_hba_behavior.report.sweeps.null import LEVEL
 from clip_hba_behavior.report.sweeps.record import MEASURE_NAMES, SweepRecord
+from clip_hba_behavior.run.checkpoint_files import name_epochs
 from clip_hba_behavior.sweep.claims import OverBaselines
 from clip_hba_behavior.sweep.effect import When
 from clip_hba_behavior.sweep.effects import Effects, effects_of
@@ -64,16 +66,20 @@ def _summary(records: Sequence[SweepRecord], effects: Effects) -> list[Block]:
             f"{record.collected.num_done()} of {len(record.collected.states)} runs done; baseline "
             f"{record.plan.baseline.name}; controls equal to the last bit: "
             f"{len(record.collected.controls()) - len(record.collected.failed_controls())} of "
-            f"{len(record.collected.controls())}",
+            f"{len(record.collected.controls())}{_claims(record)}",
         )
         for record in records
     ]
     notes = list(effects.baselines.notes())
+    of_sweeps: dict[str, list[str]] = {}  # of each note the sweeps that have it
+    for record in records:
+        for note in record.effects.notes:
+            of_sweeps.setdefault(note, []).append(record.name)
     texts = [
         "The baseline is the random unit: runs of one baseline share its weights and its order of images, so they "
         "are not independent of each other. An effect of a baseline is the mean over its seeds; each baseline "
         "counts once.",
-        *(f"{record.name}: {note}." for record in records for note in record.effects.notes if note not in notes),
+        *(f"{', '.join(names)}: {note}." for note, names in of_sweeps.items() if note not in notes),
         *_differing_baselines(records),
     ]
     texts += [sentence(note) for note in notes]
@@ -82,6 +88,13 @@ def _summary(records: Sequence[SweepRecord], effects: Effects) -> list[Block]:
     elif not effects.over_baselines:
         texts.append("No effect is there in two baselines or more yet.")
     return [Facts(facts), *(Text(each) for each in texts)]
+
+
+def _claims(record: SweepRecord) -> str:
+    """Say how many of a sweep's claims hold: an interval over few baselines may hold 0 where each is clear."""
+    families = record.effects.families
+    held = sum(each.p_value <= LEVEL for each in families)
+    return f"; claims with p of at most {LEVEL}: {held} of {len(families)}" if families else ""
 
 
 def _differing_baselines(records: Sequence[SweepRecord]) -> list[str]:
@@ -101,8 +114,7 @@ def _figure(found: Sequence[OverBaselines], when: When, measure: str, styles: Ma
         sorted({each.length for each in found}) if when != "perturbed" else [min(each.length for each in found)]
     )
     name = MEASURE_NAMES[measure]
-    sizes = sorted({len(each.baselines) for each in found})
-    baselines = f"{sizes[0]} baselines" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} baselines"
+    baselines = _number(found)
     return Figure(
         f"baselines-{when.replace('_', '-')}-{measure.replace('_', '-')}",
         f"Change of {name} {_TITLES[when]}",
@@ -115,6 +127,17 @@ def _figure(found: Sequence[OverBaselines], when: When, measure: str, styles: Ma
             for length in lengths
         ),
     )
+
+
+def _number(found: Sequence[OverBaselines]) -> str:
+    """Say how many baselines there are, and which start epochs have fewer: their intervals are far wider."""
+    most = max(len(each.baselines) for each in found)
+    fewer: dict[int, list[int]] = {}
+    for start, number in sorted({(each.start_epoch, len(each.baselines)) for each in found}):
+        if number < most:
+            fewer.setdefault(number, []).append(start)
+    named = "; ".join(f"{number} at {name_epochs(starts)}" for number, starts in fewer.items())
+    return f"{most} baselines{f' ({named})' if named else ''}"
 
 
 def _panel(
@@ -142,7 +165,7 @@ def _panel(
             Series(
                 [each.start_epoch + shift for each in of], [each.mean for each in of], kind, styles[kind], "both",
                 [each.low for each in of], [each.high for each in of],
-                hover=[f"{kind}, start {each.start_epoch}" for each in of],
+                hover=[f"{kind}, start {each.start_epoch}, {len(each.baselines)} baselines" for each in of],
             )
         )  # fmt: skip
     title = "" if when == "perturbed" else f"perturbed for {epochs_text(length)}"
