@@ -131,9 +131,7 @@ def test_any_of_fifty_random_states_of_a_sweep_is_made_again_bit_for_bit(
         assert _without_directories(made, tmp_path) == _without_directories(original, tmp_path)
     sizes = [bytes_of_checkpoints(tmp_path / name) / 1e6 for name in ("few", "everything")]
     with capsys.disabled():
-        print(
-            f"\n{len(times)} of {len(removed)} removed states made again, {min(times):.1f} to {max(times):.1f} s each"
-        )
+        print(f"\n{len(times)} of {len(removed)} states made again, {min(times):.1f} to {max(times):.1f} s each")
         print(f"checkpoints: {sizes[0]:.1f} MB instead of {sizes[1]:.1f} MB; the table is the same")
 
 
