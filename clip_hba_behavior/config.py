@@ -223,7 +223,7 @@ class Config(BaseModel):
     arithmetic: Literal["native", "portable", "portable 1"] = Field(
         "native",
         description="`native` is torch's, whose bits depend on processor, threads and versions; `portable` has "
-        "the same bits on every machine, and takes about three to five times as long; recorded with the "
+        "the same bits on every machine, and takes about two to four times as long; recorded with the "
         "number of its definition, `portable 1`; see PORTABLE.md.",
     )
     device: str = Field("auto", description="auto (a GPU if there is one), cpu, cuda or cuda:N.")
