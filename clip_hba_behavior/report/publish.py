@@ -60,7 +60,7 @@ def publish(asked: Path, to: str, out: Path | None) -> int:
         BadInputError: something given cannot be used; nothing was written.
     """
     if to != "tensorboard":
-        raise BadInputError(f"--to {to}: expected tensorboard\n  for other trackers see docs/TRACKING.md")
+        raise BadInputError(f"--to {to}: expected tensorboard\n  for other trackers see the page TRACKING of the documentation")
     runs, left_out = _runs_of(asked)
     if out is not None:
         refuse_taken(out)

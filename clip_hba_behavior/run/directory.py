@@ -122,7 +122,9 @@ class RunDirectory:
             )
         if not self.config_file.is_file():
             why = "it has no config.yaml" if self.path.is_dir() else "there is no such directory"
-            raise BadInputError(f"there is no run in {self.path}: {why}")
+            holds_runs = any(self.path.glob(f"*/{self.config_file.name}"))
+            below = f"\n  list the runs below it: {command_line('runs', self.path)}" if holds_runs else ""
+            raise BadInputError(f"there is no run in {self.path}: {why}{below}")
 
     @contextmanager
     def _hold(self) -> Iterator[None]:

@@ -327,7 +327,11 @@ def make_plan(file: SweepFile) -> Plan:
     """
     baseline = RunDirectory(Path(file.baseline).expanduser().absolute())
     if not baseline.config_file.is_file():
-        raise BadInputError(f"there is no run in {baseline.path}: the sweep's baseline has no config.yaml")
+        is_relative = not Path(file.baseline).expanduser().is_absolute()
+        counted = f"\n  {file.baseline} counts from the current directory, {Path.cwd()}" if is_relative else ""
+        raise BadInputError(
+            f"there is no run in {baseline.path}: the sweep's baseline has no config.yaml{counted}"
+        )
     directory = Path(file.directory).expanduser().absolute()
     if (directory / baseline.config_file.name).exists():
         whose = "the baseline's own" if directory.resolve() == baseline.path.resolve() else "a run's"

@@ -69,6 +69,7 @@ def test_what_cannot_be_published_is_refused_and_nothing_is_written(
     to = ("--to", "tensorboard")
     refused("taken is there already, and is not replaced", mine, *to, "--out", tmp_path / "taken")
     refused(f"there is no run in {tmp_path / 'taken'}", tmp_path / "taken", *to)
+    refused(f"list the runs below it: clip-hba runs {mine.parent}", mine.parent, *to)
     untracked = config.read_text()
     assert "tracking: null" in untracked
     config.write_text(untracked.replace("tracking: null", "tracking: tensorboard"))
