@@ -118,9 +118,9 @@ def unpack(path: Path, directory: Path, report: Report) -> tuple[Manifest | None
             if name not in found:
                 faults.append(f"{name} is missing")
             elif found[name].file_size != size:
-                faults.append(f"{name} differs: {found[name].file_size} bytes found, {size} in the manifest")
+                faults.append(f"{name}: {found[name].file_size} bytes found, {size} in the manifest")
             elif (why := _extract(archive, found[name], directory / name, sha256)) is not None:
-                faults.append(f"{name} differs: {why}")
+                faults.append(f"{name}: {why}")
             report("checking files", done, len(manifest.files))
     if not faults and not _is_as_written(path, directory, content, manifest):
         faults.append(

@@ -125,6 +125,12 @@ def verify_bundle(
         BadInputError: it is no bundle, or something given cannot be used.
     """
     check_free(json)
+    if path.is_dir():
+        raise BadInputError(
+            f"{path} is a directory, not a bundle\n  make a bundle of a run: "
+            f"{command_line('bundle', path)} --out FILE.zip\n  verify the run itself: "
+            f"{command_line('verify', 'checkpoints', path)}"
+        )
     chosen = parse_epochs(epochs or "all")
     # the recorded cache is of another machine's: here it is where this one has it
     given = (

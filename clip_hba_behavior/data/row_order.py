@@ -62,8 +62,8 @@ def wrong_order_message(order: RowOrder, table: Path | str, rdm_file: Path | str
     """Return the complete message on rows that look to be in the wrong order, or on an RDM of similarities."""
     if order.rho < 0 and order.share == 0:  # opposite, and more so than any chance
         return (
-            f"{rdm_file} looks to hold similarities: the dissimilarities of the targets of {table} agree with it to "
-            f"a rank correlation of {order}\n  expected: {expected} (0.8644 for THINGS)\n"
+            f"{rdm_file} looks to hold similarities: the dissimilarities of the targets of {table} agree with it "
+            f"to a rank correlation of {order}\n  expected: {expected} (0.8644 for THINGS)\n"
             "  give dissimilarities, which are 0 on the diagonal, such as 1 - similarity"
         )
     return (

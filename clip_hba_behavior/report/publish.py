@@ -60,7 +60,9 @@ def publish(asked: Path, to: str, out: Path | None) -> int:
         BadInputError: something given cannot be used; nothing was written.
     """
     if to != "tensorboard":
-        raise BadInputError(f"--to {to}: expected tensorboard\n  for other trackers see the page TRACKING of the documentation")
+        raise BadInputError(
+            f"--to {to}: expected tensorboard\n  for other trackers see the page TRACKING of the documentation"
+        )
     runs, left_out = _runs_of(asked)
     if out is not None:
         refuse_taken(out)

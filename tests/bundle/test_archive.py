@@ -70,8 +70,8 @@ def test_a_file_that_differs_is_named_though_the_archive_is_consistent(tmp_path:
     manifest = zipfile.ZipFile(io.BytesIO(archived(FILES))).read(MANIFEST)
     for number, (name, content, message) in enumerate(
         [
-            ("config.yaml", b"epochs: 4\n", "config.yaml differs: SHA-256"),
-            ("config.yaml", b"epochs: 30\n", "config.yaml differs: 11 bytes found, 10 in the manifest"),
+            ("config.yaml", b"epochs: 4\n", "config.yaml: SHA-256"),
+            ("config.yaml", b"epochs: 30\n", "config.yaml: 11 bytes found, 10 in the manifest"),
             ("report/index.html", None, "report/index.html is missing"),
             ("more.txt", b"more", "more.txt is not in the manifest"),
         ]

@@ -9,6 +9,7 @@ import pytest
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.sweep.columns import EFFECT_COLUMNS
 from clip_hba_behavior.sweep.effects import effects_of
+from clip_hba_behavior.sweep.nulls import least_p_note
 
 LAST = 8
 
