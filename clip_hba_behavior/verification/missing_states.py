@@ -19,17 +19,7 @@ def make_again(
 ) -> str:
     """Train up to a state, compare with the ledger, and write its checkpoint.
 
-    Args:
-        missing: the state.
-        given: keys of a configuration: where data and backbone are now.
-        kept: the inputs of an earlier run of this process.
-
-    Returns:
-        The state's digest.
-
-    Raises:
-        BadInputError: data or backbone cannot be used, or the state to begin with is damaged.
-        NotReproducibleError: another state was reached than the ledger records; nothing is written.
+    Without importing torch before the keys of `given` are checked; else as `recompute`.
     """
     make_config(given or {})
     from clip_hba_behavior.verification.recompute import recompute
