@@ -18,6 +18,7 @@ from pathlib import Path
 
 import yaml
 
+from clip_hba_behavior.run.log import silent
 from clip_hba_behavior.sweep.finished import recall
 from clip_hba_behavior.sweep.plan import Plan, Run, make_plan, read_sweep_file
 from clip_hba_behavior.sweep.work import execute
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--done", type=int, default=2_000)
     parser.add_argument("--epochs", type=int, default=12)
     arguments = parser.parse_args()
+    silent()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         config, sweep, baseline = folder / "config.yaml", folder / "sweep.yaml", folder / "baseline"

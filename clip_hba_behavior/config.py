@@ -223,7 +223,7 @@ class Config(BaseModel):
     arithmetic: Literal["native", "portable", "portable 1"] = Field(
         "native",
         description="`native` is torch's, whose bits depend on processor, threads and versions; `portable` has "
-        "the same bits on every machine, and takes about three to five times as long; recorded with the "
+        "the same bits on every machine, and takes about two to four times as long; recorded with the "
         "number of its definition, `portable 1`; see PORTABLE.md.",
     )
     device: str = Field("auto", description="auto (a GPU if there is one), cpu, cuda or cuda:N.")
@@ -441,7 +441,7 @@ def as_recorded(keys: Mapping[str, Any]) -> dict[str, Any]:
 
     A key that is still absent then had its default's effect.
     """
-    return {**_BEFORE_THE_KEY, **keys}
+    return {**keys, **{key: value for key, value in _BEFORE_THE_KEY.items() if key not in keys}}
 
 
 def read_config_file(path: Path, purpose: str = "configuration file") -> dict[str, Any]:

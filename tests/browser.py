@@ -29,7 +29,9 @@ def find_chromium() -> str:
             return found
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         for words in (["update"], ["install", "--yes", "--no-install-recommends", "chromium"]):
-            done = subprocess.run(["apt-get", *words], env=environment, capture_output=True, text=True, timeout=600)
+            done = subprocess.run(
+                ["apt-get", *words], env=environment, capture_output=True, text=True, timeout=600
+            )
             if done.returncode:
                 pytest.skip(f"apt-get {' '.join(words)} exited with {done.returncode}: {done.stderr[-300:]}")
         return str(shutil.which("chromium"))

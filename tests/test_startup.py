@@ -50,6 +50,9 @@ WRONG = {
     "fork run --at-epoch 2 --perturb noise --run-dir new": "perturb_type: found 'noise'",
     "fork run --at-epoch 2 --perturb none --run-dir run": "is not empty: it holds a run",
     "fork run --at-epoch 2 --perturb none --run-dir new --config none.yaml": "there is no configuration file",
+    "state none --epoch 2": "there is no run in",
+    "state run --epoch 9": "--epoch 9: there is no state of",
+    "state run --epoch 2 --config none.yaml": "there is no configuration file none.yaml",
     "inspect none.pth": "there is no checkpoint none.pth",
     "inspect good.yaml": "good.yaml is no checkpoint, or a torn one",
     "data check none.yaml": "there is no configuration file none.yaml",
@@ -138,7 +141,7 @@ LOOKING = {
             *("predict", "rdm", "odd-one-out", "export", "publish"),
             *("runs", "alignment", "slurm", "cache", "cache list", "cache clean"),
             *("", "train", "resume", "fork", "inspect", "demo", "diff", "reconstruct", "data", "data check"),
-            *("bundle", "verify bundle"),
+            *("bundle", "verify bundle", "state"),
             *("report", "verify", "verify quick", "verify checkpoints", "verify results", "sweep", "sweep plan"),
             *("sweep run", "sweep resume", "sweep status", "sweep table", "sweep cancel", "sweep verify"),
         )

@@ -1,5 +1,6 @@
 """The zip archive of a bundle: the same files give the same bytes; a foreign one is read without trusting it."""
 
+import errno
 import filecmp
 import hashlib
 import io
@@ -77,8 +78,9 @@ def refuse_names(names: Iterable[str], what: str) -> None:
         parts = name.split("/")
         if len(name) > 200 or not name.isprintable() or not all(_PART.fullmatch(part) for part in parts):
             raise BadInputError(f"{what} holds a name that not every system can have: {shown(name)}")
-        if (other := seen.setdefault(name.casefold(), name)) is not name:
+        if (other := seen.get(name.casefold())) is not None:
             raise BadInputError(f"{what} holds two files of one name: {shown(other)} and {shown(name)}")
+        seen[name.casefold()] = name
     for name in seen:
         if above := next((str(each) for each in PurePosixPath(name).parents if str(each) in seen), None):
             raise BadInputError(f"{what} holds {shown(above)} both as a file and as a folder")
@@ -116,9 +118,9 @@ def unpack(path: Path, directory: Path, report: Report) -> tuple[Manifest | None
             if name not in found:
                 faults.append(f"{name} is missing")
             elif found[name].file_size != size:
-                faults.append(f"{name} differs: {found[name].file_size} bytes found, {size} in the manifest")
+                faults.append(f"{name}: {found[name].file_size} bytes found, {size} in the manifest")
             elif (why := _extract(archive, found[name], directory / name, sha256)) is not None:
-                faults.append(f"{name} differs: {why}")
+                faults.append(f"{name}: {why}")
             report("checking files", done, len(manifest.files))
     if not faults and not _is_as_written(path, directory, content, manifest):
         faults.append(
@@ -157,6 +159,9 @@ def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, sha256
                 if (found := _copy(opened, target)) != sha256:
                     why = f"SHA-256 {found} found, {sha256} in the manifest"
         except LOADING_ERRORS as error:
+            # a full disk, and not the content; a forged archive leads before its own beginning
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                raise
             why = reason(error)
     if why is not None:
         path.unlink()

@@ -46,6 +46,8 @@ def bundle(path: Path, out: Path, certificate: Path | None) -> int:
     with session() as here:
         epochs = states_for(run)
         contents = contents_of(run, epochs, paths)
+        # before the files are read: what a process changes from here on is seen when they are written
+        entries = {name: digest_of(each) for name, each in contents.files.items()}
         files = RunFiles(run.path, states=epochs)
         if problems := problems_of(files):
             raise BadInputError(
@@ -56,7 +58,8 @@ def bundle(path: Path, out: Path, certificate: Path | None) -> int:
             )
         facts = facts_of(files, certificates)
         sources: dict[str, Source] = {**contents.files, README: readme(contents.files, facts)}
-        manifest = Manifest(facts, contents.left_out, {name: digest_of(sources[name]) for name in sorted(sources)})
+        entries[README] = digest_of(sources[README])
+        manifest = Manifest(facts, contents.left_out, dict(sorted(entries.items())))
         out.parent.mkdir(parents=True, exist_ok=True)
         with published_file(out) as file:
             all_of_them = in_order(sources, manifest.to_bytes())
@@ -69,7 +72,7 @@ def bundle(path: Path, out: Path, certificate: Path | None) -> int:
         print(f"tells:       {name} ({_shortened(held)})")
     print(f"left out:    {_shortened(contents.left_out) or 'nothing'}")
     if contents.others:
-        print(f"not of the run, so not in the bundle: {', '.join(contents.others)}")
+        print(f"not of the run, so not in the bundle: {', '.join(map(shown, contents.others))}")
     size, sha256 = digest_of(out)
     print(f"{out}: {size:,} bytes, SHA-256 {sha256}")
     print(f"check it:    {command_line('verify', 'bundle', out)}")
@@ -122,6 +125,12 @@ def verify_bundle(
         BadInputError: it is no bundle, or something given cannot be used.
     """
     check_free(json)
+    if path.is_dir():
+        raise BadInputError(
+            f"{path} is a directory, not a bundle\n  make a bundle of a run: "
+            f"{command_line('bundle', path)} --out FILE.zip\n  verify the run itself: "
+            f"{command_line('verify', 'checkpoints', path)}"
+        )
     chosen = parse_epochs(epochs or "all")
     # the recorded cache is of another machine's: here it is where this one has it
     given = (
@@ -134,8 +143,9 @@ def verify_bundle(
         directory.mkdir()
         with session() as here:
             manifest, problems = unpack(path, directory, here.interruptible().report)
-        if manifest is not None and not problems:
-            problems = _problems_within(directory, manifest)
+            if manifest is not None and not problems:
+                problems = _problems_within(directory, manifest)
+            here.stop.check()
         problems = [_without(directory, path, each) for each in problems]
         what = {"bundle": str(path), "sha256": digest_of(path)[1]}
         print(f"SHA-256 of {path}: {what['sha256']}")

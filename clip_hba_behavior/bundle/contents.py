@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clip_hba_behavior.bundle.archive import refuse_names
-from clip_hba_behavior.bundle.manifest import MANIFEST, README
+from clip_hba_behavior.bundle.manifest import MANIFEST
 from clip_hba_behavior.report.certificates import Certificate
 from clip_hba_behavior.report.output import MANIFEST as REPORT_MANIFEST
-from clip_hba_behavior.report.output import refuse_foreign
+from clip_hba_behavior.report.output import names_written, refuse_foreign
 from clip_hba_behavior.reproducibility.record.lease import LOCK_NAME, holder_of
 from clip_hba_behavior.reproducibility.record.quarantine import FOLDER as QUARANTINE
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.advice import command_line
-from clip_hba_behavior.run.checkpoint_files import list_checkpoints
+from clip_hba_behavior.run.checkpoint_files import list_checkpoints, list_step_checkpoints
 from clip_hba_behavior.run.directory import RECORD_FILES, RunDirectory, is_temporary, is_tracked
 
 REPORT = "report"
@@ -89,7 +89,10 @@ def contents_of(run: RunDirectory, epochs: Iterable[int], certificates: Mapping[
     refuse_names(files, str(run.path))
     left_out: list[str] = []
     others: list[str] = []
-    for path in sorted(each for each in run.path.rglob("*") if not each.is_dir() and not is_temporary(each)):
+    there = {each for each in run.path.rglob("*") if not each.is_dir() and not is_temporary(each)}
+    # where these folders are links, nothing below them is found by the walk
+    there |= {*checkpoints.values(), *list_step_checkpoints(run.step_checkpoints).values()}
+    for path in sorted(there):
         name = path.relative_to(run.path).as_posix()
         if name in files or name == LOCK_NAME:
             continue
@@ -104,12 +107,15 @@ def _files_of_report(directory: Path) -> list[Path]:
         return []
     try:
         refuse_foreign(directory)
+        names = names_written(directory)
+        if lost := [name for name in names if not (directory / name).is_file()]:
+            raise BadInputError(f"{directory} is not complete: it lacks {', '.join(lost)}")
     except BadInputError as error:
         why = str(error).partition("\n")[0]
         raise BadInputError(
             f"{why}\n  move {directory} away, and make it again: {command_line('report', directory.parent)}"
         ) from None
-    return sorted(each for each in directory.rglob("*") if each.is_file() and not is_temporary(each))
+    return sorted(directory / name for name in (REPORT_MANIFEST, *names))
 
 
 def certificate_paths(
@@ -118,11 +124,19 @@ def certificate_paths(
     """Return the paths of a run's certificates, by their names in the bundle.
 
     Raises:
-        BadInputError: the one that is named has the name of another.
+        BadInputError: the one that is named has the name of another, or one by which it would not be found.
     """
+    if named is not None and not named.name.endswith(".json"):
+        raise BadInputError(
+            f"{named}: its name does not end in .json, so no certificate would be found in the bundle\n"
+            "  rename the certificate"
+        )
     found = {each.name: path for each in certificates if (path := run.path / each.name).is_file()}
+    taken = [path for name, path in found.items() if name.casefold() == MANIFEST]
     if named is not None and (
-        named.name in (README, MANIFEST) or not found.setdefault(named.name, named).samefile(named)
+        named.name.casefold() == MANIFEST or not found.setdefault(named.name, named).samefile(named)
     ):
-        raise BadInputError(f"{named}: the bundle has another file of this name\n  rename the certificate")
+        taken.append(named)
+    if taken:
+        raise BadInputError(f"{taken[0]}: the bundle has another file of this name\n  rename the certificate")
     return found

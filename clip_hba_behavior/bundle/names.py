@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ def names_within(
     environment = run.read_environment()
     texts = _texts([environment, run.read_config().model_dump(), *origins.values(), *_certificates(files)])
     names = {str(each.get("host") or "") for each in (environment["machine"], *origins.values())}
-    names |= {str(Path.home()), *(each for each in texts if Path(each).is_absolute())}
+    with suppress(RuntimeError):  # a container's user may have none
+        names.add(str(Path.home()))
+    names |= {*(each for each in texts if Path(each).is_absolute())}
     searched = {
-        name: re.compile(rb"(?<![\w-])" + re.escape(os.fsencode(name)) + rb"(?![\w-])")
+        name: re.compile(rb"(?<![\w-])(" + rb"|".join(map(_pattern, _spellings(name))) + rb")(?![\w-])")
         for name in sorted(names)
         if len(name) > 1
     }
@@ -39,6 +42,15 @@ def names_within(
             if pattern.search(content):
                 found[name].append(file)
     return {name: held for name, held in found.items() if held}
+
+
+def _spellings(name: str) -> list[bytes]:
+    """Return a name as it stands in texts and YAML, and as JSON escapes it."""
+    return [os.fsencode(name), json.dumps(name)[1:-1].encode()]
+
+
+def _pattern(name: bytes) -> bytes:
+    return rb"\s+".join(map(re.escape, name.split(b" ")))  # YAML folds long lines
 
 
 def _certificates(files: Mapping[str, Path]) -> Iterator[Any]:

@@ -85,12 +85,12 @@ def readme(names: Iterable[str], facts: Mapping[str, Any]) -> bytes:
         for name, meaning in (_MEANINGS | certificates).items()
         if any(each == name or (name.endswith("/") and each.startswith(name)) for each in held)
     }
-    width = max(map(len, told)) + 2
+    width = min(max(map(len, told)), 40) + 1
     text = _TEXT.format(
         version=(facts["package"] or {}).get("version", "(version not recorded)"),
         epochs=name_epochs(map(int, facts["state_digests"])),
         arithmetic=facts["arithmetic"],
-        files="\n".join(_wrapped(f"{name:<{width}}", meaning) for name, meaning in told.items()),
+        files="\n".join(_wrapped(f"{name:<{width}} ", meaning) for name, meaning in told.items()),
         claim=_CLAIMS[facts["arithmetic"] != "native"],
         state=f"dora_params/epoch{facts['epochs']['best']}_dora_params.pth",
     )
@@ -99,6 +99,7 @@ def readme(names: Iterable[str], facts: Mapping[str, Any]) -> bytes:
 
 def _wrapped(label: str, text: str) -> str:
     words = " ".join(text.split())
+    width = max(115, len(label) + 60)
     return textwrap.fill(
-        words, 115, initial_indent=label, subsequent_indent=" " * len(label), break_on_hyphens=False
+        words, width, initial_indent=label, subsequent_indent=" " * len(label), break_on_hyphens=False
     )

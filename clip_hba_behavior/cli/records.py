@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clip_hba_behavior.cli.options import WhereDataAre
+
 if TYPE_CHECKING:
     from clip_hba_behavior.run.caches import Cache
 
@@ -32,6 +34,29 @@ def inspect(
     from clip_hba_behavior.verification.tracked import describe_state
 
     print(describe_state(path) or describe(read_checkpoint(path)))
+
+
+@app.command()
+def state(
+    run: Annotated[Path, typer.Argument(help="The run's directory.")],
+    epoch: Annotated[
+        int, typer.Option("--epoch", min=1, help="The state after this epoch: epochN_dora_params.pth.")
+    ],
+    step: Annotated[
+        int | None,
+        typer.Option("--step", min=1, help="The state within it, after this many of its steps: epochN_stepK.pth."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The new file. Default: its place in the run.")] = None,
+    config: WhereDataAre = None,
+) -> None:
+    """Train up to a state that was not kept, compare it with the ledger, and write its checkpoint."""
+    from clip_hba_behavior.config import read_config_file
+    from clip_hba_behavior.verification.missing_states import make_again
+    from clip_hba_behavior.verification.state_request import missing_state
+
+    keys = read_config_file(config) if config is not None else {}
+    missing = missing_state(run, epoch, step, out)
+    print(f"{missing.file}\nstate digest {make_again(missing, keys)}")
 
 
 @app.command()

@@ -25,8 +25,9 @@ def train(
 ) -> None:
     """Train from a configuration."""
     from clip_hba_behavior.config import make_config, parse_settings, read_config_file
-    from clip_hba_behavior.run.request import refuse_bad_start
+    from clip_hba_behavior.run.request import first_state_file, refuse_bad_start
     from clip_hba_behavior.run.resolution import resolve_config
+    from clip_hba_behavior.verification.missing_states import put_back
 
     keys = read_config_file(config) | parse_settings(settings or [])
     if run_dir is not None:
@@ -36,6 +37,7 @@ def train(
         print(resolve_config(checked).to_yaml(), end="")
         return
     refuse_bad_start(checked)
+    put_back(first_state_file(checked))
     from clip_hba_behavior.run.life import start
 
     print(f"The run is in {start(checked)}")
@@ -66,11 +68,15 @@ def resume(
 ) -> None:
     """Continue a run, bit for bit."""
     from clip_hba_behavior.config import parse_settings
+    from clip_hba_behavior.run.checkpoint_files import checkpoint_path
     from clip_hba_behavior.run.request import resumption
+    from clip_hba_behavior.verification.missing_states import put_back
 
     allowed = [key.strip() for each in allow or [] for key in each.split(",")]
     changes = parse_settings(settings or [])
-    resumption(run, changes, from_epoch, run_dir, allowed)
+    asked = resumption(run, changes, from_epoch, run_dir, allowed)
+    if asked.elsewhere is not None:
+        put_back(checkpoint_path(asked.source.checkpoints, asked.elsewhere[1]))
     from clip_hba_behavior.run.life import resume
 
     path = resume(run, changes, from_epoch, run_dir, allowed, accept_mismatch)
@@ -118,7 +124,8 @@ def fork(
     """Start from another run's state, perturb some epochs, and train on."""
     from clip_hba_behavior.config import parse_settings, read_config_file
     from clip_hba_behavior.run.fork_request import fork_config
-    from clip_hba_behavior.run.request import refuse_bad_start
+    from clip_hba_behavior.run.request import first_state_file, refuse_bad_start
+    from clip_hba_behavior.verification.missing_states import put_back
 
     options = {
         "perturb_type": perturb,
@@ -131,7 +138,9 @@ def fork(
     }
     keys = (read_config_file(config) if config is not None else {}) | parse_settings(settings or [])
     keys |= {key: value for key, value in options.items() if value is not None}
-    refuse_bad_start(fork_config(baseline, at_epoch, {**keys, "run_dir": str(run_dir)}))
+    checked = fork_config(baseline, at_epoch, {**keys, "run_dir": str(run_dir)})
+    refuse_bad_start(checked)
+    put_back(first_state_file(checked))
     from clip_hba_behavior.run.life import start_fork
 
     print(f"The run is in {start_fork(baseline, at_epoch, keys, run_dir)}")

@@ -59,7 +59,13 @@ def row_order(targets: NDArray[np.float64], human_rdm: NDArray[np.float64]) -> R
 
 
 def wrong_order_message(order: RowOrder, table: Path | str, rdm_file: Path | str, expected: str) -> str:
-    """Return the complete message on rows that look to be in the wrong order."""
+    """Return the complete message on rows that look to be in the wrong order, or on an RDM of similarities."""
+    if order.rho < 0 and order.share == 0:  # opposite, and more so than any chance
+        return (
+            f"{rdm_file} looks to hold similarities: the dissimilarities of the targets of {table} agree with it "
+            f"to a rank correlation of {order}\n  expected: {expected} (0.8644 for THINGS)\n"
+            "  give dissimilarities, which are 0 on the diagonal, such as 1 - similarity"
+        )
     return (
         f"the rows of {table} look to be in the wrong order: their targets' dissimilarities agree with "
         f"{rdm_file} to a rank correlation of {order}\n  expected: {expected} (0.8644 for THINGS)\n"

@@ -281,7 +281,8 @@ def _read_rdm(path: Path, variable: str, advice: str) -> NDArray[np.float64]:
     if variable not in found:
         raise DataError(
             f"{path}: variable {variable} is missing\n"
-            f"  found:    {shown(', '.join(sorted(found))) or 'no variables'}\n  {advice}"
+            f"  found:    {shown(', '.join(sorted(found))) or 'no variables'}\n"
+            f"  save the matrix under the name {variable}, or {advice}"
         )
     shape, kind = found[variable]
     side = NUM_HUMAN_IMAGES

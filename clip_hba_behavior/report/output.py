@@ -47,6 +47,15 @@ def refuse_foreign(directory: Path) -> None:
             )
 
 
+def names_written(directory: Path) -> list[str]:
+    """Return the names of a report's files, its manifest apart; none where there is no report.
+
+    Raises:
+        BadInputError: what is there is no report's manifest.
+    """
+    return list(_read_manifest(directory))
+
+
 def write_report(directory: Path, files: Mapping[str, bytes]) -> None:
     """Write a report in the place of an older one; the manifest names every file before it is there.
 

@@ -1,7 +1,8 @@
 """`clip-hba publish`: what runs have recorded, written for a tracker. Nothing of it needs torch."""
 
+import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,9 @@ def publish(asked: Path, to: str, out: Path | None) -> int:
         BadInputError: something given cannot be used; nothing was written.
     """
     if to != "tensorboard":
-        raise BadInputError(f"--to {to}: expected tensorboard\n  for other trackers see docs/TRACKING.md")
+        raise BadInputError(
+            f"--to {to}: expected tensorboard\n  for other trackers see the page TRACKING of the documentation"
+        )
     runs, left_out = _runs_of(asked)
     if out is not None:
         refuse_taken(out)
@@ -69,14 +72,21 @@ def publish(asked: Path, to: str, out: Path | None) -> int:
             _refuse_tracked_now(path)
     refuse_no_tensorboard(f"--to {to}")
     with session() as here:
+        recorded = {name: _read(path) for name, path in runs.items()}
+        empty = [name for name, each in recorded.items() if not each.ledger and not each.rows]
+        if len(empty) == len(runs):
+            raise BadInputError(f"{asked} has recorded nothing yet, so there is nothing to publish")
+        for name in empty:
+            left_out.append(f"{runs.pop(name)}: it has recorded nothing yet")
         if out is None:
-            for path in runs.values():
-                left_out += _write(path, path / FOLDER, here)
+            for name, path in runs.items():
+                left_out += _write(path, recorded[name], path / FOLDER, here)
         else:
             with published_directory(out) as directory:
                 for name, path in runs.items():
-                    left_out += _write(path, directory / name, here)
-        here.logger.info("Look at them: %s", join_command(["tensorboard", "--logdir", str(out or asked)]))
+                    left_out += _write(path, recorded[name], directory / name, here)
+        where = out or (asked if _is_above(asked, runs.values()) else Path(os.path.commonpath([*runs.values()])))
+        here.logger.info("Look at them: %s", join_command(["tensorboard", "--logdir", str(where)]))
     for each in left_out:
         print(f"left out: {each}", file=sys.stderr)
     return 1 if left_out else 0
@@ -100,6 +110,11 @@ def _runs_of(asked: Path) -> tuple[dict[str, Path], list[str]]:
     return {"": run.path}, []
 
 
+def _is_above(asked: Path, runs: Iterable[Path]) -> bool:
+    """Whether what was asked is itself the directory in which each run's folder is found."""
+    return all(each.absolute().is_relative_to(asked.absolute()) for each in runs)
+
+
 def _refuse_tracked_now(path: Path) -> None:
     """Return if no process adds points to a run's own folder just now."""
     holder = None if is_tracked(path) else holder_of(path)
@@ -119,18 +134,14 @@ def _read(path: Path) -> _Recorded:
     return _Recorded(run.read_config().trajectory(), lines.found, rows.found, rows.left_out() + lines.left_out())
 
 
-def _write(path: Path, directory: Path, here: Session) -> list[str]:
+def _write(path: Path, recorded: _Recorded, directory: Path, here: Session) -> list[str]:
     """Write the points of a run; return what was left out."""
-    recorded = _read(path)
     left_out = [f"{path}: {note}" for note in recorded.left_out]
     if has_pending(path / LEDGER_NAME):
-        left_out.append(
-            f"{path}: lines that it has still to repeat; go on with it: {command_line('resume', path)}"
-        )
+        again = "start your script again" if is_tracked(path) else command_line("resume", path)
+        left_out.append(f"{path}: lines that it has still to repeat; go on with it: {again}")
     num_steps = longest_epoch(recorded.ledger)
     points = list(scalars_of(recorded.ledger, recorded.rows, num_steps))
-    if not points:
-        raise BadInputError(f"{path} has recorded nothing yet, so there is nothing to publish")
     write_events(directory, recorded.settings, _told_of(points, here.interruptible().report))
     here.logger.info("Published %s, %d points", path, sum(len(each.values) for each in points))
     return left_out

@@ -26,6 +26,11 @@ from clip_hba_behavior.run.results import P_VALUE_CAVEAT
 from clip_hba_behavior.training.state import PartialState, TrainingState
 
 FORMAT_VERSION = 1
+# What the parts of a provenance are that others look into.
+_PROVENANCE: dict[str, type] = {
+    **dict.fromkeys(("config", "digests", "package", "versions", "variables"), dict),
+    "drift": list,
+}
 _STATE_KEYS = [each.name for each in fields(TrainingState) if each.name != "parameters"]
 
 
@@ -158,8 +163,19 @@ def save_step_checkpoint(
     """
     directory.mkdir(exist_ok=True)
     path = step_checkpoint_path(directory, state.epoch + 1, state.step_in_epoch)
-    _publish(path, to_content(state, provenance, beside))
+    publish_state(path, state, provenance, beside)
     return path
+
+
+def publish_state(
+    path: Path, state: TrainingState, provenance: Mapping[str, Any], beside: Mapping[str, Any] | None = None
+) -> None:
+    """Publish a complete state under any name. A file that exists is never replaced.
+
+    Raises:
+        NotReproducibleError: the file exists and holds another state.
+    """
+    _publish(path, to_content(state, provenance, beside))
 
 
 def _publish(path: Path, content: dict[str, Any]) -> None:
@@ -200,7 +216,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise BadInputError(f"{path} is no checkpoint: it holds no parameters")
     rng_state = content.get("rng_state")
     if "state_digest" not in content:
-        return Checkpoint(path, parameters, rng_state, None, None, _provenance(content))
+        return Checkpoint(path, parameters, rng_state, None, None, _provenance(content, path))
 
     version = content.get("format_version")
     if version != FORMAT_VERSION:
@@ -212,7 +228,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if missing:
         raise BadInputError(f"{path} is damaged: it lacks {', '.join(missing)}")
     state = TrainingState(parameters=parameters, **{key: content[key] for key in _STATE_KEYS})
-    checkpoint = Checkpoint(path, parameters, rng_state, state, content["state_digest"], _provenance(content))
+    checkpoint = Checkpoint(
+        path, parameters, rng_state, state, content["state_digest"], _provenance(content, path)
+    )
     if state.digest() != checkpoint.state_digest:
         raise AlteredCheckpointError(
             f"{path} is damaged: its state is not the one that was saved\n"
@@ -224,9 +242,19 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     return checkpoint
 
 
-def _provenance(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return where a state comes from, its configuration complete; empty in a file of the earlier pipeline."""
+def _provenance(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return where a state comes from, its configuration complete; empty in a file of the earlier pipeline.
+
+    Raises:
+        BadInputError: a part of it is of another kind than this program writes.
+    """
     origin: dict[str, Any] = content.get("provenance", {})
+    for key, kind in _PROVENANCE.items():
+        if key in origin and not isinstance(origin[key], kind):
+            raise BadInputError(
+                f"{path} is damaged: where it comes from cannot be read\n  found:    {key} {origin[key]!r:.200}\n"
+                f"  expected: a {kind.__name__}\n  use another epoch's checkpoint"
+            )
     return origin | {"config": as_recorded(origin["config"])} if "config" in origin else origin
 
 

@@ -122,7 +122,9 @@ class RunDirectory:
             )
         if not self.config_file.is_file():
             why = "it has no config.yaml" if self.path.is_dir() else "there is no such directory"
-            raise BadInputError(f"there is no run in {self.path}: {why}")
+            holds_runs = any(self.path.glob(f"*/{self.config_file.name}"))
+            below = f"\n  list the runs below it: {command_line('runs', self.path)}" if holds_runs else ""
+            raise BadInputError(f"there is no run in {self.path}: {why}{below}")
 
     @contextmanager
     def _hold(self) -> Iterator[None]:
@@ -234,9 +236,23 @@ class RunDirectory:
         if epoch not in found:
             raise BadInputError(
                 f"{self.path} has no checkpoint of epoch {epoch}\n  found:    {name_epochs(found)}\n"
-                f"  give {option} one of those"
+                f"  give {option} one of those{self.recompute_advice(epoch)}"
             )
         return found[epoch]
+
+    def removed_epochs(self) -> set[int]:
+        """Return the epochs whose checkpoints `keep_checkpoints` removed; their states can be trained again."""
+        found = list_checkpoints(self.checkpoints)
+        if not found or not self.config_file.is_file() or self.read_config().keep_checkpoints == "all":
+            return set()
+        return set(range(min(found), max(found))) - found.keys()
+
+    def recompute_advice(self, epoch: int) -> str:
+        """Return the line that names the command which trains up to a state again; empty where none can."""
+        found = list_checkpoints(self.checkpoints)
+        if not self.config_file.is_file() or not found or not min(found) < epoch < max(found):
+            return ""
+        return f"\n  or make it again: {command_line('state', self.path, '--epoch', epoch)}"
 
     # --- files of one piece -------------------------------------------------------------------------
 
@@ -271,6 +287,12 @@ class RunDirectory:
                     f"{self.environment_file} is damaged\n  found:    {key} is {quote(environment.get(key))}\n"
                     f"  expected: {' or '.join(kind.__name__ for kind in kinds)}"
                 )
+        for key in ("drift", "package_changes"):
+            if others := [each for each in environment.get(key, []) if not isinstance(each, str)]:
+                raise BadInputError(
+                    f"{self.environment_file} is damaged\n  found:    {key} holds {quote(others[0])}\n"
+                    "  expected: sentences"
+                )
         return environment | {"trajectory": as_recorded(environment["trajectory"])}
 
     def write_best(self, epoch: int, test_loss: float) -> None:
@@ -290,7 +312,7 @@ class RunDirectory:
             with open_text(path, MIB) as file:
                 best = json.load(file)
             return int(best["epoch"]), float(best["test_loss"])
-        except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
             again = command_line("resume", self.path)
             raise BadInputError(f"{path} cannot be read: {error}\n  write it again: {again}") from None
 

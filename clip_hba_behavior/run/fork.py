@@ -52,6 +52,11 @@ def read_parent(config: Config) -> Checkpoint | None:
     file = first_state_file(config)
     if file is None:
         return None
+    if not file.exists():
+        run = RunDirectory(file.parent.parent)
+        raise BadInputError(
+            f"there is no {file}: keep_checkpoints removed it{run.recompute_advice(config.training_run - 1)}"
+        )
     parent = read_named(file)
     _refuse_changed(parent, config.training_run - 1)
     recorded = parent.provenance.get("config", {})

@@ -70,7 +70,7 @@ def end_of_fork(config: Config) -> int:
 
 def _refuse_no_state(run: RunDirectory, at_epoch: int, given: Mapping[str, Any], length: int) -> None:
     states = list_checkpoints(run.checkpoints)
-    if at_epoch - 1 in states:
+    if at_epoch - 1 in states or at_epoch - 1 in run.removed_epochs():
         return
     advice = ""
     if states:
@@ -87,6 +87,7 @@ def _refuse_no_state(run: RunDirectory, at_epoch: int, given: Mapping[str, Any],
     if states and at_epoch - 1 > max(states):
         further = command_line("resume", run.path, "--set", f"epochs={at_epoch + length - 1}")
         advice += f"\n  or train the baseline further first: {further}"
+    advice += run.recompute_advice(at_epoch - 1)
     raise BadInputError(
         f"--at-epoch {at_epoch} needs {checkpoint_path(run.checkpoints, at_epoch - 1)}\n"
         f"  found:    {name_epochs(states)} in that directory\n  expected: epoch {at_epoch - 1}{advice}"

@@ -125,7 +125,7 @@ def _logging(logger: logging.Logger) -> Iterator[Report]:
         if now - last.setdefault(name, now) >= SECONDS_BETWEEN_LINES and done > before:
             last[name] = now
             left = (now - began) / (done - before) * (total - done)
-            logger.info("%s: %d of %d (%.0f %%), %s left", what, done, total, 100 * done / total, _duration(left))
+            logger.info("%s: %d of %d (%.0f %%), %s left", what, done, total, 100 * done / total, duration(left))
         if done >= total:
             started.pop(name, None)
             last.pop(name, None)
@@ -138,7 +138,7 @@ def _name_of(what: str) -> str:
     return what.partition(" (")[0]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a time as a person tells it."""
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -9,7 +9,9 @@ from clip_hba_behavior.reproducibility.record.protocol import Replay, replay
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.assembly import build_trainer
+from clip_hba_behavior.run.kept import Kept
 from clip_hba_behavior.training.advance import advance
+from clip_hba_behavior.training.inputs import Inputs
 from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.training.trainer import Trainer
 
@@ -18,7 +20,11 @@ class Replayer:
     """Trains epochs again. The trainer is built again only where an epoch's settings are others."""
 
     def __init__(
-        self, config: Config, session: Session, built: tuple[Trainer, dict[str, Any]] | None = None
+        self,
+        config: Config,
+        session: Session,
+        built: tuple[Trainer, dict[str, Any]] | None = None,
+        kept: Kept[Inputs] | None = None,
     ) -> None:
         """Name what is replayed.
 
@@ -26,6 +32,7 @@ class Replayer:
             config: the run's, resolved: where its data are, and what no epoch's settings say.
             session: told of the progress.
             built: the trainer of that configuration and its environment, if there is one already.
+            kept: the inputs of an earlier run of this process, if it may have the same.
 
         Raises:
             BadInputError: the data are not where they were.
@@ -40,6 +47,7 @@ class Replayer:
         self.config = config
         self.session = session.interruptible()
         self._built = (config, *built) if built is not None else None
+        self._kept = kept
         self._environment: dict[str, Any] | None = None
 
     def trainer(self, settings: Mapping[str, Any] | None = None) -> Trainer:
@@ -59,10 +67,10 @@ class Replayer:
         steps: int | None = None,
         with_state: bool = False,
     ) -> Replay:
-        """Train the epoch that follows a state.
+        """Train the epoch that follows a state, or is under way.
 
         Args:
-            state: at an epoch's boundary.
+            state: at an epoch's boundary, or within the epoch, of which then the rest is trained.
             settings: the keys under which the epoch was trained.
             steps: stop after so many steps; None for the whole epoch.
             with_state: put the digests of all tensors into every step's record.
@@ -81,5 +89,5 @@ class Replayer:
         config = make_config(self.config.model_dump() | known)
         if self._built is None or self._built[0] != config:
             self._built = None  # one trainer in memory
-            self._built = (config, *build_trainer(config, self.session))
+            self._built = (config, *build_trainer(config, self.session, self._kept))
         return self._built

@@ -49,13 +49,13 @@ def refuse_no_model(config: Config) -> None:
 
 
 def first_state_file(config: Config) -> Path | None:
-    """Find the state that a fork starts from: the baseline's after epoch `training_run - 1`.
+    """Name the state that a fork starts from: the baseline's after epoch `training_run - 1`.
 
     Returns:
-        None for a run that is no fork.
+        None for a run that is no fork; else its file, which is not there if `keep_checkpoints` removed it.
 
     Raises:
-        BadInputError: there is no such file, or the run is no fork and has a fork's keys.
+        BadInputError: there is no such state, or the run is no fork and has a fork's keys.
     """
     if config.baseline_dora_directory is None:
         meant = [key for key in FORK_KEYS if getattr(config, key) != Config.model_fields[key].default]
@@ -67,7 +67,7 @@ def first_state_file(config: Config) -> Path | None:
     directory = Path(config.baseline_dora_directory).expanduser().absolute()
     epoch = config.training_run - 1
     found = list_checkpoints(directory)
-    if epoch not in found:
+    if epoch not in found and epoch not in RunDirectory(directory.parent).removed_epochs():
         # an earlier configuration may name a directory with training_run 1, and mean no fork
         hint = ", or leave it out for a run that is no fork" if epoch == 0 else ""
         raise BadInputError(
@@ -75,7 +75,7 @@ def first_state_file(config: Config) -> Path | None:
             f"  found:    {name_epochs(found)} in that directory\n  expected: epoch {epoch}\n"
             f"  set baseline_dora_directory to the baseline's dora_params{hint}"
         )
-    return found[epoch]
+    return checkpoint_path(directory, epoch)
 
 
 def refuse_meaningless(config: Config) -> None:
@@ -146,7 +146,8 @@ def resumption(
         refuse_no_tracking(config, source)
         return Resumption(source, config, None)
     epoch = source.newest_epoch() if from_epoch is None else from_epoch
-    source.checkpoint_of(epoch)  # there may be none
+    if epoch not in source.removed_epochs():
+        source.checkpoint_of(epoch)  # there may be none
     target = RunDirectory(Path(new_dir).expanduser().absolute())
     target.refuse_if_used()
     refuse_no_tracking(config, target)

@@ -127,7 +127,7 @@ def _why_not_adjusted(num_epochs: int, num_null: int) -> str:
     return (
         f"no p-value is adjusted for {num_epochs} epoch{'s' if num_epochs > 1 else ''} by Benjamini and "
         f"Hochberg: with {num_null} null runs "
-        f"none is below {nulls.least_p_value(num_null):.2g}, and a single one would have to be at most "
+        f"none is below {nulls.least_p_text(num_null)}, and a single one would have to be at most "
         f"{nulls.FALSE_DISCOVERY_RATE / num_epochs:.2g}; null_seeds: {nulls.null_needed(num_epochs)} would do"
     )
 

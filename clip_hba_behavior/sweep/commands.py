@@ -6,6 +6,7 @@ What needs torch is imported once the file is read: a wrong path or key is told 
 import random
 import statistics
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from clip_hba_behavior.reproducibility.record.lease import hold
@@ -51,7 +52,6 @@ def plan(sweep: Path) -> int:
 def _print_cost(planned: Plan, at_once: int) -> None:
     seconds, checkpoint = _cost_of_an_epoch(planned)
     trained = planned.epochs_to_train()
-    files = trained + len(planned.runs())
     if seconds is None:
         print("the baseline's log tells no times")
     else:
@@ -59,7 +59,10 @@ def _print_cost(planned: Plan, at_once: int) -> None:
             f"{seconds:.2f} s per epoch on the baseline: {_hours(trained * seconds)} of one process, "
             f"{_hours(trained * seconds / at_once)} with {at_once} at once here; start-up apart"
         )
-    print(f"{files} checkpoints of {checkpoint / 1e6:.2f} MB: {files * checkpoint / 1e9:.2f} GB")
+        if to_make := planned.states_to_make():
+            print(f"{to_make} states of the baseline are made again first: {_hours(to_make * seconds)} or more")
+    for line in _disk(planned, checkpoint, seconds):
+        print(line)
 
 
 def _print_not_in_the_table(planned: Sweep) -> None:
@@ -68,6 +71,20 @@ def _print_not_in_the_table(planned: Sweep) -> None:
             print(line)
     for line in of_no_baseline(planned):
         print(line)
+
+
+def _disk(planned: Plan, checkpoint: int, seconds: float | None) -> Iterator[str]:
+    """Yield what the checkpoints take if all are kept, and if few are, and what making one of the others takes."""
+    runs = planned.runs()
+    own = [planned.last_epoch - planned.first_own_epoch(run) + 2 for run in runs]  # with the one it begins with
+    # the first, the best, the last, and what a longer run begins with
+    few = [min(each, 3 + (planned.longer(run) is not None)) for run, each in zip(runs, own, strict=True)]
+    kept = {**planned.retention(), **planned.file.settings}.get("keep_checkpoints")
+    kept = kept or RunDirectory(planned.baseline).read_config().keep_checkpoints
+    yield f"a checkpoint has {checkpoint / 1e6:.2f} MB; keep_checkpoints is {kept}"
+    yield f"  all:  {sum(own)} checkpoints, {sum(own) * checkpoint / 1e9:.2f} GB"
+    again = "" if seconds is None else f"; any other is made again in at most {_hours(max(own) * seconds)}"
+    yield f"  best: {sum(few)} checkpoints at most, {sum(few) * checkpoint / 1e9:.2f} GB{again}"
 
 
 def _cost_of_an_epoch(planned: Plan) -> tuple[float | None, int]:

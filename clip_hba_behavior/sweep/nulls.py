@@ -29,10 +29,15 @@ def least_p_value(num_null: int) -> float:
     return 1 / (num_null + 1)
 
 
+def least_p_text(num_null: int) -> str:
+    """Return the least p in the four digits that tables show, so that none of theirs is below it."""
+    return f"{least_p_value(num_null):.4g}"
+
+
 def least_p_note(num_null: int) -> str:
     """Say what the least p of K null runs is, and how many 0.05 takes."""
     return (
-        f"with {num_null} null runs no p-value is below {least_p_value(num_null):.2g}; null_seeds: 19 is the "
+        f"with {num_null} null runs no p-value is below {least_p_text(num_null)}; null_seeds: 19 is the "
         "least for 0.05"
     )
 

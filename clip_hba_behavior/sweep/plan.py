@@ -128,7 +128,7 @@ class SweepFile(BaseModel):
     @field_validator("baseline")
     @classmethod
     def _baselines_are_several_runs(cls, given: str | list[str]) -> str | list[str]:
-        paths = [given] if isinstance(given, str) else given
+        paths = _as_list(given)
         if not paths:
             raise ValueError("expected a run's directory, or a list of some")
         resolved = [Path(each).expanduser().resolve() for each in paths]
@@ -138,8 +138,7 @@ class SweepFile(BaseModel):
 
     def baselines(self) -> list[Path]:
         """Return the baselines' directories, as absolute paths."""
-        paths = [self.baseline] if isinstance(self.baseline, str) else self.baseline
-        return [Path(each).expanduser().absolute() for each in paths]
+        return [Path(each).expanduser().absolute() for each in _as_list(self.baseline)]
 
     @field_validator("epochs", mode="before")
     @classmethod
@@ -263,9 +262,18 @@ class Plan:
         shorter = self.shorter(run)
         return run.epoch if shorter is None else shorter.epoch + shorter.length
 
+    def retention(self) -> dict[str, Any]:
+        """Return which states a fork keeps by default: where every machine can make the others again, few."""
+        return {} if self.arithmetic == "native" else {"keep_checkpoints": "best"}
+
+    def states_to_make(self) -> int:
+        """Return how many of the baseline's states `keep_checkpoints` removed that forks begin with."""
+        begun = {run.epoch - 1 for run in self.runs() if run.extends is None}
+        return len(begun & RunDirectory(self.baseline).removed_epochs())
+
     def own_keys(self, run: Run) -> dict[str, Any]:
         """Return the keys that a fork does not have from its parent."""
-        keys = {**self.file.settings, **run.settings()}
+        keys = {**self.retention(), **self.file.settings, **run.settings()}
         if keys.get("fork_early_stopping") == "fresh" and (run.extends is not None or run.kind == "none"):
             # The counters began with the run that it extends; a control with others would not be the baseline.
             keys["fork_early_stopping"] = "inherit"
@@ -337,7 +345,12 @@ def make_plan(file: SweepFile, number: int = 0) -> Plan:
     baseline = RunDirectory(baselines[number])
     prefix = f"{names_of(baselines)[number]}/" if len(baselines) > 1 else ""
     if not baseline.config_file.is_file():
-        raise BadInputError(f"there is no run in {baseline.path}: the sweep's baseline has no config.yaml")
+        given = _as_list(file.baseline)[number]
+        is_relative = not Path(given).expanduser().is_absolute()
+        counted = f"\n  {given} counts from the current directory, {Path.cwd()}" if is_relative else ""
+        raise BadInputError(
+            f"there is no run in {baseline.path}: the sweep's baseline has no config.yaml{counted}"
+        )
     directory = Path(file.directory).expanduser().absolute()
     if (directory / baseline.config_file.name).exists():
         whose = "the baseline's own" if directory.resolve() == baseline.path.resolve() else "a run's"
@@ -348,7 +361,8 @@ def make_plan(file: SweepFile, number: int = 0) -> Plan:
     states = list_checkpoints(baseline.checkpoints)
     last = baseline.newest_epoch()
     wanted = range(1, last + 1) if file.epochs == "all" else sorted(set(file.epochs))
-    missing = [epoch for epoch in wanted if epoch - 1 not in states or epoch > last]
+    begins = states.keys() | baseline.removed_epochs()
+    missing = [epoch for epoch in wanted if epoch - 1 not in begins or epoch > last]
     if missing:
         raise BadInputError(
             f"no fork can start with epoch {', '.join(map(str, missing))} of {baseline.path}\n"
@@ -375,6 +389,10 @@ def make_plan(file: SweepFile, number: int = 0) -> Plan:
     for run in plan.runs():
         plan.config_of(run)
     return plan
+
+
+def _as_list(given: str | list[str]) -> list[str]:
+    return [given] if isinstance(given, str) else given
 
 
 def _chain(prefix: str, kind: str, epoch: int, seed: int, lengths: list[int]) -> tuple[Run, ...]:

@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
 from clip_hba_behavior.reproducibility.state.files import replace
+from clip_hba_behavior.run.checkpoint_files import checkpoint_path
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.kept import Kept
 from clip_hba_behavior.run.life import resume, start_fork
@@ -14,6 +15,7 @@ from clip_hba_behavior.sweep.plan import Plan, Run
 from clip_hba_behavior.sweep.status import PATIENCE, Status, failure_file, recorded_config_of, status_of
 from clip_hba_behavior.sweep.table import recorded
 from clip_hba_behavior.training.inputs import Inputs
+from clip_hba_behavior.verification.missing_states import put_back
 
 _LINES_KEPT = 12
 # Data and backbone are those of all runs of a sweep; a process reads them once.
@@ -38,6 +40,8 @@ def execute(plan: Plan, run: Run) -> Status:
             patience = {key: value for key, value in plan.file.settings.items() if key == PATIENCE}
             resume(plan.path(run.name), {"epochs": plan.last_epoch, **patience}, kept=_KEPT)
         else:
+            first = checkpoint_path(RunDirectory(plan.source(run)).checkpoints, plan.first_own_epoch(run) - 1)
+            put_back(first, _KEPT)
             start_fork(
                 plan.source(run),
                 plan.first_own_epoch(run),

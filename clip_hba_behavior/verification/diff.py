@@ -202,7 +202,7 @@ def _not_compared(a: _Run, b: _Run, epochs: Sequence[int]) -> list[str]:
 def _replay(run: _Run, other: _Run, epoch: int, session: Session, images: Images) -> None:
     """Train an epoch of a run again; keep what it showed, or why it could not be."""
     before = run.files.file(epoch - 1)
-    if before.problem is not None or before.state is None:
+    if (before.problem is not None or before.state is None) and not run.files.is_left_out(epoch - 1):
         run.why_not = before.problem or "the state before it is not complete"
         return
     try:

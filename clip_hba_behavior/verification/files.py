@@ -102,6 +102,7 @@ class RunFiles:
 
     def _read_run(self, run: RunDirectory) -> None:
         self.config = self._attempt(run.read_config, run.config_file)
+        self.has_gaps |= self.config is not None and self.config.keep_checkpoints != "all"
         self.environment = self._attempt(run.read_environment, run.environment_file) or {}
         self.ledger = self._attempt(lambda: read_ledger(run.ledger_file), run.ledger_file) or self.ledger
         results = self._attempt(lambda: read_lines(run.results_file, RESULTS), run.results_file)
@@ -148,6 +149,8 @@ class RunFiles:
 
     def _read_file(self, epoch: int) -> File:
         path = self.files.get(epoch)
+        if self.is_left_out(epoch):
+            return File(epoch, None, None)
         if path is None:
             return File(epoch, None, f"there is no checkpoint of epoch {epoch}")
         try:
@@ -159,7 +162,8 @@ class RunFiles:
 
     def is_left_out(self, epoch: int) -> bool:
         """Whether an epoch's state was left out on purpose, and the ledger has its digest."""
-        return self.has_gaps and epoch not in self.files and self.ledger.end(epoch) is not None
+        is_between = min(self.files) < epoch < max(self.files)
+        return self.has_gaps and is_between and epoch not in self.files and self.ledger.end(epoch) is not None
 
     def origin(self, epoch: int) -> Mapping[str, Any]:
         """Return the provenance of an epoch's state; of one that was left out, the next file's."""

@@ -46,12 +46,12 @@ def find_checkpoints(path: Path) -> Found:
 
 
 def refuse_absent(found: Found, epochs: Sequence[int]) -> None:
-    """Return if there is a checkpoint of any of these epochs.
+    """Return if there is a checkpoint of any of these epochs, or was until `keep_checkpoints` removed it.
 
     Raises:
         BadInputError: there is none.
     """
-    if not set(epochs) & found.files.keys():
+    if not set(epochs) & (found.files.keys() | found.run.removed_epochs()):
         raise BadInputError(
             f"{found.run.path} has no checkpoint of epoch {', '.join(map(str, epochs))}\n"
             f"  found:    epochs {', '.join(map(str, found.files))}\n  give --epochs some of those"

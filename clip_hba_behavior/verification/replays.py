@@ -8,8 +8,7 @@ from typing import Any
 from clip_hba_behavior.config import Config, as_recorded, make_config
 from clip_hba_behavior.reproducibility.record.epoch import Epoch
 from clip_hba_behavior.reproducibility.record.ledger import Record, Step
-from clip_hba_behavior.reproducibility.record.protocol import State
-from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.errors import BadInputError, NotReproducibleError
 from clip_hba_behavior.reproducibility.state.numerics import SDPA_BACKENDS, check_sdpa_backend, resolve_device
 from clip_hba_behavior.reproducibility.state.rng import RngState
 from clip_hba_behavior.reproducibility.state.snapshot import snapshot
@@ -48,7 +47,7 @@ class ReplayHistory:
         self.seed: DerivedRun | None = None
         self._files, self._num_steps, self._with_state = files, steps, with_state
         self._steps: dict[int, dict[Step, Record]] = {}
-        self._reached: State | None = None  # where the next epoch starts if no file holds its start
+        self._reached: TrainingState | None = None  # the last one that was trained again and that no file holds
 
     def derive(self, last_epoch: int) -> list[str]:
         """Derive what the seed implies up to an epoch; return why it cannot be, if so."""
@@ -83,7 +82,7 @@ class ReplayHistory:
         if self._num_steps is not None:
             return Epoch(number, settings, start, None, again.steps)
         end = again.state()
-        self._reached = end if self._files.is_left_out(number) else None
+        self._reached = end if self._files.is_left_out(number) and isinstance(end, TrainingState) else None
         row = {name: float(value) for name, value in end.as_dict()["metrics"].items() if name in METRICS}
         return Epoch(number, settings, start, end, again.steps, row)
 
@@ -94,9 +93,58 @@ class ReplayHistory:
         here = on_this_machine(make_config(config.model_dump() | known))
         return {key: getattr(here, key) for key in known}
 
+    def state(self, number: int) -> TrainingState:
+        """Train again up to the end of an epoch, from the nearest state before it that a file holds.
+
+        Raises:
+            NoStartError: there is nothing to begin with; says why.
+            NotReproducibleError: another state was reached than the ledger records.
+        """
+        first = max((each for each in self._files.epochs() if each < number), default=None)
+        if first is None:
+            raise NoStartError(f"no file holds a state before epoch {number}")
+        state = self._reached
+        if state is None or not first < state.epoch <= number:
+            state = self._start(first + 1)
+        else:
+            self._refuse_other(state)
+        while state.epoch < number:
+            again = self.replayer.replay(state, self.settings(state.epoch + 1)).state()
+            assert isinstance(again, TrainingState)
+            self._reached = state = again
+            self._refuse_other(state)
+        return state
+
+    def state_within(self, number: int, step: int) -> TrainingState:
+        """Train an epoch again, and return the state after some of its steps.
+
+        Raises:
+            NoStartError: there is nothing to begin with; says why.
+            NotReproducibleError: the epoch ended with another state than the ledger records.
+        """
+        settings = self.settings(number)
+        within = self.replayer.replay(self._start(number), settings, step).state()
+        assert isinstance(within, TrainingState)
+        end = self.replayer.replay(within, settings).state()
+        assert isinstance(end, TrainingState)
+        self._refuse_other(end)
+        return within
+
+    def _refuse_other(self, state: TrainingState) -> None:
+        """Return if a state is the one that the ledger records of its epoch."""
+        recorded, reached = (self._files.ledger.end(state.epoch) or {}).get("state_digest"), state.digest()
+        if recorded != reached:
+            raise NotReproducibleError(
+                f"the replay did not reach the state after epoch {state.epoch} that the ledger records\n"
+                f"  in {self._files.ledger.lines.path.name}: {recorded}\n  replayed:       {reached}"
+            )
+
     def _start(self, number: int) -> TrainingState:
         if self._files.is_left_out(number - 1):
-            return self._reached_state(number - 1)
+            try:
+                return self.state(number - 1)
+            except NotReproducibleError as error:
+                raise NoStartError(f"no state to begin with: {error}") from None
         before, after = self._files.file(number - 1), self._files.file(number)
         if before.problem is None and before.state is not None:
             return before.state
@@ -114,16 +162,6 @@ class ReplayHistory:
         if rng_state is None:
             raise NoStartError(f"{checkpoint.path.name} holds no random states, and they cannot be derived")
         return self._state_of(before.epoch, checkpoint.parameters, rng_state)
-
-    def _reached_state(self, number: int) -> TrainingState:
-        """Return the state after an epoch, of which no file is there, as its replay reached it."""
-        recorded = self._files.state_digest(number)
-        if isinstance(self._reached, TrainingState) and self._reached.digest() == recorded:
-            return self._reached
-        raise NoStartError(
-            f"no state to begin with: the replay did not reach the state after epoch {number} that the ledger "
-            "records, and there is no file of it"
-        )
 
     def _state_of(self, epoch: int, parameters: Mapping[str, Any], rng_state: RngState) -> TrainingState:
         """Complete what a partial file holds with what a run begins with."""

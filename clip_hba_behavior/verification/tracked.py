@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
@@ -71,6 +72,8 @@ def find_loop(run: Path, loop: str | None) -> Callable[..., Any]:
     module, colon, name = loop.partition(":")
     if not (colon and module and name.isidentifier()):
         raise BadInputError(f"--loop {loop}: expected MODULE:FUNCTION, such as digits:main")
+    if module.endswith(".py"):
+        raise BadInputError(f"--loop {loop}: expected a module, not a file\n  write {Path(module).stem}:{name}")
     sys.path.insert(0, str(Path.cwd()))
     try:
         found = importlib.import_module(module)
@@ -81,10 +84,14 @@ def find_loop(run: Path, loop: str | None) -> Callable[..., Any]:
     main = getattr(found, name, None)
     if not callable(main):
         functions = sorted(
-            key for key, value in vars(found).items() if callable(value) and not key.startswith("_")
+            key
+            for key, value in vars(found).items()
+            if isinstance(value, FunctionType) and value.__module__ == module and not key.startswith("_")
         )
         where = getattr(found, "__file__", None) or module
-        raise BadInputError(f"--loop {loop}: {where} has no function {name}\n  found:    {', '.join(functions)}")
+        raise BadInputError(
+            f"--loop {loop}: {where} has no function {name}\n  found:    {', '.join(functions) or 'no functions'}"
+        )
     function: Callable[..., Any] = main
     return function
 

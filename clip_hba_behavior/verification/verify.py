@@ -68,15 +68,16 @@ def verify_checkpoints(
         say: told each epoch's outcome as soon as it is known.
         table: a results CSV to compare with; by default the run's own.
         has_gaps: whether states were left out on purpose: then an epoch may start from the state that the
-            epoch before it was replayed to, if that has the digest in the ledger.
+            epoch before it was replayed to, if that has the digest in the ledger. So also where
+            `keep_checkpoints` removed states.
 
     Raises:
         BadInputError: there is nothing to verify, or data or backbone cannot be used.
     """
     files = RunFiles(path, table, find_checkpoints(path).files if has_gaps else None)
     chosen = list(epochs) if epochs is not None else _all_epochs(files)
-    if has_gaps:
-        chosen = _with_those_before(files, chosen)
+    if files.has_gaps:
+        chosen = _with_those_before(files, chosen, steps)
     else:
         refuse_absent(files.found, chosen)
     replays = ReplayHistory(files, Replayer(recorded_config(files, given), session), steps)
@@ -132,8 +133,8 @@ def _origins(files: RunFiles, chosen: Sequence[int]) -> tuple[dict[int, Mapping[
     return origins, is_partial
 
 
-def _with_those_before(files: RunFiles, chosen: Sequence[int]) -> list[int]:
-    """Add the epochs that lead from the last state there is to the start of each chosen one."""
+def _with_those_before(files: RunFiles, chosen: Sequence[int], steps: int | None) -> list[int]:
+    """Add the epochs that lead from the last state there is to the start of each chosen one, if whole ones are."""
     first, last = min(files.files), max(files.files)
     if absent := [epoch for epoch in chosen if not first < epoch <= last]:
         raise BadInputError(
@@ -142,7 +143,7 @@ def _with_those_before(files: RunFiles, chosen: Sequence[int]) -> list[int]:
         )
     found = set(chosen)
     for epoch in chosen:
-        while files.is_left_out(epoch - 1):
+        while steps is None and files.is_left_out(epoch - 1):
             epoch -= 1
             found.add(epoch)
     return sorted(found)
@@ -153,9 +154,6 @@ def _all_epochs(files: RunFiles) -> list[int]:
     first = min(files.files)
     is_old = files.config is None and first == 1
     found = [epoch for epoch in range(first, max(files.files) + 1) if epoch > first or is_old]
-    if files.config is not None and files.config.keep_checkpoints != "all" and not files.has_gaps:
-        # the run removed files on purpose: of those that stayed, the ones with a state before them
-        found = [epoch for epoch in found if {epoch - 1, epoch} <= files.files.keys()]
     if files.table is not None:
         found = [epoch for epoch in found if epoch in files.table.rows]
     if not found:

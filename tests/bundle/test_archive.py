@@ -1,12 +1,15 @@
 """The archive of a bundle: every byte of it counts, and a hostile one writes nothing anywhere."""
 
+import errno
 import hashlib
 import io
+import os
 import stat
 import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -67,8 +70,8 @@ def test_a_file_that_differs_is_named_though_the_archive_is_consistent(tmp_path:
     manifest = zipfile.ZipFile(io.BytesIO(archived(FILES))).read(MANIFEST)
     for number, (name, content, message) in enumerate(
         [
-            ("config.yaml", b"epochs: 4\n", "config.yaml differs: SHA-256"),
-            ("config.yaml", b"epochs: 30\n", "config.yaml differs: 11 bytes found, 10 in the manifest"),
+            ("config.yaml", b"epochs: 4\n", "config.yaml: SHA-256"),
+            ("config.yaml", b"epochs: 30\n", "config.yaml: 11 bytes found, 10 in the manifest"),
             ("report/index.html", None, "report/index.html is missing"),
             ("more.txt", b"more", "more.txt is not in the manifest"),
         ]
@@ -199,3 +202,13 @@ def test_what_has_no_manifest_is_no_bundle(manifest: bytes | None, message: str,
     with pytest.raises(BadInputError, match=message):
         read(file.getvalue(), tmp_path)
     assert list((tmp_path / "unpacked").iterdir()) == []
+
+
+def test_a_disk_that_is_full_is_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: IO[bytes], target: IO[bytes] | None) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    content = archived(FILES)
+    monkeypatch.setattr("clip_hba_behavior.bundle.archive._copy", full)
+    with pytest.raises(OSError, match="No space left"):
+        read(content, tmp_path)

@@ -6,15 +6,23 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from clip_hba_behavior.bundle import record
+from clip_hba_behavior.bundle.names import names_within
+from clip_hba_behavior.bundle.readme import readme
+from clip_hba_behavior.cli import main
+from clip_hba_behavior.report.certificates import Certificate
 from clip_hba_behavior.reproducibility.record.lease import hold
 from clip_hba_behavior.reproducibility.record.quarantine import keep_content
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path
+from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.verification.files import RunFiles
 from fresh_process import Outcome
 from run_tools import write_config
 
@@ -244,3 +252,89 @@ def test_what_cannot_be_a_bundle_is_refused(
     outcome = call("bundle", copy, "--out", tmp_path / "a.zip")
     assert (outcome.code, "a training loop of your own, of which no bundle is made" in outcome.output) == (2, True)
     assert not (tmp_path / "a.zip").exists()
+
+
+def test_a_certificate_has_a_name_under_which_it_is_found(
+    run: Path, copy: Path, call: Called, tmp_path: Path
+) -> None:
+    shutil.copy(run / "certificate.json", tmp_path / "certificate.txt")
+    outcome = call("bundle", run, "--out", tmp_path / "a.zip", "--certificate", tmp_path / "certificate.txt")
+    assert (outcome.code, "does not end in .json" in outcome.output) == (2, True), outcome.output
+    for name in ("manifest.json", "Manifest.json"):
+        found = next(copy.glob("*e.json" if name == "manifest.json" else "manifest.json"))
+        found.rename(copy / name)
+        outcome = call("bundle", copy, "--out", tmp_path / "a.zip")
+        assert (outcome.code, "has another file of this name" in outcome.output) == (2, True), outcome.output
+
+
+def test_states_behind_a_link_are_named_as_left_out(
+    run: Path, bundle: Path, copy: Path, call: Called, tmp_path: Path
+) -> None:
+    (copy / "dora_params").rename(tmp_path / "states")
+    (copy / "dora_params").symlink_to(tmp_path / "states")
+    assert call("bundle", copy, "--out", tmp_path / "a.zip").code == 0
+    assert (tmp_path / "a.zip").read_bytes() == bundle.read_bytes()
+
+
+def test_of_a_report_its_own_files_are_taken_and_all_of_them(copy: Path, call: Called, tmp_path: Path) -> None:
+    (copy / "report" / "run.lock").write_text('{"host": "mine"}')  # of a report whose process was killed
+    outcome = call("bundle", copy, "--out", tmp_path / "a.zip")
+    assert "not of the run, so not in the bundle: report/run.lock" in outcome.output
+    assert "report/run.lock" not in zipfile.ZipFile(tmp_path / "a.zip").namelist()
+    (copy / "report" / "figures" / "losses.pdf").unlink()
+    outcome = call("bundle", copy, "--out", tmp_path / "b.zip")
+    assert (outcome.code, "it lacks figures/losses.pdf" in outcome.output) == (2, True), outcome.output
+
+
+def test_names_are_printed_so_that_they_write_nothing_else(copy: Path, call: Called, tmp_path: Path) -> None:
+    (copy / "a\n\x1b[31m").write_text("")
+    outcome = call("bundle", copy, "--out", tmp_path / "a.zip")
+    assert r"not in the bundle: 'a\n\x1b[31m'" in outcome.output
+
+
+def test_a_long_name_leaves_the_text_readable() -> None:
+    certificate = {"file": "c" * 150 + ".json", "verdict": "reproducible"}
+    facts = {
+        **{"certificates": [certificate], "state_digests": {"0": ""}, "epochs": {"best": 0}},
+        **{"arithmetic": "native", "package": None},
+    }
+    lines = readme([certificate["file"], "config.yaml"], facts).decode().splitlines()
+    assert f"{certificate['file']} certificate of a verification: reproducible" in lines
+    assert "the configuration, every key filled in" in next(
+        each for each in lines if each.startswith("config.yaml")
+    )
+
+
+def test_names_are_found_however_a_file_spells_them(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = "/home/Jürgen " + "und seine Daten " * 8 + "C:\\x"
+    (tmp_path / "a.json").write_text(json.dumps({"path": f"{home}/data"}))
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump({"path": f"{home}/data"}, allow_unicode=True))
+    monkeypatch.setenv("HOME", home)
+    files = {each.name: each for each in (tmp_path / "a.json", tmp_path / "a.yaml")}
+    assert names_within(RunDirectory(run), files, {})[home] == ["a.json", "a.yaml"]
+
+
+def test_a_user_without_a_home_can_make_a_bundle(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def has_none() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", has_none)
+    assert names_within(RunDirectory(run), {"environment.json": run / "environment.json"}, {})
+
+
+def test_a_run_that_goes_on_meanwhile_is_noticed(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts_of = record.facts_of
+
+    def slowly(files: RunFiles, certificates: Sequence[Certificate]) -> dict[str, object]:
+        with (copy / "training_res.csv").open("a") as file:  # as a resumed run would
+            file.write("5,1,1,1,1\n")
+        return facts_of(files, certificates)
+
+    monkeypatch.setattr(record, "facts_of", slowly)
+    assert main(["bundle", str(copy), "--out", str(tmp_path / "a.zip")]) == 2
+    assert "training_res.csv changed while it was read" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.zip"))

@@ -315,7 +315,7 @@ def test_what_is_no_bundle_is_refused(run: Path, call: Called, tmp_path: Path) -
     (tmp_path / "text.zip").write_text("no archive")
     for path, message in (
         (tmp_path / "none.zip", "there is no bundle"),
-        (tmp_path, "Is a directory"),
+        (run, f"is a directory, not a bundle\n  make a bundle of a run: clip-hba bundle {run} --out FILE.zip"),
         (tmp_path / "text.zip", "no bundle, or a torn one"),
         (checkpoint, "epoch4_dora_params.pth is no bundle"),
     ):

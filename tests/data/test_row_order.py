@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clip_hba_behavior.data.row_order import NUM_SHUFFLES, RowOrder, row_order
+from clip_hba_behavior.data.row_order import NUM_SHUFFLES, RowOrder, row_order, wrong_order_message
 from clip_hba_behavior.data.standin import write_standin_dataset
 from clip_hba_behavior.data.things import read_annotations, read_human_rdm
 from clip_hba_behavior.rsa.rank_correlation import correlation_distances, rank_correlation
@@ -62,6 +62,17 @@ def test_rho_is_the_runs_and_the_share_that_of_shuffles_done_one_by_one(standin_
         rank_correlation(correlation_distances(weak[draws.permutation(48)]), human_rdm)[0] for _ in range(200)
     ]
     assert order.share == pytest.approx(np.mean(np.array(reached) < order.rho), abs=0.1)
+
+
+def test_similarities_are_told_from_a_wrong_order(standin_data: Path) -> None:
+    targets, human_rdm = tables(standin_data, "inference48.csv")
+    order, shuffled = row_order(targets, 1 - human_rdm), row_order(targets[::-1], human_rdm)
+    assert order is not None
+    assert shuffled is not None
+    text = wrong_order_message(order, "t.csv", "r.mat", "at least 0.5")
+    assert text.startswith("r.mat looks to hold similarities: ")
+    assert text.endswith("give dissimilarities, which are 0 on the diagonal, such as 1 - similarity")
+    assert "the rows of t.csv look to be in the wrong order" in wrong_order_message(shuffled, "t.csv", "r.mat", "")
 
 
 def test_the_share_is_never_rounded_up() -> None:

@@ -332,7 +332,10 @@ def bad_at(value: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({"rdm": np.ones(3), "x": np.ones(2)}, "variable RDM48_triplet is missing\n  found:    rdm, x"),
+        (
+            {"rdm": np.ones(3), "x": np.ones(2)},
+            "found:    rdm, x\n  save the matrix under the name RDM48_triplet, or",
+        ),
         ({}, "variable RDM48_triplet is missing\n  found:    no variables"),
         ({"RDM48_triplet": symmetric(47)}, "found:    47 x 47 of class double\n  expected: 48 x 48 real numbers"),
         ({"RDM48_triplet": np.full((48, 48), "x", dtype=object)}, "found:    48 x 48 of class cell"),

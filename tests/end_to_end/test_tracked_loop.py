@@ -160,7 +160,7 @@ def test_the_documented_command_verifies_the_example(uninterrupted: Path) -> Non
             "digits:main",
         ],
         cwd=uninterrupted,
-        env=os.environ | {"PYTHONPATH": f"{EXAMPLES}:{EXAMPLES.parent}"},
+        env=os.environ | {"PYTHONPATH": f"{EXAMPLES}:{EXAMPLES.parent}", "OMP_NUM_THREADS": "1"},  # as the run had
         capture_output=True,
         text=True,
         check=False,

@@ -32,7 +32,7 @@ def test_a_run_is_published_into_its_own_folder_as_often_as_one_likes(
     expected = recorded(mine)
     said = capsys.readouterr().out
     assert f"Published {mine}, {sum(map(len, expected.values()))} points" in said
-    assert "Look at them: tensorboard --logdir" in said
+    assert f"Look at them: tensorboard --logdir {mine}\n" in said  # not the dora_params that was named
     files = sorted((mine / "tensorboard").iterdir())
     assert publish(mine) == 0
     assert sorted((mine / "tensorboard").iterdir()) == files
@@ -69,6 +69,7 @@ def test_what_cannot_be_published_is_refused_and_nothing_is_written(
     to = ("--to", "tensorboard")
     refused("taken is there already, and is not replaced", mine, *to, "--out", tmp_path / "taken")
     refused(f"there is no run in {tmp_path / 'taken'}", tmp_path / "taken", *to)
+    refused(f"list the runs below it: clip-hba runs {mine.parent}", mine.parent, *to)
     untracked = config.read_text()
     assert "tracking: null" in untracked
     config.write_text(untracked.replace("tracking: null", "tracking: tensorboard"))
@@ -136,4 +137,25 @@ def test_each_run_of_a_sweep_is_published_under_its_name(
     assert f"left out: {tmp_path / 'sweep/runs/e003_none'}: it has not begun" in capsys.readouterr().err
     assert served(tmp_path / "out", tmp_path / "port") == {"e002_none": recorded(mine)}
     assert publish(sweep) == 1
+    assert (
+        "Look at them: tensorboard --logdir " + str(tmp_path / "sweep/runs/e002_none") in capsys.readouterr().out
+    )
     assert served(tmp_path / "sweep", tmp_path / "port2") == {"runs/e002_none/tensorboard": recorded(mine)}
+
+
+def test_a_run_of_a_sweep_that_has_just_begun_keeps_none_of_the_others(
+    mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = write_sweep(tmp_path, mine, epochs=[2, 3], kinds=[], controls=True)
+    for name in ("e002_none", "e003_none"):
+        shutil.copytree(mine, tmp_path / "sweep/runs" / name)
+    begun = tmp_path / "sweep/runs/e002_none"
+    (begun / "steps.jsonl").write_text("")
+    (begun / "training_res.csv").write_text((begun / "training_res.csv").read_text().splitlines()[0] + "\n")
+    assert publish(sweep, "--out", tmp_path / "out") == 1
+    assert f"left out: {begun}: it has recorded nothing yet" in capsys.readouterr().err
+    assert [each.name for each in (tmp_path / "out").iterdir()] == ["e003_none"]
+    (tmp_path / "sweep/runs/e003_none/config.yaml").write_text("epochs: none\n")
+    (begun / "steps.jsonl").write_bytes((mine / "steps.jsonl").read_bytes())
+    assert publish(sweep) == 2  # and nothing was written, as with any other wrong input
+    assert not (begun / "tensorboard").exists()

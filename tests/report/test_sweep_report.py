@@ -104,8 +104,8 @@ def test_the_command_writes_every_part_and_another_process_makes_the_same(
         assert re.search(f"<h2 id=[^>]*>{title}</h2>", page), title
     assert "All 22 runs of the sweep are done and in this report." in page
     assert "2 of 2 controls are equal to the baseline to the last bit." in page
-    assert "With 2 null runs no p-value is below 0.33" in page
-    assert "0.33 is the least that 2 null runs can give (matched null)." in page
+    assert "With 2 null runs no p-value is below 0.3333" in page
+    assert "0.3333 is the least that 2 null runs can give (matched null)." in page
     assert "No p-value is adjusted for 2 epochs by Benjamini and Hochberg" in page
     assert "(claims: perturbed of length 1, " in page
     assert f"clip-hba sweep verify {sweep / 'sweep.yaml'} --sample 10" in page
@@ -176,7 +176,7 @@ def test_heat_maps_have_one_scale_around_zero_and_nothing_before_the_start(recor
         assert heat.x_names == ["2", "3", "4"]
         assert [[value == value for value in row] for row in heat.values] == [[True] * 3, [False, True, True]]
         assert heat.marked == [[False] * 3] * 2  # two null runs can put nothing outside
-    assert all("with 2 null runs no p is below 0.33" in figure.text for figure in figures)
+    assert all("with 2 null runs no p is below 0.3333" in figure.text for figure in figures)
     assert {row[5] for figure in figures if figure.table is not None for row in figure.table.rows} == {None}
 
 
@@ -350,7 +350,7 @@ def test_sweeps_of_one_baseline_and_baselines_of_other_settings_are_said_to_be(
     assert "Several sweeps of one baseline" not in copies
     assert "differ in more than their seed" not in copies
     assert "The baselines differ in more than their seed. sweep: rank 4; other: rank 8." in unlike
-    assert "sweep, other: with 2 null runs no p-value is below 0.33" in copies
+    assert "sweep, other: with 2 null runs no p-value is below 0.3333" in copies
     assert f"claims with p of at most 0.05: 0 of {len(record.effects.families)}" in copies
 
 

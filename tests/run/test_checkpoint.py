@@ -51,6 +51,14 @@ def test_a_checkpoint_is_read_as_it_was_saved(saved: Path, state: TrainingState)
     assert read.whole_state().digest() == state.digest() == read.state_digest
 
 
+@pytest.mark.parametrize(("wrong", "named"), [({"digests": None}, "digests None"), ({"drift": "x"}, "drift 'x'")])
+def test_a_provenance_of_another_kind_is_refused(wrong: Any, named: str, saved: Path) -> None:
+    content = torch.load(saved) | {"provenance": wrong}
+    torch.save(content, saved)
+    with pytest.raises(BadInputError, match=f"is damaged: where it comes from.*\\n.*{named}"):
+        read_checkpoint(saved)
+
+
 def test_a_gpus_streams_stand_beside_the_state_of_a_portable_run(
     saved: Path, model: nn.Module, state: TrainingState, tmp_path: Path
 ) -> None:

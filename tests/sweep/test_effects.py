@@ -9,6 +9,7 @@ import pytest
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.sweep.columns import EFFECT_COLUMNS
 from clip_hba_behavior.sweep.effects import effects_of
+from clip_hba_behavior.sweep.nulls import least_p_note
 
 LAST = 8
 
@@ -143,6 +144,8 @@ def test_without_a_null_there_are_effects_and_what_to_add() -> None:
 def test_a_small_null_is_named_as_such() -> None:
     (first, *_) = effects_of(sweep_of({"random_target": 5.0}, starts=(2,), num_null=4)).notes
     assert first == "with 4 null runs no p-value is below 0.2; null_seeds: 19 is the least for 0.05"
+    for num_null, least in ((5, "0.1667"), (7, "0.125")):  # the p of the largest effect, as the table shows it
+        assert f"no p-value is below {least};" in least_p_note(num_null)
 
 
 @pytest.mark.parametrize("number", [1, 3, 6])

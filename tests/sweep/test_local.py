@@ -73,7 +73,7 @@ def test_effects_are_written_beside_their_null_and_each_column_with_its_rule(
     assert outcome.code == 0, outcome.output
     directory = tmp_path / "sweep"
     assert f"\n{directory / 'sweep_effects.csv'}\n" in outcome.output
-    assert "with 2 null runs no p-value is below 0.33; null_seeds: 19 is the least for 0.05" in outcome.output
+    assert "with 2 null runs no p-value is below 0.3333; null_seeds: 19 is the least for 0.05" in outcome.output
     rows = read_table(directory / "sweep.csv")
     effects = [dict(zip(EFFECT_COLUMNS, row, strict=True)) for row in read_csv(directory / "sweep_effects.csv")]
     # two starts and lengths, two measures; perturbed, the longer one's end, and the last epoch where it is another

@@ -117,7 +117,8 @@ def test_plan_counts_the_null(clip_hba: Callable[..., Outcome], tmp_path: Path) 
         ({"learning_rate": 1}, r"learning_rate: no such key of a sweep; did you mean settings: {lr: ...}\?"),
         ({"settings": {"learning_rate": 1}}, r"learning_rate: no such key; did you mean lr\?"),
         ({"kind": []}, r"kind: no such key; did you mean kinds\?"),
-        ({"baseline": "/nowhere"}, "there is no run in /nowhere"),
+        ({"baseline": "/nowhere"}, "there is no run in /nowhere: the sweep's baseline has no config.yaml$"),
+        ({"baseline": "runs/none"}, r"config\.yaml\n  runs/none counts from the current directory, /"),
     ],
 )
 def test_a_wrong_sweep_is_refused_with_what_is_wrong(keys: dict[str, Any], message: str, tmp_path: Path) -> None:

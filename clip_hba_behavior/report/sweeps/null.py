@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from clip_hba_behavior.report.sweeps.record import SweepRecord
 from clip_hba_behavior.sweep.effect import Effect, Null
-from clip_hba_behavior.sweep.nulls import least_p_value, p_value
+from clip_hba_behavior.sweep.nulls import least_p_text, p_value
 
 LEVEL = 0.05
 LEAST_NULL = 19  # with fewer null runs, no p-value can be 0.05
@@ -42,7 +42,7 @@ def marks_text(record: SweepRecord, measure: str) -> str:
     if max(sizes) < LEAST_NULL:
         return (
             f"No cell can be marked: with {max(sizes)} null runs no p is below "
-            f"{least_p_value(max(sizes)):.2g}, however large an effect is; {LEAST_NULL} are the least for {LEVEL}."
+            f"{least_p_text(max(sizes))}, however large an effect is; {LEAST_NULL} are the least for {LEVEL}."
         )
     several = " in every seed" if len(record.plan.file.seeds) > 1 else ""
     fewer = f" Cells with fewer than {LEAST_NULL} null runs cannot be marked." if min(sizes) < LEAST_NULL else ""

@@ -10,7 +10,7 @@ from clip_hba_behavior.report.sweeps.record import SweepRecord
 from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.sweep.collected import not_in_the_table
 from clip_hba_behavior.sweep.columns import EFFECT_COLUMNS
-from clip_hba_behavior.sweep.nulls import least_p_value
+from clip_hba_behavior.sweep.nulls import least_p_text
 
 _SHOWN_EFFECTS = (
     "kind", "length", "start_epoch", "seed", "measure", "when", "epoch", "effect", "matched_null_runs",
@@ -89,7 +89,7 @@ def _least_p_text(record: SweepRecord) -> str:
         "wider": [len(each.wider.effects) for each in record.effects.effects if each.wider is not None],
     }
     least = ", ".join(
-        f"{least_p_value(size):.2g} is the least that {size} null runs can give ({name} null)"
+        f"{least_p_text(size)} is the least that {size} null runs can give ({name} null)"
         for name, those in sizes.items()
         for size in sorted({min(those), max(those)} if those else ())
     )

@@ -1,0 +1,46 @@
+"""States of a run that no file holds, made again: on request, and for whoever needs one."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clip_hba_behavior.config import make_config
+from clip_hba_behavior.run.checkpoint_files import position_in_name
+from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.log import session
+from clip_hba_behavior.verification.state_request import MissingState, missing_state
+
+if TYPE_CHECKING:
+    from clip_hba_behavior.run.kept import Kept
+    from clip_hba_behavior.training.inputs import Inputs
+
+
+def make_again(
+    missing: MissingState, given: dict[str, Any] | None = None, kept: "Kept[Inputs] | None" = None
+) -> str:
+    """Train up to a state, compare with the ledger, and write its checkpoint.
+
+    Without importing torch before the keys of `given` are checked; else as `recompute`.
+    """
+    make_config(given or {})
+    from clip_hba_behavior.verification.recompute import recompute
+
+    with session() as here:
+        return recompute(missing, given or {}, here, kept)
+
+
+def put_back(file: Path | None, kept: "Kept[Inputs] | None" = None) -> None:
+    """Make a checkpoint again that `keep_checkpoints` removed; any other is left to whoever reads it.
+
+    Args:
+        file: the checkpoint, in its run; None for none.
+        kept: the inputs of an earlier run of this process.
+
+    Raises:
+        BadInputError: as `make_again`.
+        NotReproducibleError: another state was reached than the ledger records; nothing is written.
+    """
+    if file is None or file.exists():
+        return
+    run, (epoch, _) = RunDirectory(file.parent.parent), position_in_name(file.name)
+    if epoch in run.removed_epochs():
+        make_again(missing_state(run.path, epoch), kept=kept)
