@@ -16,9 +16,10 @@ from clip_hba_behavior.run.advice import command_line, go_on_with
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.log import epoch_seconds, session
+from clip_hba_behavior.run.workers import refuse_no_fork_server
 from clip_hba_behavior.sweep import slurm
 from clip_hba_behavior.sweep.collected import collect, not_in_the_table, of_no_baseline
-from clip_hba_behavior.sweep.local import cancel_local, refuse_no_fork_server, run_locally
+from clip_hba_behavior.sweep.local import cancel_local, run_locally
 from clip_hba_behavior.sweep.plan import Plan, Run
 from clip_hba_behavior.sweep.progress import SweepProgress
 from clip_hba_behavior.sweep.status import Status, status_of
@@ -105,7 +106,7 @@ def run(sweep: Path, engine: str) -> int:
     if engine not in ("local", "slurm"):
         raise BadInputError(f"--engine {engine}: expected local or slurm")
     if engine == "local":
-        refuse_no_fork_server()
+        refuse_no_fork_server("a sweep")
     planned.directory.mkdir(parents=True, exist_ok=True)
     replace(planned.copied_file(), sweep.read_bytes())
     if engine == "slurm":
