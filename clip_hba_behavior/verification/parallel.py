@@ -65,13 +65,18 @@ def trained_by(
         found: dict[int, Epoch | Exception] = {}
 
         def train(number: int) -> Epoch:
-            while number not in found:
-                while groups and len(ahead) < _GROUPS_AHEAD * processes:
-                    ahead.append(pool.submit(_train, groups.popleft()))
-                found.clear()  # of epochs that nobody asked for
-                sent = io.BytesIO(_result(ahead[0], session))
-                found.update(torch.load(sent, weights_only=False))  # our own process's
-                ahead.popleft()
+            try:
+                while number not in found:
+                    while groups and len(ahead) < _GROUPS_AHEAD * processes:
+                        ahead.append(pool.submit(_train, groups.popleft()))
+                    found.clear()  # of epochs that nobody asked for
+                    sent = io.BytesIO(_result(ahead.popleft(), session))
+                    found.update(torch.load(sent, weights_only=False))  # our own process's
+            except BrokenProcessPool:
+                raise StoppedError(
+                    "a process that trained epochs again was ended by the system; is there enough memory?\n"
+                    "  give fewer: --processes"
+                ) from None
             epoch = found.pop(number)
             session.report("epochs replayed", epochs.index(number) + 1, len(epochs))
             if isinstance(epoch, Exception):
@@ -89,11 +94,6 @@ def _result(future: Future[bytes], session: Session) -> bytes:
         except NotYetError:
             if future.done():
                 raise  # the work's own
-        except BrokenProcessPool:
-            raise StoppedError(
-                "a process that trained epochs again was ended by the system; is there enough memory?\n"
-                "  give fewer: --processes"
-            ) from None
 
 
 def _groups(files: RunFiles, epochs: Sequence[int]) -> list[list[int]]:

@@ -24,7 +24,7 @@ def test_a_task_that_waits_does_not_see_an_edit_of_the_sweeps_file(
     sweep = write_sweep(tmp_path, own_baseline, settings={"weight_decay": 0.02}, **CHAIN)
     outcome = clip_hba("sweep", "run", sweep, "--engine", "slurm")
     assert outcome.code == 0, outcome.output
-    assert "job 7: 1 tasks, 2 runs" in outcome.output
+    assert "job 7: 1 task, 1 chain, 2 runs; logs in " in outcome.output
     write_sweep(tmp_path, own_baseline, settings={"weight_decay": 0.03}, **CHAIN | {"lengths": [3]})
     assert clip_hba("resume", own_baseline, "--set", "epochs=5").code == 0
     outcome = clip_hba("sweep", "task", tmp_path / "sweep/slurm/1", "--index", 0)

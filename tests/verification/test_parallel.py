@@ -41,6 +41,8 @@ def verified(clip_hba: ClipHba, folder: Path, processes: int, *arguments: object
 def assert_the_same(clip_hba: ClipHba, folder: Path, code: int, *arguments: object) -> str:
     """Assert that three processes say what one does; return it."""
     alone, together = (verified(clip_hba, folder, number, *arguments) for number in (1, 3))
+    for number in (1, 3):
+        (folder / f"{number}.json").unlink()
     assert together == alone
     assert alone[0] == code, alone[1]
     return alone[1]
@@ -91,7 +93,9 @@ def test_epochs_without_a_kept_state_between_them_are_trained_in_a_row(
     output = assert_the_same(clip_hba, tmp_path, 0, "checkpoints", run)
     assert "reproducible: 8 of 8 epochs" in output
     ledger = run / "steps.jsonl"
-    ledger.write_text(re.sub(r'("epoch": 3, "step": "end".*"state_digest": ")....', r"\g<1>0000", ledger.read_text()))
+    ledger.write_text(
+        re.sub(r'("epoch": 3, "step": "end".*"state_digest": ")....', r"\g<1>0000", ledger.read_text())
+    )
     output = assert_the_same(clip_hba, tmp_path, 1, "checkpoints", run)
     assert "the replay did not reach the state after epoch 3" in output
 
@@ -114,7 +118,7 @@ def test_a_signal_ends_it_and_leaves_no_process(
     run = finished(clip_hba, tmp_path, small_config, epochs=12, batch_size=1)
     arguments = ["verify", "checkpoints", str(run), "--processes", "2", "--json", str(tmp_path / "c.json")]
     process = fresh_process.start(fresh_process.clip_hba, arguments, output=tmp_path / "output.txt")
-    wait_for(lambda: "EPOCH 1 PASSED" in (tmp_path / "output.txt").read_text())
+    wait_for(lambda: "EPOCH 1 PASSED" in read(tmp_path / "output.txt"))
     left = descendants_of(process.pid)
     assert len(left) >= 2
     os.kill(process.pid, number)
@@ -122,7 +126,9 @@ def test_a_signal_ends_it_and_leaves_no_process(
     output = (tmp_path / "output.txt").read_text()
     assert process.exitcode == (75 if number != signal.SIGKILL else -number), output
     if number != signal.SIGKILL:
-        assert f"stopped by {number.name}; there was nothing to save yet\n  start again with: clip-hba " in output
+        assert (
+            f"stopped by {number.name}; there was nothing to save yet\n  start it again with: clip-hba " in output
+        )
         assert "Traceback" not in output
     wait_for(lambda: all(process_start(each) != started for each, started in left.items()))
     assert not (tmp_path / "c.json").exists()
@@ -134,7 +140,7 @@ def test_a_worker_that_the_system_ends_is_told(
     run = finished(clip_hba, tmp_path, small_config, epochs=12, batch_size=1)
     arguments = ["verify", "checkpoints", str(run), "--processes", "2"]
     process = fresh_process.start(fresh_process.clip_hba, arguments, output=tmp_path / "output.txt")
-    wait_for(lambda: "EPOCH 1 PASSED" in (tmp_path / "output.txt").read_text())
+    wait_for(lambda: "EPOCH 1 PASSED" in read(tmp_path / "output.txt"))
     os.kill(max(descendants_of(process.pid)), signal.SIGKILL)
     process.join(60)
     output = (tmp_path / "output.txt").read_text()
@@ -143,11 +149,10 @@ def test_a_worker_that_the_system_ends_is_told(
 
 
 def test_a_loop_of_ones_own_is_trained_by_one_process(clip_hba: ClipHba, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "track.json").write_text("{}")
-    outcome = clip_hba("verify", "checkpoints", run, "--processes", 2)
+    (tmp_path / "run.json").write_text("{}")
+    outcome = clip_hba("verify", "checkpoints", tmp_path, "--processes", 2)
     assert outcome.code == 2, outcome.output
+    assert "is the run of a training loop of your own: give --loop and --epochs alone" in outcome.output
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
@@ -155,6 +160,10 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def descendants_of(process: int) -> dict[int, str | None]:
