@@ -153,7 +153,7 @@ class Account:
 
     Attributes:
         state: in SLURM's word, such as OUT_OF_MEMORY.
-        exit_code: exit code and signal, such as `1:0`.
+        exit_code: exit code and number of the signal that ended it, such as `1:0`.
         elapsed: the time that it took, such as 00:10:03.
         memory: the most that it used, such as 812344K; empty where that is not measured.
         requested: memory that it asked for.
@@ -167,8 +167,11 @@ class Account:
 
     def describe(self) -> str:
         """Return it in words."""
-        memory = f", used {self.memory or 'an unknown part'} of {self.requested}" if self.requested else ""
-        return f"{self.state}, exit code {self.exit_code}, after {self.elapsed}{memory}"
+        code, _, number = self.exit_code.partition(":")
+        end = f"exit code {code}" if number in ("", "0") else f"signal {number}"
+        memory = f", used {self.memory}" if self.memory else ", memory not measured"
+        asked_for = f" of {self.requested}" if self.memory and self.requested else ""
+        return f"{self.state}, {end}, after {self.elapsed}{memory}{asked_for}"
 
 
 def accounts_of(tasks: Sequence[str]) -> dict[str, Account]:

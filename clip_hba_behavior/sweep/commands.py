@@ -196,7 +196,7 @@ def status(sweep: Path) -> int:
             print(f"{each.name}: {found.state}{at}")
             if found.detail:
                 print(f"  {_indented(found.detail)}")
-    for line in (*slurm.describe_jobs(planned), *slurm.describe_ends(planned, not_done)):
+    for line in slurm.describe_jobs(planned, not_done):
         print(line)
     _print_not_in_the_table(planned)
     print(", ".join(f"{number} {state}" for state, number in counts.items()))
@@ -251,7 +251,7 @@ def verify(sweep: Path, number: int, seed: int, engine: str) -> int:
 
 def task(folder: Path, index: int) -> int:
     """Execute one task of a job array: its share of the chains, or of a sample to verify; return the exit code."""
-    is_sample = (folder / sample_tasks.SAMPLES).exists()
+    is_sample = (folder / slurm.SAMPLES).exists()
     return sample_tasks.work(folder, index) if is_sample else slurm.work(folder, index)
 
 

@@ -24,7 +24,7 @@ class Sample:
         epoch: one that it trained itself.
         epochs: how many must be trained at most, if states before it are to be made again.
         baseline: directory of the run that it started from.
-        marks: of the files that hold the epoch: another where one changed.
+        marks: of the files that held the epoch when it was chosen.
     """
 
     run: str
@@ -33,6 +33,14 @@ class Sample:
     epochs: int
     baseline: str
     marks: str
+
+    def is_current(self) -> bool:
+        """Whether none of these files has changed since."""
+        return self.marks == _marks(RunDirectory(Path(self.path)), self.epoch)
+
+
+def _marks(run: RunDirectory, epoch: int) -> str:
+    return " ".join(str(mark_of(each)) for each in (run.ledger_file, checkpoint_path(run.checkpoints, epoch)))
 
 
 @dataclass(frozen=True)
@@ -74,9 +82,7 @@ def choose(sweep: Sweep, number: int, seed: int) -> list[Sample]:
         chance.sample(finished, min(number, len(finished))), key=lambda each: each[1].name
     ):
         epoch, directory = chance.choice(epochs), RunDirectory(plan.path(run.name))
-        files = (directory.ledger_file, checkpoint_path(directory.checkpoints, epoch))
-        marks = " ".join(str(mark_of(each)) for each in files)
-        to_train = epoch - epochs[0] + 1
+        to_train, marks = epoch - epochs[0] + 1, _marks(directory, epoch)
         samples.append(Sample(run.name, str(directory.path), epoch, to_train, str(plan.baseline), marks))
     return samples
 

@@ -15,10 +15,8 @@ from clip_hba_behavior.run.log import session
 from clip_hba_behavior.sweep.cluster import coming_back, submit_script
 from clip_hba_behavior.sweep.sample import Sample, Verified, exit_code, summary, verify
 from clip_hba_behavior.sweep.sizing import counted, seconds_per_epoch, share_out
-from clip_hba_behavior.sweep.slurm import add_job, busy_tasks_of, folders_of, submit_tasks
+from clip_hba_behavior.sweep.slurm import SAMPLES, add_job, busy_tasks_of, folders_of, submit_tasks
 from clip_hba_behavior.sweep.sweep import Sweep
-
-SAMPLES = "samples.json"
 
 
 def submit_or_collect(sweep: Sweep, samples: Sequence[Sample], again: str) -> tuple[list[str], int]:
@@ -26,8 +24,9 @@ def submit_or_collect(sweep: Sweep, samples: Sequence[Sample], again: str) -> tu
 
     Args:
         sweep: the sweep.
-        samples: as `choose` gives them; the same ones are the same submission.
-        again: the command that collects.
+        samples: as `choose` gives them; not asked for where an earlier sample by the same command is there and its
+            files have not changed, though further runs may be done by now.
+        again: the command that submits and collects.
 
     Returns:
         What to print, and the exit code: 0 once it is submitted, 1 while epochs are not verified yet.
@@ -35,14 +34,15 @@ def submit_or_collect(sweep: Sweep, samples: Sequence[Sample], again: str) -> tu
     Raises:
         BadInputError: SLURM is not here, or refuses.
     """
-    wanted = [asdict(each) for each in samples]
     for folder in reversed(folders_of(sweep, SAMPLES)):
-        if _read(folder)["samples"] == wanted:
-            return _collect(folder, samples, again)
+        content = _read(folder)
+        before = [Sample(**each) for each in content["samples"]]
+        if content["again"] == again and all(each.is_current() for each in before):
+            return _collect(folder, before, again)
     seconds = {str(plan.baseline): seconds_per_epoch(plan) for plan in sweep.plans}
     times = [None if (each := seconds[one.baseline]) is None else one.epochs * each for one in samples]
     shares = share_out(times, sweep.file.slurm, "epoch")
-    content = {"samples": wanted, "tasks": shares.tasks, "again": again}
+    content = {"samples": [asdict(each) for each in samples], "tasks": shares.tasks, "again": again}
     job, folder = submit_tasks(sweep, SAMPLES, content, len(shares.tasks))
     counts = f"{counted(len(shares.tasks), 'task')}, {counted(len(samples), 'epoch')} to verify"
     return [f"job {job}: {counts}; logs in {folder}", shares.reason, f"see what they find: {again}"], 0
@@ -61,7 +61,7 @@ def _collect(folder: Path, samples: Sequence[Sample], again: str) -> tuple[list[
             reason = failure.read_text(encoding="utf-8").strip()
             lines.append(f"{sample.run}: could not be verified\n  {reason}")
     if not missing:
-        kept = f"as {folder} has it; to verify these epochs again, remove it"
+        kept = f"as {folder} has it; to verify others, give another --seed; to verify these again, remove it"
         return [*lines, summary(complete), kept], exit_code(complete)
     lines.append(f"{len(missing)} of {len(samples)} sampled epochs are not verified yet")
     if busy := busy_tasks_of([folder]):

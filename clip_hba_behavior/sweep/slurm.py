@@ -21,7 +21,7 @@ from clip_hba_behavior.sweep.sizing import Shares, counted, seconds_per_epoch, s
 from clip_hba_behavior.sweep.status import status_of
 from clip_hba_behavior.sweep.sweep import SWEEP_FILE, Chain, Sweep
 
-CHAINS = "chains.json"
+CHAINS, SAMPLES = "chains.json", "samples.json"  # what an array's tasks do
 _MAX_ARRAY = 1000  # MaxArraySize's default
 
 
@@ -154,20 +154,19 @@ def _tasks_of(content: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
     return list(content.get("tasks") or [[chain] for chain in content["chains"]])
 
 
-def describe_jobs(sweep: Sweep) -> Iterator[str]:
-    """Say of each job that waits or runs in which state it is."""
-    for task in busy_tasks(sweep):
-        yield f"job {task.name()} {task.state}"
+def describe_jobs(sweep: Sweep, not_done: Set[str]) -> Iterator[str]:
+    """Say of each task that waits or runs in which state it is, and how those ended that left runs undone.
 
-
-def describe_ends(sweep: Sweep, not_done: Set[str]) -> Iterator[str]:
-    """Say how the tasks ended that left runs undone: as SLURM's accounts have it, where it keeps some.
+    Of these SLURM's accounts tell, where it keeps some.
 
     Args:
         sweep: the sweep.
         not_done: names of its runs.
     """
-    logs = _ended_tasks(sweep, set(not_done))
+    busy = busy_tasks(sweep)
+    for task in busy:
+        yield f"job {task.name()} {task.state}"
+    logs = _logs_of_ended(sweep, set(not_done), {task.name() for task in busy})
     if not logs:
         return
     try:
@@ -181,9 +180,8 @@ def describe_ends(sweep: Sweep, not_done: Set[str]) -> Iterator[str]:
         yield f"job {name} left runs undone: {told}\n  its log: {log}"
 
 
-def _ended_tasks(sweep: Sweep, not_done: set[str]) -> dict[str, Path]:
-    """Return of each task that was the last to have some runs, and works no more, its log."""
-    busy = {task.name() for task in busy_tasks(sweep)}
+def _logs_of_ended(sweep: Sweep, not_done: set[str], busy: Set[str]) -> dict[str, Path]:
+    """Return the log of each task that was the last to have some runs, and works no more."""
     found: dict[str, Path] = {}
     for folder in reversed(folders_of(sweep, CHAINS)):
         content = json.loads((folder / CHAINS).read_text(encoding="utf-8"))
@@ -228,15 +226,16 @@ def add_job(folder: Path, job: str) -> None:
     replace(folder / "job_id", before + f"{job}\n".encode())
 
 
-def folders_of(sweep: Sweep, name: str) -> list[Path]:
+def folders_of(sweep: Sweep, *names: str) -> list[Path]:
     """Return the folders of the arrays that were submitted, the latest last.
 
     Args:
         sweep: whose they are.
-        name: of the file that says what their tasks do.
+        names: what their tasks do: `CHAINS`, `SAMPLES`.
     """
-    found = [path.parent for path in (sweep.directory / "slurm").glob(f"*/{name}") if path.parent.name.isdecimal()]
-    return sorted((each for each in found if (each / "job_id").exists()), key=lambda each: int(each.name))
+    found = [path.parent for name in names for path in (sweep.directory / "slurm").glob(f"*/{name}")]
+    submitted = [each for each in found if each.name.isdecimal() and (each / "job_id").exists()]
+    return sorted(submitted, key=lambda each: int(each.name))
 
 
 def _job_of(folder: Path) -> str:
@@ -251,7 +250,7 @@ def busy_tasks_of(folders: Sequence[Path]) -> list[Task]:
 
 def busy_tasks(sweep: Sweep) -> list[Task]:
     """Ask SLURM which of the sweep's tasks wait or run, those that verify among them."""
-    return busy_tasks_of(folders_of(sweep, "*s.json"))
+    return busy_tasks_of(folders_of(sweep, CHAINS, SAMPLES))
 
 
 def _some(tasks: Sequence[Task]) -> str:
