@@ -120,6 +120,7 @@ WRONG = {
     "sweep plan none.yaml": "there is no YAML file of a sweep at the path none.yaml",
     "sweep plan good.yaml": "the sweep file is wrong",
     "sweep run sweep.yaml --engine cloud": "--engine cloud: expected local or slurm",
+    "sweep verify sweep.yaml --engine cloud": "--engine cloud: expected local or slurm",
     "sweep run lost_sweep.yaml": "the sweep's baseline has no config.yaml",
     "sweep status none.yaml": "there is no YAML file of a sweep at the path none.yaml",
     "sweep table none.yaml": "there is no YAML file of a sweep at the path none.yaml",

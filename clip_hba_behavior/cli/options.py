@@ -14,6 +14,7 @@ WhereDataAre = Annotated[
     typer.Option("--config", help="YAML file: where data and backbone are; for old checkpoints all of the run."),
 ]
 Epochs = Annotated[str, typer.Option("--epochs", help="Such as 3,10,20 or 5-9; or all.")]
+Processes = Annotated[int, typer.Option("--processes", min=1, help="Train so many epochs at once.")]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Only the first steps of each epoch.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Certificate = Annotated[Path | None, typer.Option("--json", help="Write the whole result here, as a certificate.")]

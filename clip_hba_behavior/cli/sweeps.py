@@ -9,6 +9,7 @@ sweep_app = typer.Typer(help="Many forks of one baseline.", no_args_is_help=True
 
 
 Sweep = Annotated[Path, typer.Argument(help="YAML file of the sweep; its keys are in docs/SWEEPS.md.")]
+Engine = Annotated[str, typer.Option("--engine", help="local (this machine) or slurm.")]
 
 
 @sweep_app.command("plan")
@@ -22,7 +23,7 @@ def sweep_plan(sweep: Sweep) -> None:
 @sweep_app.command("run")
 def sweep_run(
     sweep: Sweep,
-    engine: Annotated[str, typer.Option("--engine", help="local (this machine) or slurm.")] = "local",
+    engine: Engine = "local",
 ) -> None:
     """Do what is missing, and write the table."""
     from clip_hba_behavior.sweep.commands import run
@@ -33,7 +34,7 @@ def sweep_run(
 @sweep_app.command("resume")
 def sweep_resume(
     sweep: Sweep,
-    engine: Annotated[str, typer.Option("--engine", help="local (this machine) or slurm.")] = "local",
+    engine: Engine = "local",
 ) -> None:
     """The same as `run`: what is done stays, what was cut off is resumed."""
     from clip_hba_behavior.sweep.commands import run
@@ -42,11 +43,16 @@ def sweep_resume(
 
 
 @sweep_app.command("status")
-def sweep_status(sweep: Sweep) -> None:
+def sweep_status(
+    sweep: Sweep,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it live, until nothing works on it any more.")
+    ] = False,
+) -> None:
     """Say how far each run is, and why one failed."""
-    from clip_hba_behavior.sweep.commands import status
+    from clip_hba_behavior.sweep.commands import status, watch_status
 
-    raise typer.Exit(status(sweep))
+    raise typer.Exit(watch_status(sweep) if watch else status(sweep))
 
 
 @sweep_app.command("table")
@@ -70,16 +76,17 @@ def sweep_verify(
     sweep: Sweep,
     sample: Annotated[int, typer.Option("--sample", min=1, help="How many runs.")] = 5,
     seed: Annotated[int, typer.Option("--seed", help="Which ones.")] = 0,
+    engine: Engine = "local",
 ) -> None:
     """Replay a random epoch of some finished runs, and compare the bits."""
     from clip_hba_behavior.sweep.commands import verify
 
-    raise typer.Exit(verify(sweep, sample, seed))
+    raise typer.Exit(verify(sweep, sample, seed, engine))
 
 
 @sweep_app.command("task", hidden=True)
 def sweep_task(folder: Path, index: Annotated[int, typer.Option("--index", min=0)]) -> None:
     """Execute one task of a job array."""
-    from clip_hba_behavior.sweep.slurm import work
+    from clip_hba_behavior.sweep.commands import task
 
-    raise typer.Exit(work(folder, index))
+    raise typer.Exit(task(folder, index))

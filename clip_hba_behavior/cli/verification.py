@@ -9,6 +9,7 @@ from clip_hba_behavior.cli.exit_codes import NO, YES
 from clip_hba_behavior.cli.options import (
     Certificate,
     Epochs,
+    Processes,
     Settings,
     Steps,
     WhereDataAre,
@@ -97,11 +98,12 @@ def verify_checkpoints(
         str | None,
         typer.Option("--loop", metavar="MODULE:FUNCTION", help="The training loop of a run made by `track`."),
     ] = None,
+    processes: Processes = 1,
 ) -> None:
     """Train each epoch again from the checkpoint before it, and compare the bits."""
     from clip_hba_behavior.verification.commands import verify_run
 
-    raise typer.Exit(verify_run(run, None, config, settings or [], epochs, steps, json, loop))
+    raise typer.Exit(verify_run(run, None, config, settings or [], epochs, steps, json, loop, processes))
 
 
 @verify_app.command("results")
@@ -112,11 +114,13 @@ def verify_results(
     epochs: Epochs = "all",
     settings: Settings = None,
     json: Certificate = None,
+    processes: Processes = 1,
 ) -> None:
     """Train each epoch again, and compare losses, RSA and p-value with the rows of a results CSV too."""
     from clip_hba_behavior.verification.commands import verify_run
 
-    raise typer.Exit(verify_run(checkpoints, csv, config, settings or [], epochs, None, json))
+    options = (epochs, None, json, None, processes)
+    raise typer.Exit(verify_run(checkpoints, csv, config, settings or [], *options))
 
 
 @verify_app.command("bundle")

@@ -3,11 +3,10 @@
 What needs torch is imported once the file is read: a wrong path or key is told at once.
 """
 
-import random
-import statistics
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from clip_hba_behavior.reproducibility.record.lease import hold
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
@@ -15,14 +14,20 @@ from clip_hba_behavior.reproducibility.state.files import replace
 from clip_hba_behavior.run.advice import command_line, go_on_with
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
-from clip_hba_behavior.run.log import epoch_seconds, session
-from clip_hba_behavior.sweep import slurm
+from clip_hba_behavior.run.kept import Kept
+from clip_hba_behavior.run.log import session
+from clip_hba_behavior.run.workers import refuse_no_fork_server
+from clip_hba_behavior.sweep import sample_tasks, slurm
 from clip_hba_behavior.sweep.collected import collect, not_in_the_table, of_no_baseline
-from clip_hba_behavior.sweep.local import cancel_local, refuse_no_fork_server, run_locally
+from clip_hba_behavior.sweep.local import cancel_local, run_locally
 from clip_hba_behavior.sweep.plan import Plan, Run
 from clip_hba_behavior.sweep.progress import SweepProgress
+from clip_hba_behavior.sweep.sample import choose, exit_code, summary
+from clip_hba_behavior.sweep.sample import verify as verify_sample
+from clip_hba_behavior.sweep.sizing import counted, seconds_per_epoch
 from clip_hba_behavior.sweep.status import Status, status_of
 from clip_hba_behavior.sweep.sweep import Sweep, read_sweep
+from clip_hba_behavior.sweep.watch import watch
 
 
 def plan(sweep: Path) -> int:
@@ -46,11 +51,14 @@ def plan(sweep: Path) -> int:
         if len(planned.plans) > 1:
             print(f"{each.baseline}: {len(each.runs())} runs, {each.epochs_to_train()} epochs")
         _print_cost(each, planned.num_processes())
+    if runs and "slurm" in planned.file.model_fields_set:
+        divided = slurm.share_out_chains(planned, planned.chains(), {})
+        print(f"on SLURM: {counted(len(divided.tasks), 'task')}; {divided.reason}")
     return 0
 
 
 def _print_cost(planned: Plan, at_once: int) -> None:
-    seconds, checkpoint = _cost_of_an_epoch(planned)
+    seconds, checkpoint = seconds_per_epoch(planned), _bytes_of_a_checkpoint(planned)
     trained = planned.epochs_to_train()
     if seconds is None:
         print("the baseline's log tells no times")
@@ -87,12 +95,9 @@ def _disk(planned: Plan, checkpoint: int, seconds: float | None) -> Iterator[str
     yield f"  best: {sum(few)} checkpoints at most, {sum(few) * checkpoint / 1e9:.2f} GB{again}"
 
 
-def _cost_of_an_epoch(planned: Plan) -> tuple[float | None, int]:
-    """Return an epoch's median seconds and a checkpoint's bytes, of the baseline."""
-    baseline = RunDirectory(planned.baseline)
-    found = [seconds for _, seconds in epoch_seconds(baseline.log_file)]
-    newest = list_checkpoints(baseline.checkpoints)[planned.last_epoch]
-    return (statistics.median(found) if found else None), newest.stat().st_size
+def _bytes_of_a_checkpoint(planned: Plan) -> int:
+    newest = list_checkpoints(RunDirectory(planned.baseline).checkpoints)[planned.last_epoch]
+    return newest.stat().st_size
 
 
 def _hours(seconds: float) -> str:
@@ -102,10 +107,9 @@ def _hours(seconds: float) -> str:
 def run(sweep: Path, engine: str) -> int:
     """Do what is missing of a sweep, and write the table; return 0 if every run is done, else 1."""
     planned = read_sweep(sweep)
-    if engine not in ("local", "slurm"):
-        raise BadInputError(f"--engine {engine}: expected local or slurm")
+    _refuse_other_engine(engine)
     if engine == "local":
-        refuse_no_fork_server()
+        refuse_no_fork_server("a sweep")
     planned.directory.mkdir(parents=True, exist_ok=True)
     replace(planned.copied_file(), sweep.read_bytes())
     if engine == "slurm":
@@ -182,15 +186,17 @@ def status(sweep: Path) -> int:
     """Print how far each run is; of failed ones the last lines of the error."""
     planned = read_sweep(sweep)
     counts: Counter[str] = Counter()
+    not_done = set()
     for its, each in planned.runs():
         found = status_of(its, each)
         counts[found.state] += 1
         if found.state != "done":
+            not_done.add(each.name)
             at = f" at epoch {found.epoch} of {its.last_epoch}" if found.epoch is not None else ""
             print(f"{each.name}: {found.state}{at}")
             if found.detail:
                 print(f"  {_indented(found.detail)}")
-    for line in slurm.describe_jobs(planned):
+    for line in slurm.describe_jobs(planned, not_done):
         print(line)
     _print_not_in_the_table(planned)
     print(", ".join(f"{number} {state}" for state, number in counts.items()))
@@ -205,31 +211,50 @@ def cancel(sweep: Path) -> int:
     return 0
 
 
-def verify(sweep: Path, sample: int, seed: int) -> int:
+def watch_status(sweep: Path) -> int:
+    """Show how far each run is until nothing works on the sweep any more; then say it as `status` does."""
+    planned = read_sweep(sweep)
+    with session() as here:
+        try:
+            watch(planned, here)
+        except InterruptedRunError as error:
+            error.next_step = (
+                f"the sweep goes on; watch it again: {command_line('sweep', 'status', sweep, '--watch')}"
+            )
+            raise
+    return status(sweep)
+
+
+def verify(sweep: Path, number: int, seed: int, engine: str) -> int:
     """Replay one random epoch of some finished runs, and compare the bits; return 0 if all are reproducible."""
     planned = read_sweep(sweep)
-    states = [(its, each, status_of(its, each)) for its, each in planned.runs()]
-    finished = [  # with the epochs that each trained itself: none, if the run that it extends stopped early
-        (its.path(each.name), each.name, epochs)
-        for its, each, found in states
-        if found.state == "done" and (epochs := range(its.first_own_epoch(each), int(found.epoch or 0) + 1))
-    ]
-    if not finished:
+    _refuse_other_engine(engine)
+    samples = choose(planned, number, seed)
+    if not samples:
         how_far = command_line("sweep", "status", sweep)
         raise BadInputError(f"no run of {planned.directory} is done yet\n  see how far they are: {how_far}")
-    from clip_hba_behavior.verification.text import closing_line, epoch_block
-    from clip_hba_behavior.verification.verify import verify_checkpoints
-
-    chance = random.Random(seed)
-    codes = []
-    sampled = chance.sample(finished, min(sample, len(finished)))
-    for path, name, epochs in sorted(sampled, key=lambda each: each[1]):
-        epoch = chance.choice(epochs)
+    if engine == "slurm":
+        options = ("--sample", number, "--seed", seed, "--engine", "slurm")
+        again = command_line("sweep", "verify", planned.copied_file(), *options)
+        lines, code = sample_tasks.submit_or_collect(planned, samples, again)
+        print("\n".join(lines))
+        return code
+    kept: Kept[Any] = Kept()
+    verified = []
+    for each in samples:
         with session() as here:
-            outcome = verify_checkpoints(path, {}, [epoch], None, here)
-        print(f"{name}: {closing_line(outcome)}")
-        if outcome.word().exit_code():
-            print("\n".join(epoch_block(found) for found in outcome.epochs))
-        codes.append(outcome.word().exit_code())
-    print(f"{codes.count(0)} of {len(codes)} sampled epochs are reproducible")
-    return max(codes, key=lambda code: (code != 0, -code))
+            verified.append(verify_sample(each, here, kept))
+        print(verified[-1].text())
+    print(summary(verified))
+    return exit_code(verified)
+
+
+def task(folder: Path, index: int) -> int:
+    """Execute one task of a job array: its share of the chains, or of a sample to verify; return the exit code."""
+    is_sample = (folder / slurm.SAMPLES).exists()
+    return sample_tasks.work(folder, index) if is_sample else slurm.work(folder, index)
+
+
+def _refuse_other_engine(engine: str) -> None:
+    if engine not in ("local", "slurm"):
+        raise BadInputError(f"--engine {engine}: expected local or slurm")

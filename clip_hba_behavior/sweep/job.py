@@ -16,8 +16,8 @@ from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.request import refuse_bad_start
 from clip_hba_behavior.run.resolution import run_directory_of
+from clip_hba_behavior.sweep.cluster import batch_script, coming_back, submit_script
 from clip_hba_behavior.sweep.plan import SlurmSettings
-from clip_hba_behavior.sweep.slurm import batch_script, coming_back, submit_script
 
 
 def _resources_of(given: Mapping[str, Any]) -> SlurmSettings:

@@ -1,38 +1,24 @@
 """A sweep on this machine: processes that take chain after chain, so that imports are paid once each."""
 
 import json
-import multiprocessing
 import os
 import signal
 import socket
-import threading
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 
 from clip_hba_behavior.reproducibility.record.lease import holder_of
-from clip_hba_behavior.reproducibility.record.signals import INTERRUPTED, SIGNALS, StopRequest, stopping_on_signals
-from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
-from clip_hba_behavior.reproducibility.state.process import blocked
+from clip_hba_behavior.reproducibility.record.signals import INTERRUPTED, StopRequest, stopping_on_signals
+from clip_hba_behavior.reproducibility.state.errors import InterruptedRunError
 from clip_hba_behavior.run.advice import command_line, go_on_with
-from clip_hba_behavior.run.log import silent
+from clip_hba_behavior.run.workers import SECONDS_BETWEEN_LOOKS, workers
 from clip_hba_behavior.sweep.plan import Run
 from clip_hba_behavior.sweep.status import Status
 from clip_hba_behavior.sweep.sweep import Chain, Sweep
 
-_SECONDS_BETWEEN_LOOKS = 0.5
 _sweep: Sweep | None = None  # of a worker: sent once, not with each of thousands of chains
 _MAX_BREAKS = 3  # a worker that dies thrice without any run coming to its end is no accident
-
-
-def refuse_no_fork_server() -> None:
-    """Return if this system can fork workers from a process that has imported what they need.
-
-    Raises:
-        BadInputError: it cannot, as Windows.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        raise BadInputError("a sweep needs Linux or macOS: this system cannot fork its workers")
 
 
 def run_locally(
@@ -85,24 +71,15 @@ def _pass(
     look: Callable[[], None],
 ) -> list[Chain]:
     """Execute chains with one pool; return those that are left."""
-    context = multiprocessing.get_context("forkserver")
-    # with what a run imports only where it needs it: each worker would
-    slow = ["scipy.io", "scipy.special", "torch._inductor.config"]
-    context.set_forkserver_preload(["clip_hba_behavior.sweep.work", *slow])
-    _start_fork_server()
     left = dict(enumerate(chains))
-    with ProcessPoolExecutor(sweep.num_processes(), context, _begin_worker, (sweep,)) as pool:
+    with workers(sweep.num_processes(), "clip_hba_behavior.sweep.work", _begin_worker, (sweep,)) as pool:
         futures: dict[Future[list[tuple[Run, Status]]], int] = {
             pool.submit(_execute_chain, chain): number for number, chain in left.items()
         }
         running = set(futures)
         while running:
-            done, running = wait(running, timeout=_SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED)
-            try:
-                _check(stop)
-            except InterruptedRunError:
-                _end_workers(pool)
-                raise
+            done, running = wait(running, timeout=SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED)
+            _check(stop)
             for future in done:
                 try:
                     outcomes = future.result()
@@ -115,43 +92,9 @@ def _pass(
     return list(left.values())
 
 
-def _start_fork_server() -> None:
-    """Start the process that the workers are forked from, deaf to what a terminal or a job sends to all.
-
-    If it died of a signal, no worker could be waited for any more, and none would save.
-    """
-    from multiprocessing import forkserver
-
-    with blocked(SIGNALS):
-        forkserver.ensure_running()
-
-
-def _end_workers(pool: ProcessPoolExecutor) -> None:
-    """Let every worker save and leave. Cancelling is not enough: the pool has handed out chains in advance."""
-    workers = list((pool._processes or {}).values())
-    while alive := [each for each in workers if each.is_alive()]:
-        for each in alive:
-            each.terminate()
-        alive[0].join(_SECONDS_BETWEEN_LOOKS)
-    pool.shutdown(cancel_futures=True)
-
-
 def _begin_worker(sweep: Sweep) -> None:
     global _sweep
     _sweep = sweep
-    for number in (signal.SIGINT, signal.SIGHUP):  # the terminal's reach the parent, which tells us
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    silent()
-    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
-
-
-def _end_with_the_sweep() -> None:
-    """End when the parent does, even by SIGKILL: else the runs would stay held by an orphan."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _execute_chain(chain: Chain) -> list[tuple[Run, Status]]:

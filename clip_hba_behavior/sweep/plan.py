@@ -68,6 +68,9 @@ class SlurmSettings(BaseModel):
     memory: str | None = Field(None, description="Memory per run, such as 16G.")
     time: str = Field("01:00:00", description="Time limit of one job; a run that needs more is requeued.")
     throttle: Positive | None = Field(None, description="At most this many jobs of the array at once.")
+    chains_per_task: Positive | None = Field(
+        None, description="Chains that one job executes in turn. Default: as many as fit its time limit."
+    )
     signal_seconds: Positive = Field(60, description="How long before the limit or a preemption to save.")
     setup: list[str] = Field([], description="Shell lines that load the environment, such as module load.")
     options: list[str] = Field([], description="Further options of sbatch.")

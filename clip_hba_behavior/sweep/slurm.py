@@ -1,31 +1,28 @@
-"""A sweep on a SLURM cluster: a job array through `sbatch`, each task a chain that requeues itself.
+"""A sweep on a SLURM cluster: job arrays, each task a share of the chains, requeued until they are done.
 
-`sbatch` itself rather than submitit: submitit counts a preemption as a time-out when the limit is short,
-pickles what it runs, and does not say `exec`, without which the signal never reaches Python.
+The folder of an array, `slurm/N` in the sweep's directory, holds what its tasks do, the job script, their logs,
+and the numbers under which it was submitted.
 """
 
 import json
-import os
-import shlex
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clip_hba_behavior.reproducibility.record.signals import StopRequest, stopping_on_signals
-from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
-from clip_hba_behavior.reproducibility.state.files import publish
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.files import publish, replace
 from clip_hba_behavior.run.advice import command_line, go_on_with
-from clip_hba_behavior.sweep.plan import Plan, Run, SlurmSettings, make_sweep_file
+from clip_hba_behavior.sweep import cluster
+from clip_hba_behavior.sweep.cluster import Task, coming_back
+from clip_hba_behavior.sweep.plan import Plan, Run, make_sweep_file
+from clip_hba_behavior.sweep.sizing import Shares, counted, seconds_per_epoch, share_out
 from clip_hba_behavior.sweep.status import status_of
 from clip_hba_behavior.sweep.sweep import SWEEP_FILE, Chain, Sweep
 
+CHAINS, SAMPLES = "chains.json", "samples.json"  # what an array's tasks do
 _MAX_ARRAY = 1000  # MaxArraySize's default
-_SECONDS_FOR_A_COMMAND = 120
-_COMES_BACK = "SIGUSR2"  # before a preemption or the time limit; TERM is scancel
 
 
 def submit(sweep: Sweep) -> str:
@@ -36,64 +33,82 @@ def submit(sweep: Sweep) -> str:
     Raises:
         BadInputError: SLURM is not here, or refuses; or jobs of this sweep are still waiting or running.
     """
-    busy = list(_tasks(sweep))
+    busy = busy_tasks_of(folders_of(sweep, CHAINS))
     if busy:
         raise BadInputError(
             f"{len(busy)} jobs of this sweep are still waiting or running: {_some(busy)}\n"
             f"  wait for them, or cancel them: {command_line('sweep', 'cancel', sweep.copied_file())}"
         )
-    chains = [
-        (number, runs)
-        for number, runs in sweep.chains()
-        if any(status_of(sweep.plans[number], run).state != "done" for run in runs)
-    ]
+    found = {run.name: status_of(plan, run) for plan, run in sweep.runs()}
+    chains = [each for each in sweep.chains() if any(found[run.name].state != "done" for run in each[1])]
     if not chains:
         return "every run is done: nothing to submit"
+    reached = {  # all of a run that its counters stopped
+        run.name: plan.last_epoch if found[run.name].state == "done" else found[run.name].epoch or 0
+        for plan, run in sweep.runs()
+    }
+    shares = share_out_chains(sweep, chains, reached)
     lines = []
-    for start in range(0, len(chains), _MAX_ARRAY):
-        part = chains[start : start + _MAX_ARRAY]
-        folder = _new_folder(sweep)
-        publish(folder / "chains.json", _to_json(sweep, part))
-        script = folder / "job.sh"
-        publish(script, _script(sweep.file.slurm, folder, len(part)).encode())
-        job = submit_script(script)
-        publish(folder / "job_id", f"{job}\n".encode())
-        lines.append(f"job {job}: {len(part)} tasks, {sum(len(runs) for _, runs in part)} runs; logs in {folder}")
-    return "\n".join(lines)
+    for start in range(0, len(shares.tasks), _MAX_ARRAY):
+        tasks = [[chains[number] for number in each] for each in shares.tasks[start : start + _MAX_ARRAY]]
+        job, folder = submit_tasks(sweep, CHAINS, _to_json(sweep, tasks), len(tasks))
+        part = [chain for task in tasks for chain in task]
+        num_runs = sum(len(runs) for _, runs in part)
+        counts = (counted(len(tasks), "task"), counted(len(part), "chain"), counted(num_runs, "run"))
+        lines.append(f"job {job}: {', '.join(counts)}; logs in {folder}")
+    return "\n".join([*lines, shares.reason])
 
 
-def submit_script(script: Path) -> str:
-    """Submit a job script; return the job's number.
+def share_out_chains(sweep: Sweep, chains: Sequence[Chain], reached: Mapping[str, int]) -> Shares:
+    """Divide chains into tasks.
 
-    Raises:
-        BadInputError: SLURM is not here, or refuses.
+    Args:
+        sweep: whose chains.
+        chains: one or more.
+        reached: the epoch that a run has reached, by its name; none where it has not begun.
     """
-    return _command(["sbatch", "--parsable", str(script)]).strip().partition(";")[0]
+    seconds = [seconds_per_epoch(plan) for plan in sweep.plans]
+    times: list[float | None] = []
+    for number, runs in chains:
+        plan, per_epoch = sweep.plans[number], seconds[number]
+        left = sum(plan.last_epoch - max(plan.first_own_epoch(run) - 1, reached.get(run.name, 0)) for run in runs)
+        times.append(None if per_epoch is None else left * per_epoch)
+    return share_out(times, sweep.file.slurm, "chain")
 
 
 def work(folder: Path, index: int) -> int:
-    """Execute one task's chain, as the job script asks; return the exit code."""
-    plan = _read_task(folder, index)
+    """Execute one task's chains, as the job script asks; a run that fails ends its chain, not the others.
+
+    Returns:
+        The exit code: 1 if a run failed.
+
+    Raises:
+        BadInputError: there is no such task.
+        InterruptedRunError: SLURM asked it to leave; the run under way is saved.
+    """
+    plans = _read_task(folder, index)
     from clip_hba_behavior.sweep.work import execute  # what trains; the commands that only ask SLURM do without
 
-    again = _go_on_with(plan.directory)
-    with coming_back(again) as stop:
-        for run in plan.runs():
-            stop.check()
-            status = execute(plan, run)
-            print(f"{run.name}: {status.state}", flush=True)
-            if status.state != "done":
-                print(status.detail, file=sys.stderr)
-                return 1
-    return 0
+    code = 0
+    with coming_back(_go_on_with(plans[0].directory)) as stop:
+        for plan in plans:
+            for run in plan.runs():
+                stop.check()
+                status = execute(plan, run)
+                print(f"{run.name}: {status.state}", flush=True)
+                if status.state != "done":
+                    print(status.detail, file=sys.stderr, flush=True)
+                    code = 1
+                    break  # the longer ones continue from it
+    return code
 
 
 def _go_on_with(directory: Path) -> str:
     return go_on_with(command_line("sweep", "resume", directory / SWEEP_FILE, "--engine", "slurm"))
 
 
-def _to_json(sweep: Sweep, chains: Sequence[Chain]) -> bytes:
-    content = {
+def _to_json(sweep: Sweep, tasks: Sequence[Sequence[Chain]]) -> dict[str, Any]:
+    return {
         "sweep": sweep.file.model_dump(mode="json"),
         "directory": str(sweep.directory),
         "plans": [
@@ -105,162 +120,139 @@ def _to_json(sweep: Sweep, chains: Sequence[Chain]) -> bytes:
             }
             for plan in sweep.plans
         ],
-        "chains": [{"plan": number, "runs": [asdict(run) for run in runs]} for number, runs in chains],
+        "tasks": [
+            [{"plan": number, "runs": [asdict(run) for run in runs]} for number, runs in chains]
+            for chains in tasks
+        ],
     }
-    return (json.dumps(content, indent=1) + "\n").encode()
 
 
-def _read_task(folder: Path, index: int) -> Plan:
-    """Read the plan of one task: the sweep as it was submitted, and its chain."""
+def _read_task(folder: Path, index: int) -> list[Plan]:
+    """Read the plan of each of a task's chains: the sweep as it was submitted, with that chain alone."""
     try:
-        content = json.loads((folder / "chains.json").read_text(encoding="utf-8"))
-        chain = content["chains"][index]
-        plan = content["plans"][chain["plan"]]
-        return Plan(
-            make_sweep_file(content["sweep"]),
-            Path(plan["baseline"]),
-            Path(content["directory"]),
-            int(plan["last_epoch"]),
-            (tuple(Run(**each) for each in chain["runs"]),),
-            arithmetic=plan["arithmetic"],
-            prefix=plan["prefix"],
-        )
+        content = json.loads((folder / CHAINS).read_text(encoding="utf-8"))
+        file = make_sweep_file(content["sweep"])
+        return [
+            Plan(
+                file,
+                Path(plan["baseline"]),
+                Path(content["directory"]),
+                int(plan["last_epoch"]),
+                (tuple(Run(**each) for each in chain["runs"]),),
+                arithmetic=plan["arithmetic"],
+                prefix=plan["prefix"],
+            )
+            for chain in _tasks_of(content)[index]
+            for plan in [content["plans"][chain["plan"]]]
+        ]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise BadInputError(f"{folder} has no task {index}: {error}") from None
 
 
-def describe_jobs(sweep: Sweep) -> Iterator[str]:
-    """Say of each job that waits or runs in which state it is."""
-    for task in _tasks(sweep):
-        yield f"job {task}"
+def _tasks_of(content: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
+    """Return the chains of each task; a task of 0.2.0 or before had one."""
+    return list(content.get("tasks") or [[chain] for chain in content["chains"]])
+
+
+def describe_jobs(sweep: Sweep, not_done: Set[str]) -> Iterator[str]:
+    """Say of each task that waits or runs in which state it is, and how those ended that left runs undone.
+
+    Of these SLURM's accounts tell, where it keeps some.
+
+    Args:
+        sweep: the sweep.
+        not_done: names of its runs.
+    """
+    busy = busy_tasks(sweep)
+    for task in busy:
+        yield f"job {task.name()} {task.state}"
+    logs = _logs_of_ended(sweep, set(not_done), {task.name() for task in busy})
+    if not logs:
+        return
+    try:
+        accounts = cluster.accounts_of(list(logs))
+    except BadInputError as error:
+        yield f"there is no accounting here ({error})\n  why jobs left runs undone, only their logs tell:"
+        yield from (f"  {log}" for log in logs.values())
+        return
+    for name, log in logs.items():
+        told = accounts[name].describe() if name in accounts else "SLURM's accounts do not have it"
+        yield f"job {name} left runs undone: {told}\n  its log: {log}"
+
+
+def _logs_of_ended(sweep: Sweep, not_done: set[str], busy: Set[str]) -> dict[str, Path]:
+    """Return the log of each task that was the last to have some runs, and works no more."""
+    found: dict[str, Path] = {}
+    for folder in reversed(folders_of(sweep, CHAINS)):
+        content = json.loads((folder / CHAINS).read_text(encoding="utf-8"))
+        for index, chains in enumerate(_tasks_of(content)):
+            runs = {run["name"] for chain in chains for run in chain["runs"]} & not_done
+            not_done -= runs
+            name = f"{_job_of(folder)}_{index}"
+            if runs and name not in busy:
+                found[name] = folder / f"task_{index}.log"
+    return found
 
 
 def cancel(sweep: Sweep) -> str:
     """Cancel the sweep's jobs; each saves its run on the signal, within the cluster's KillWait."""
-    jobs = _jobs(sweep)
-    busy = list(_tasks(sweep))
+    busy = busy_tasks(sweep)
     if not busy:
         return "no job of this sweep waits or runs"
-    _command(["scancel", *jobs])
+    cluster.run_command(["scancel", *dict.fromkeys(task.job for task in busy)])
     return f"cancelled {len(busy)} jobs; their runs are saved\n  {_go_on_with(sweep.directory)}"
 
 
-def _script(settings: SlurmSettings, folder: Path, num_tasks: int) -> str:
-    """Write the job script of an array."""
-    throttle = f"%{settings.throttle}" if settings.throttle is not None else ""
-    options = [
-        "--job-name=clip-hba-sweep",
-        f"--array=0-{num_tasks - 1}{throttle}",
-        f"--output={folder}/task_%a.log",
-    ]
-    command = shlex.join([sys.executable, "-m", "clip_hba_behavior", "sweep", "task", str(folder)])
-    return batch_script(settings, options, f'{command} --index "$SLURM_ARRAY_TASK_ID"')
+# --- folders of arrays ------------------------------------------------------------------------------
 
 
-def batch_script(settings: SlurmSettings, options: Sequence[str], command: str) -> str:
-    """Return a job script whose Python is told before a preemption or the time limit, and can come back.
-
-    Args:
-        settings: time, memory and where.
-        options: further options of sbatch.
-        command: what to run, as bash reads it.
-    """
-    all_options = [
-        *options,
-        f"--time={settings.time}",
-        f"--cpus-per-task={settings.cpus}",
-        "--open-mode=append",
-        "--requeue",
-        f"--signal=B:USR2@{settings.signal_seconds}",
-    ]
-    named = {"partition": settings.partition, "account": settings.account, "constraint": settings.constraint}
-    named |= {"gres": settings.gres, "mem": settings.memory}
-    all_options += [f"--{name}={value}" for name, value in named.items() if value is not None]
-    lines = ["#!/bin/bash", *(f"#SBATCH {each}" for each in [*all_options, *settings.options]), ""]
-    # A USR2 that comes while Python still imports would end it; ignored here, it stays so until Python takes it.
-    lines += ['trap "" USR2', *settings.setup]
-    # with exec the signal reaches Python; bash would die of it, and Python go on as an orphan
-    lines.append(f"exec {command}")
-    return "\n".join(lines) + "\n"
-
-
-@contextmanager
-def coming_back(otherwise: str) -> Iterator[StopRequest]:
-    """Requeue this job if SLURM asks the run to leave and it was saved.
-
-    Before a preemption or the time limit SLURM sends USR2: the job comes back. On TERM it does not: that is
-    `scancel`, and the job would run again.
-
-    Args:
-        otherwise: how a person goes on where the job does not come back.
-    """
-    with stopping_on_signals() as stop:
-        try:
-            yield stop
-        except InterruptedRunError as error:
-            is_back = stop.name == _COMES_BACK and _requeue()
-            error.next_step = "it is in SLURM's queue again, and goes on by itself" if is_back else otherwise
-            raise
-
-
-def _requeue() -> bool:
-    """Put this task back into the queue; return whether it is there, by this or because SLURM was first."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    job = f"{array}_{task}" if array is not None else os.environ.get("SLURM_JOB_ID")
-    if job is None:
-        return False
-    done = subprocess.run(
-        ["scontrol", "requeue", job], capture_output=True, text=True, timeout=_SECONDS_FOR_A_COMMAND, check=False
-    )
-    is_back = done.returncode == 0 or "pending execution" in done.stderr
-    if not is_back:
-        print(f"scontrol requeue {job}: {done.stderr.strip()}", file=sys.stderr)
-    return is_back
-
-
-def _new_folder(sweep: Sweep) -> Path:
+def submit_tasks(sweep: Sweep, name: str, content: dict[str, Any], num_tasks: int) -> tuple[str, Path]:
+    """Write down what some tasks do and submit them as an array; return its number and its folder."""
     parent = sweep.directory / "slurm"
     parent.mkdir(parents=True, exist_ok=True)
-    number = 1 + max((int(each.name) for each in parent.iterdir() if each.name.isdecimal()), default=0)
-    folder = parent / str(number)
-    folder.mkdir()
-    return folder
-
-
-def _jobs(sweep: Sweep) -> list[str]:
-    return [
-        path.read_text(encoding="utf-8").strip() for path in sorted((sweep.directory / "slurm").glob("*/job_id"))
-    ]
-
-
-def _tasks(sweep: Sweep) -> Iterator[str]:
-    """Ask SLURM which tasks of the sweep's jobs wait or run. It knows nothing of what ended long ago."""
-    jobs = _jobs(sweep)
-    if not jobs:
-        return
-    # with one id alone an unknown job is an error; a second makes it a job that is left out
-    output = _command(
-        ["squeue", "--noheader", "--array", "--format=%F_%K %T", f"--jobs={','.join([*jobs, *jobs])}"]
+    folder = parent / str(
+        1 + max((int(each.name) for each in parent.iterdir() if each.name.isdecimal()), default=0)
     )
-    yield from (line.strip() for line in output.splitlines() if line.strip())
+    folder.mkdir()
+    publish(folder / name, (json.dumps(content, indent=1) + "\n").encode())
+    job = cluster.submit_array(folder, sweep.file.slurm, num_tasks)
+    add_job(folder, job)
+    return job, folder
 
 
-def _command(command: Sequence[str]) -> str:
-    """Run one of SLURM's commands with this job's own variables left out: sbatch would hand them on."""
-    environment: dict[str, Any] = {
-        name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name == "SLURM_CONF"
-    }
-    try:
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=_SECONDS_FOR_A_COMMAND, check=True, env=environment
-        ).stdout
-    except FileNotFoundError:
-        raise BadInputError(f"{command[0]} is not here: this needs a machine of the cluster") from None
-    except subprocess.CalledProcessError as error:
-        if command[0] == "squeue" and "Invalid job id" in error.stderr:
-            return ""
-        raise BadInputError(f"{shlex.join(command)} was refused by SLURM: {error.stderr.strip()}") from None
+def add_job(folder: Path, job: str) -> None:
+    """Write down under which number a folder's array was submitted."""
+    before = (folder / "job_id").read_bytes() if (folder / "job_id").exists() else b""
+    replace(folder / "job_id", before + f"{job}\n".encode())
 
 
-def _some(names: Sequence[str]) -> str:
+def folders_of(sweep: Sweep, *names: str) -> list[Path]:
+    """Return the folders of the arrays that were submitted, the latest last.
+
+    Args:
+        sweep: whose they are.
+        names: what their tasks do: `CHAINS`, `SAMPLES`.
+    """
+    found = [path.parent for name in names for path in (sweep.directory / "slurm").glob(f"*/{name}")]
+    submitted = [each for each in found if each.name.isdecimal() and (each / "job_id").exists()]
+    return sorted(submitted, key=lambda each: int(each.name))
+
+
+def _job_of(folder: Path) -> str:
+    """Return the number under which a folder's array was submitted last."""
+    return (folder / "job_id").read_text(encoding="utf-8").split()[-1]
+
+
+def busy_tasks_of(folders: Sequence[Path]) -> list[Task]:
+    """Ask SLURM which tasks of some folders' arrays wait or run."""
+    return cluster.busy_tasks([_job_of(each) for each in folders])
+
+
+def busy_tasks(sweep: Sweep) -> list[Task]:
+    """Ask SLURM which of the sweep's tasks wait or run, those that verify among them."""
+    return busy_tasks_of(folders_of(sweep, CHAINS, SAMPLES))
+
+
+def _some(tasks: Sequence[Task]) -> str:
+    names = [f"{each.name()} {each.state}" for each in tasks]
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -11,6 +11,7 @@ from clip_hba_behavior.config import BatchOrder, make_config, parse_settings, re
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.directory import is_tracked
 from clip_hba_behavior.run.log import session
+from clip_hba_behavior.run.workers import refuse_no_fork_server
 from clip_hba_behavior.verification.certificate_file import check_free, headed, write_certificate
 from clip_hba_behavior.verification.found import common_epochs, find_checkpoints, refuse_absent
 from clip_hba_behavior.verification.results_table import read_results_table
@@ -40,6 +41,7 @@ def verify_run(
     steps: int | None,
     json: Path | None,
     loop: str | None = None,
+    processes: int = 1,
 ) -> int:
     """Verify a run against its checkpoints, and against a results CSV if one is given.
 
@@ -51,8 +53,10 @@ def verify_run(
     """
     check_free(json)
     chosen = parse_epochs(epochs)
+    if processes > 1:
+        refuse_no_fork_server(f"--processes {processes}")
     if is_tracked(run):
-        if csv is not None or config is not None or settings or steps is not None:
+        if csv is not None or config is not None or settings or steps is not None or processes > 1:
             raise BadInputError(f"{run} is the run of a training loop of your own: give --loop and --epochs alone")
         return verify_tracked(run, loop, chosen, json)
     if loop is not None:
@@ -71,7 +75,14 @@ def verify_run(
 
     with session() as here:
         verification = verify_checkpoints(
-            run, given, chosen, steps, here, lambda each: here.logger.info(epoch_block(each)), results
+            run,
+            given,
+            chosen,
+            steps,
+            here,
+            lambda each: here.logger.info(epoch_block(each)),
+            results,
+            processes=processes,
         )
     print(summary(verification))
     if json is not None:

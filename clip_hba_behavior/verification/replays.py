@@ -1,7 +1,7 @@
 """A run trained again, epoch by epoch, as a history: each epoch from the recorded state before it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class ReplayHistory:
     Attributes:
         replayer: what trains.
         seed: what the seed implies; None where every file holds a complete state, or it cannot be derived.
+        elsewhere: trains an epoch again in place of this process; see `verification/parallel.py`.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class ReplayHistory:
         """
         self.replayer = replayer
         self.seed: DerivedRun | None = None
+        self.elsewhere: Callable[[int], Epoch] | None = None
         self._files, self._num_steps, self._with_state = files, steps, with_state
         self._steps: dict[int, dict[Step, Record]] = {}
         self._reached: TrainingState | None = None  # the last one that was trained again and that no file holds
@@ -75,6 +77,10 @@ class ReplayHistory:
             NoStartError: there is nothing to begin with; says why.
             NonFiniteLossError: a loss is infinite or not a number.
         """
+        if self.elsewhere is not None:
+            epoch = self.elsewhere(number)
+            self._steps[number] = dict(epoch.steps)
+            return epoch
         start = self._start(number)
         settings = self.settings(number)
         again = self.replayer.replay(start, settings, self._num_steps, self._with_state)

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from clip_hba_behavior.reproducibility.state.numerics import numerics_left_as_th
 from clip_hba_behavior.reproducibility.state.rng import MISSING, RESTORED
 from clip_hba_behavior.reproducibility.state.snapshot import restore_parameters
 from clip_hba_behavior.run.environment import changed_data, package_changes_from, two_settings
+from clip_hba_behavior.run.kept import Kept
 from clip_hba_behavior.run.replayer import Replayer
 from clip_hba_behavior.run.results import METRICS, RESULTS_NAME
+from clip_hba_behavior.training.inputs import Inputs
 from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.training.trainer import NonFiniteLossError
 from clip_hba_behavior.verification.causes import (
@@ -38,6 +41,7 @@ from clip_hba_behavior.verification.claims import claim
 from clip_hba_behavior.verification.files import RunFiles, settings_of
 from clip_hba_behavior.verification.found import find_checkpoints, refuse_absent
 from clip_hba_behavior.verification.outcome import COMPLETE, EpochOutcome, Metric, Verification
+from clip_hba_behavior.verification.parallel import Replayed, trained_by
 from clip_hba_behavior.verification.replays import NoStartError, ReplayHistory, recorded_config
 from clip_hba_behavior.verification.results_table import ResultsTable
 from clip_hba_behavior.verification.seed import draws_apart, epoch_batches, same_streams
@@ -55,6 +59,8 @@ def verify_checkpoints(
     say: Say = lambda outcome: None,
     table: ResultsTable | None = None,
     has_gaps: bool = False,
+    processes: int = 1,
+    kept: Kept[Inputs] | None = None,
 ) -> Verification:
     """Replay epochs of a run, each from the recorded state before it, and compare.
 
@@ -70,17 +76,22 @@ def verify_checkpoints(
         has_gaps: whether states were left out on purpose: then an epoch may start from the state that the
             epoch before it was replayed to, if that has the digest in the ledger. So also where
             `keep_checkpoints` removed states.
+        processes: how many train at once; the outcome is that of one.
+        kept: the inputs of an earlier run of this process, if it may have the same.
 
     Raises:
         BadInputError: there is nothing to verify, or data or backbone cannot be used.
+        InterruptedRunError: a signal came.
+        StoppedError: the system ended one of the processes.
     """
-    files = RunFiles(path, table, find_checkpoints(path).files if has_gaps else None)
+    states = list(find_checkpoints(path).files) if has_gaps else None
+    files = RunFiles(path, table, states)
     chosen = list(epochs) if epochs is not None else _all_epochs(files)
     if files.has_gaps:
         chosen = _with_those_before(files, chosen, steps)
     else:
         refuse_absent(files.found, chosen)
-    replays = ReplayHistory(files, Replayer(recorded_config(files, given), session), steps)
+    replays = ReplayHistory(files, Replayer(recorded_config(files, given), session, kept=kept), steps)
     environment = replays.replayer.environment()
     verifier = EpochVerifier(files, replays)
     origins, is_partial = _origins(files, chosen)
@@ -107,9 +118,13 @@ def verify_checkpoints(
         notes += replays.derive(max(chosen))
     began = time.monotonic()
     outcomes = []
-    for epoch in chosen:
-        outcomes.append(verifier.verify(epoch).outcome)
-        say(outcomes[-1])
+    with ExitStack() as stack:
+        if min(processes, len(chosen)) > 1:
+            replayed = Replayed(path, given, states, steps, max(chosen) if is_partial else None)
+            replays.elsewhere = stack.enter_context(trained_by(processes, replayed, files, chosen, session))
+        for epoch in chosen:
+            outcomes.append(verifier.verify(epoch).outcome)
+            say(outcomes[-1])
     drift = files.drift()
     drift += [each for origin in origins.values() for each in origin.get("drift", []) if each not in drift]
     return Verification(

@@ -1,5 +1,7 @@
 """Tasks of a job array, where no cluster is: what they read, and the limits of time that are understood."""
 
+import json
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.sweep.plan import SlurmSettings, make_sweep_file, seconds_of
 from fresh_process import Outcome
-from sweep_tools import clip_hba_with_signal, epochs_on_disk, write_sweep
+from sweep_tools import clip_hba_with_signal, epochs_on_disk, table, write_sweep
 
 ClipHba = Callable[..., Outcome]
 CHAIN = {"epochs": [2], "kinds": ["random_target"], "controls": False}
@@ -24,7 +26,7 @@ def test_a_task_that_waits_does_not_see_an_edit_of_the_sweeps_file(
     sweep = write_sweep(tmp_path, own_baseline, settings={"weight_decay": 0.02}, **CHAIN)
     outcome = clip_hba("sweep", "run", sweep, "--engine", "slurm")
     assert outcome.code == 0, outcome.output
-    assert "job 7: 1 tasks, 2 runs" in outcome.output
+    assert "job 7: 1 task, 1 chain, 2 runs; logs in " in outcome.output
     write_sweep(tmp_path, own_baseline, settings={"weight_decay": 0.03}, **CHAIN | {"lengths": [3]})
     assert clip_hba("resume", own_baseline, "--set", "epochs=5").code == 0
     outcome = clip_hba("sweep", "task", tmp_path / "sweep/slurm/1", "--index", 0)
@@ -52,6 +54,72 @@ def test_a_task_that_was_killed_keeps_what_the_longer_run_begins_with(
     outcome = clip_hba(*arguments)
     assert outcome.code == 0, outcome.output
     assert 2 in epochs_on_disk(tmp_path / "sweep")["e002_random_target_l1_s0"]
+
+
+THREE_CHAINS: dict[str, Any] = {"epochs": [3], "kinds": ["random_target", "uniform_images"], "lengths": [1]}
+
+
+def test_a_task_takes_many_chains_and_a_run_that_fails_ends_its_own_alone(
+    own_baseline: Path, clip_hba: ClipHba, requeued: Path, tmp_path: Path
+) -> None:
+    sweep = write_sweep(tmp_path, own_baseline, **THREE_CHAINS, slurm={"time": "02:00:00"})
+    sized = "a task takes up to 3 chains, about 0 s of its 02:00:00 by the baseline's seconds per epoch"
+    outcome = clip_hba("sweep", "plan", sweep)
+    assert (
+        re.sub(r"about \d+ s", "about 0 s", outcome.output)
+        .splitlines()[-1]
+        .startswith(f"on SLURM: 1 task; {sized}")
+    )
+    outcome = clip_hba("sweep", "run", sweep, "--engine", "slurm")
+    assert "job 7: 1 task, 3 chains, 3 runs; logs in " in outcome.output
+    assert sized in re.sub(r"about \d+ s", "about 0 s", outcome.output)
+    assert "--array=0-0\n" in (tmp_path / "sweep/slurm/1/job.sh").read_text()
+    (tmp_path / "sweep/runs").mkdir()
+    (tmp_path / "sweep/runs/e003_random_target_l1_s0").write_text("in the way")
+    outcome = clip_hba("sweep", "task", tmp_path / "sweep/slurm/1", "--index", 0)
+    assert outcome.code == 1, outcome.output
+    assert "e003_none: done\n" in outcome.output
+    assert "e003_random_target_l1_s0: failed\n" in outcome.output
+    assert "e003_uniform_images_l1_s0: done\n" in outcome.output
+
+
+def test_a_preempted_task_goes_on_with_what_is_left_and_what_is_done_counts_at_once(
+    baseline: Path, clip_hba: ClipHba, requeued: Path, tmp_path: Path
+) -> None:
+    sweep = write_sweep(tmp_path, baseline, **THREE_CHAINS)
+    assert clip_hba("sweep", "run", sweep, "--engine", "slurm").code == 0
+    arguments = ["sweep", "task", str(tmp_path / "sweep/slurm/1"), "--index", "0"]
+    outcome = fresh_process.call(
+        clip_hba_with_signal, arguments, "Epoch 4/4", signal.SIGUSR2, output=tmp_path / "task.txt"
+    )
+    assert outcome.code == 75, outcome.output
+    assert requeued.read_text() == "requeue 7_0\n"
+    assert "1 done, 2 missing" in clip_hba("sweep", "status", sweep).output
+    assert "1 of 3 runs are done" in clip_hba("sweep", "table", sweep).output
+    assert [row["run"] for row in table(tmp_path / "sweep")] == ["e003_none"] * 2
+    log = (tmp_path / "sweep/runs/e003_none/training_log.txt").read_text()
+    outcome = clip_hba(*arguments)
+    assert outcome.code == 0, outcome.output
+    assert outcome.output.startswith("e003_none: done\n")
+    assert (tmp_path / "sweep/runs/e003_none/training_log.txt").read_text() == log
+    assert "3 done" in clip_hba("sweep", "status", sweep).output
+
+
+def test_tasks_that_were_submitted_before_they_took_several_chains_are_understood(
+    baseline: Path, clip_hba: ClipHba, requeued: Path, tmp_path: Path
+) -> None:
+    sweep = write_sweep(tmp_path, baseline, **THREE_CHAINS)
+    assert clip_hba("sweep", "run", sweep, "--engine", "slurm").code == 0
+    file = tmp_path / "sweep/slurm/1/chains.json"
+    content = json.loads(file.read_text())
+    content["chains"] = content.pop("tasks")[0]
+    file.write_text(json.dumps(content))
+    outcome = clip_hba("sweep", "task", file.parent, "--index", 2)
+    assert outcome.code == 0, outcome.output
+    assert list(epochs_on_disk(tmp_path / "sweep")) == ["e003_uniform_images_l1_s0"]
+    outcome = clip_hba("sweep", "task", file.parent, "--index", 3)
+    assert outcome.code == 2
+    assert f"{file.parent} has no task 3" in outcome.output
 
 
 @pytest.mark.parametrize(
