@@ -20,7 +20,7 @@ def head_lines(trainer: Trainer, directory: Path) -> Iterator[str]:
     yield f"Writing to {directory}"
     yield (
         f"Computing on {inputs.device}, {device_model(inputs.device)}, {num_threads_here(config)} threads, "
-        f"in {config.arithmetic} arithmetic"
+        f"in {config.arithmetic} arithmetic{'' if config.precision == 'float32' else f', {config.precision}'}"
     )
     yield (
         f"{len(split.train)} training images, {len(split.test)} test images, "

@@ -19,7 +19,12 @@ from clip_hba_behavior.model.clip import Clip, TowerName
 from clip_hba_behavior.model.clip_hba import FrozenPrefix
 from clip_hba_behavior.model.feature_cache import FeatureCache
 from clip_hba_behavior.model.hub import pretrained_files
-from clip_hba_behavior.model.operations import NativeOperations, Operations, PortableOperations
+from clip_hba_behavior.model.operations import (
+    Bfloat16Operations,
+    NativeOperations,
+    Operations,
+    PortableOperations,
+)
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.environment import (
     USUAL_VARIABLES,
@@ -38,15 +43,18 @@ _PREFIX_VERSION = {"transformers": "5.23.0"}
 _STORED_TOGETHER = 32
 
 
-def operations_of(config: Config, keeps_weights: bool = False) -> Operations:
+def operations_of(config: Config, is_suffix: bool = False) -> Operations:
     """Return what computes the model's layers under a configuration.
 
     Args:
-        config: its `arithmetic`, and for native arithmetic its attention kernel.
-        keeps_weights: see `PortableOperations`.
+        config: its `arithmetic`, and for native arithmetic its attention kernel and precision.
+        is_suffix: whether it is for the part that trains, whose frozen weights are used in every step; frozen
+            features are never computed in bfloat16, so that those of a run in float32 serve.
     """
     if config.is_portable():
-        return PortableOperations(keeps_weights)
+        return PortableOperations(keeps_weights=is_suffix)
+    if is_suffix and config.precision == "bfloat16":
+        return Bfloat16Operations(config.sdpa_backend)
     return NativeOperations(config.sdpa_backend)
 
 
@@ -261,7 +269,7 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         **({"variables": others} if (others := variables()) != USUAL_VARIABLES else {}),
         "num_threads": config.num_threads,
         "deterministic": config.deterministic,
-        "tf32": config.tf32,
+        "tf32": config.precision == "tf32",
         "sdpa_backend": config.sdpa_backend,
         "chunk_size": config.chunk_size,
     }

@@ -121,7 +121,7 @@ class Trainer:
     def apply_numerics(self) -> None:
         """Set what this process computes with, as the configuration says."""
         num_threads = num_threads_here(self.config, self.processes.num_local)
-        apply_numerics(num_threads, self.config.deterministic, self.config.tf32)
+        apply_numerics(num_threads, self.config.deterministic, self.config.precision == "tf32")
 
     def share(self, processes: Processes) -> None:
         """Compute from now on one part of each batch; trainers in the same state do the others, with equal calls.
