@@ -160,13 +160,13 @@ class Bfloat16Operations(NativeOperations):
 
     def frozen(self, inputs: torch.Tensor, *layers: Layer) -> tuple[torch.Tensor, ...]:
         rounded = inputs.bfloat16()
-        results = (functional.linear(rounded, *(self._round(each) for each in layer)) for layer in layers)
-        return tuple(each.float() for each in results)
+        return tuple(
+            functional.linear(rounded, self._round(weight), None if bias is None else self._round(bias)).float()
+            for weight, bias in layers
+        )
 
-    def _round(self, weight: torch.Tensor | None) -> torch.Tensor | None:
+    def _round(self, weight: torch.Tensor) -> torch.Tensor:
         """Return a weight or bias in bfloat16, rounded once."""
-        if weight is None:
-            return None
         if weight not in self._rounded:
             self._rounded[weight] = weight.bfloat16()
         return cast(torch.Tensor, self._rounded[weight])

@@ -33,6 +33,7 @@ from clip_hba_behavior.reproducibility.state.environment import (
     variables,
 )
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.training.features import Features, free_memory
 from clip_hba_behavior.training.fit import layer_problems, split_problems, tokens_of
 
 Progress = Callable[[str, int, int], None]
@@ -119,6 +120,7 @@ class Inputs:
 
     Attributes:
         image_cache: frozen features of the annotated images, then of the inference images.
+        features: the same where the model computes.
         image_paths: in the same order.
         image_digests: SHA-256 of each file, in the same order.
         targets: `[num_images, 66] float32` of the annotated images.
@@ -133,6 +135,7 @@ class Inputs:
     """
 
     image_cache: FeatureCache
+    features: Features
     image_paths: tuple[Path, ...]
     image_digests: tuple[str, ...]
     targets: torch.Tensor
@@ -153,7 +156,7 @@ class Inputs:
 
     def image_features(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the frozen features of some images, `[len(rows), 2, tokens, width]`, on the device."""
-        return self.image_cache.take(rows).to(self.device)
+        return self.features.take(rows)
 
     def inference_rows(self) -> torch.Tensor:
         """Return the rows of the held-out images."""
@@ -321,6 +324,7 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         digests["pixels"] = digest(image_cache.sources)
     return Inputs(
         image_cache=image_cache,
+        features=Features(image_cache, device, free_memory(device)),
         image_paths=tuple(paths),
         image_digests=tuple(image_digests),
         targets=torch.from_numpy(annotations.targets).float().to(device),

@@ -312,8 +312,8 @@ def _cause(
     if not any(each.source in ("ledger", "state") for each in differences):
         return "the results or the ledger were changed: the states are the same"
     num_parameters = len(states[0].parameters) if states[0] is not None else 0
-    settings = recorded_settings(runs[0].origin(epoch))
-    return cause_of_training(differences, num_parameters, True, has_states, lambda: batches, settings)
+    of_run = recorded_settings(runs[0].origin(epoch))
+    return cause_of_training(differences, num_parameters, True, has_states, lambda: batches, of_run)
 
 
 def describe(difference: RunDifference) -> str:

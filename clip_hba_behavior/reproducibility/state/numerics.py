@@ -136,7 +136,7 @@ def numerics_left_as_they_were() -> Iterator[None]:
 
     The random states are not touched.
     """
-    flags = [(torch.backends.cudnn, "benchmark"), (torch.backends.cudnn, "deterministic")]
+    flags: list[tuple[Any, str]] = [(torch.backends.cudnn, "benchmark"), (torch.backends.cudnn, "deterministic")]
     flags.append((torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction"))
     flags += [
         *_switches_of_tf32(torch.backends.cudnn, ("conv", "rnn")),
