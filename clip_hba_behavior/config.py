@@ -20,6 +20,7 @@ NotNegative = Annotated[int, Field(ge=0)]
 BatchOrder = Literal["earlier", "later", "later_persistent"]
 PreprocessingRule = Literal[1, 2]
 Arithmetic = Literal["native", "portable"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 # The newest definition of portable arithmetic; `exact.DEFINITION`, without importing torch.
 PORTABLE: Literal["portable 1"] = "portable 1"
 PerturbType = Literal["none", "random_target", "label_shuffle", "image_noise", "uniform_images", "reorder"]
@@ -62,7 +63,7 @@ FREE_KEYS = {
     "tracking",
 }
 # Keys that shape nothing in portable arithmetic.
-NATIVE_KEYS = {"num_threads", "deterministic", "tf32", "sdpa_backend", "eval_batch_size", "chunk_size"}
+NATIVE_KEYS = {"num_threads", "deterministic", "precision", "sdpa_backend", "eval_batch_size", "chunk_size"}
 # Keys that say where a run is and which state it began with; they are the run's own for good.
 ORIGIN_KEYS = {"run_dir", "training_run", "baseline_dora_directory"}
 _MAX_BYTES = 2**16  # of YAML; a configuration with every key has 2,000
@@ -232,7 +233,14 @@ class Config(BaseModel):
         None, description="CPU threads of one operation; changes bits. Default: the cores at the start."
     )
     deterministic: bool = Field(True, description="Use only operations that repeat their bits.")
-    tf32: bool = Field(False, description="Let a GPU round the inputs of float32 products to TF32.")
+    precision: Precision = Field(
+        "float32",
+        description="What native arithmetic multiplies in: `float32`; `tf32`, to which a GPU rounds the inputs of "
+        "products; `bfloat16`, for products by frozen weights in training and evaluation; see PRECISION.md.",
+    )
+    tf32: bool | None = Field(
+        None, exclude=True, description="Earlier spelling: `true` is `precision: tf32`, `false` is `float32`."
+    )
     sdpa_backend: Literal["math", "flash", "efficient"] = Field("math", description="Attention kernel.")
     eval_batch_size: Positive = Field(64, description="Images per forward pass in evaluation; changes bits.")
     chunk_size: Positive = Field(32, description="Images per pass through the frozen part; changes bits.")
@@ -270,6 +278,8 @@ class Config(BaseModel):
             if "device" in given:
                 raise ValueError("cuda and device are both given; keep device")
             given["device"] = names[cuda]
+        if type(given.get("tf32")) is bool:
+            _understand_tf32(given)
         if given.get("augmentation") in (None, "none") and "augmentation" in given:
             given["augmentation"] = []
         return {key: os.fspath(value) if isinstance(value, Path) else value for key, value in given.items()}
@@ -345,6 +355,11 @@ class Config(BaseModel):
                 "perturb_rule: earlier with perturb_type: random_target draws torch's normal numbers, which "
                 "differ between machines, so it cannot go with arithmetic: portable; set perturb_rule: philox"
             )
+        if self.is_portable() and self.precision != "float32":
+            raise ValueError(
+                f"precision: {self.precision} cannot go with arithmetic: portable, whose products are exact; "
+                "leave precision out, or set arithmetic: native"
+            )
         if len(set(self.augmentation)) < len(self.augmentation):
             raise ValueError(f"augmentation: {quote(self.augmentation)} names one twice")
         return self
@@ -384,6 +399,15 @@ class Config(BaseModel):
     def to_yaml(self) -> str:
         """Return the configuration as YAML, every key with the value that it counts with."""
         return yaml.safe_dump(self.effective(), sort_keys=False, allow_unicode=True)
+
+
+def _understand_tf32(given: dict[str, Any]) -> None:
+    """Put `precision` in the place of its earlier spelling; in portable arithmetic that never counted."""
+    is_tf32, precision = given.pop("tf32"), given.get("precision")
+    meant = "tf32" if is_tf32 and not str(given.get("arithmetic", "")).startswith("portable") else "float32"
+    if precision is not None and (precision == "tf32") != is_tf32:
+        raise ValueError(f"tf32: {str(is_tf32).lower()} and precision: {precision} are both given; keep precision")
+    given.setdefault("precision", meant)
 
 
 def _can_be_a_path(text: str) -> bool:
@@ -441,7 +465,10 @@ def as_recorded(keys: Mapping[str, Any]) -> dict[str, Any]:
 
     A key that is still absent then had its default's effect.
     """
-    return {**keys, **{key: value for key, value in _BEFORE_THE_KEY.items() if key not in keys}}
+    completed = {**keys, **{key: value for key, value in _BEFORE_THE_KEY.items() if key not in keys}}
+    if type(completed.get("tf32")) is bool and "precision" not in completed:
+        _understand_tf32(completed)
+    return completed
 
 
 def read_config_file(path: Path, purpose: str = "configuration file") -> dict[str, Any]:

@@ -31,9 +31,31 @@ def test_a_new_configuration_has_rule_2_and_a_record_without_a_rule_had_rule_1()
     assert make_config(as_recorded({"preprocessing": 2})).preprocessing == 2
 
 
+def test_the_earlier_spelling_of_precision_is_understood_and_written_nowhere() -> None:
+    for keys, precision in (
+        ({"tf32": True}, "tf32"),
+        ({"tf32": False}, "float32"),
+        ({"tf32": True, "precision": "tf32"}, "tf32"),
+        ({"tf32": False, "precision": "bfloat16"}, "bfloat16"),
+        ({"tf32": True, "arithmetic": "portable"}, "float32"),  # where it never had an effect
+    ):
+        for config in (make_config(keys), make_config(as_recorded(keys))):
+            assert config.precision == precision
+            assert "tf32" not in {**config.model_dump(), **config.trajectory()}
+            assert "\ntf32:" not in config.to_yaml()
+    assert make_config({}).trajectory()["precision"] == "float32"
+    assert "precision" not in make_config({"arithmetic": "portable"}).trajectory()
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
+        ({"precision": "float16"}, "precision: found 'float16', expected 'float32', 'tf32' or 'bfloat16'"),
+        ({"precision": "tf32", "arithmetic": "portable"}, "precision: tf32 cannot go with arithmetic: portable"),
+        ({"precision": "bfloat16", "arithmetic": "portable"}, "leave precision out, or set arithmetic: native"),
+        ({"tf32": True, "precision": "float32"}, "tf32: true and precision: float32 are both given"),
+        ({"tf32": False, "precision": "tf32"}, "tf32: false and precision: tf32 are both given; keep precision"),
+        ({"tf32": 1}, "tf32: found 1, expected true or false"),
         ({"epohcs": 3}, "epohcs: no such key; did you mean epochs?"),
         ({"arithmetic": "portable 2"}, "found 'portable 2', expected portable 1, the only definition that this"),
         ({"nonsense_key_xyz": 3}, "nonsense_key_xyz: no such key; see docs/configuration.md"),

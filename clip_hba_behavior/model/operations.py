@@ -147,6 +147,31 @@ class NativeOperations:
         raise RuntimeError("native sums depend on how a batch is split; such a run is refused before it begins")
 
 
+class Bfloat16Operations(NativeOperations):
+    """Torch's own kernels, the products by frozen weights in bfloat16.
+
+    Input, weight and bias are rounded to it, and so is the result; backward, the gradients of result and input.
+    All else is in float32, above all what the weights that learn are made of and used in.
+    """
+
+    def __init__(self, sdpa_backend: str = "math") -> None:
+        super().__init__(sdpa_backend)
+        self._rounded = WeakTensorKeyDictionary()
+
+    def frozen(self, inputs: torch.Tensor, *layers: Layer) -> tuple[torch.Tensor, ...]:
+        rounded = inputs.bfloat16()
+        return tuple(
+            functional.linear(rounded, self._round(weight), None if bias is None else self._round(bias)).float()
+            for weight, bias in layers
+        )
+
+    def _round(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return a weight or bias in bfloat16, rounded once."""
+        if weight not in self._rounded:
+            self._rounded[weight] = weight.bfloat16()
+        return cast(torch.Tensor, self._rounded[weight])
+
+
 class PortableOperations:
     """The functions of `exact`: the same bits on every machine, for every split of a batch.
 

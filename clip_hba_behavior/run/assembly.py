@@ -14,12 +14,14 @@ from clip_hba_behavior.model.architecture import ClipConfig
 from clip_hba_behavior.model.clip import Clip
 from clip_hba_behavior.model.clip_hba import CLIPHBA
 from clip_hba_behavior.reproducibility.record.session import Session
+from clip_hba_behavior.reproducibility.state.environment import device_model
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.numerics import (
     apply_numerics,
     check_float64_products,
     check_sdpa_backend,
     resolve_device,
+    rounds_to_tf32,
 )
 from clip_hba_behavior.run.environment import describe_environment
 from clip_hba_behavior.run.kept import Kept
@@ -104,8 +106,8 @@ def build_model(
         config.rank,
         config.dora_dropout,
         end_positions,
-        operations=operations_of(config, True),
-        prompt_operations=operations_of(config, True),
+        operations=operations_of(config, is_suffix=True),
+        prompt_operations=operations_of(config, is_suffix=True),
     )
 
 
@@ -131,7 +133,11 @@ def build_trainer(
         check_float64_products(device)
     else:
         check_sdpa_backend(config.sdpa_backend, device)
-    apply_numerics(num_threads_here(config), config.deterministic, config.tf32)
+    if config.precision == "tf32" and not rounds_to_tf32(device):
+        session.logger.warning(
+            "precision: tf32 changes nothing on %s, which has none: products stay in float32", device_model(device)
+        )
+    apply_numerics(num_threads_here(config), config.deterministic, config.precision == "tf32")
     inputs = (kept or Kept()).get(
         tuple(config.model_dump(exclude=_SHAPING_NO_INPUTS).items()),
         lambda: load_inputs(with_standin(config), device, session.report),

@@ -133,7 +133,8 @@ def _is_of(key: Mapping[str, Any], environment: Mapping[str, Any]) -> bool:
 
 def _is_of_this_machine(key: Mapping[str, Any], environment: Mapping[str, Any]) -> bool:
     """Whether settings, processor and versions of a native run are those of a cache."""
-    if any(key.get(name) != environment["trajectory"].get(name) for name in _SETTINGS):
+    settings = environment["trajectory"] | {"tf32": environment["trajectory"].get("precision") == "tf32"}
+    if any(key.get(name) != settings.get(name) for name in _SETTINGS):
         return False
     if key.get("device_model") != environment["machine"].get("device_model"):
         return False

@@ -219,10 +219,14 @@ def drift_from(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[st
     return sentences(changes_that_bear_on_bits(recorded, found))
 
 
+def recorded_settings(recorded: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the keys that an `environment.json`, or a checkpoint's provenance, records."""
+    return recorded.get("trajectory") or recorded.get("config") or {}
+
+
 def arithmetic_of(recorded: Mapping[str, Any]) -> str:
     """Return the arithmetic that an `environment.json`, or a checkpoint's provenance, records."""
-    settings = recorded.get("trajectory") or recorded.get("config") or {}
-    return str(settings.get("arithmetic", "native"))
+    return str(recorded_settings(recorded).get("arithmetic", "native"))
 
 
 def changes_that_bear_on_bits(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> Changes:

@@ -20,12 +20,14 @@ def head_lines(trainer: Trainer, directory: Path) -> Iterator[str]:
     yield f"Writing to {directory}"
     yield (
         f"Computing on {inputs.device}, {device_model(inputs.device)}, {num_threads_here(config)} threads, "
-        f"in {config.arithmetic} arithmetic"
+        f"in {config.arithmetic} arithmetic{'' if config.precision == 'float32' else f', {config.precision}'}"
     )
     yield (
         f"{len(split.train)} training images, {len(split.test)} test images, "
         f"{len(inputs.inference_rows())} held-out images; {trainer.num_steps()} steps per epoch"
     )
+    if (where := inputs.features.describe()) is not None:
+        yield where
     num_parameters = sum(each.numel() for each in trainer.parameters.values())
     yield f"{num_parameters:,} trainable parameters in {len(trainer.model.dora_layers())} DoRA layers"
     perturbed = [epoch for epoch in range(1, config.epochs + 1) if trainer.perturbation.kind_in(epoch) != "none"]

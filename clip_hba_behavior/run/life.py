@@ -424,7 +424,7 @@ def train_model(
         recorder = Recorder(ledger, rows, store, trainer, session, config.checkpoint_every_steps, check)
         session.report(EPOCHS, trainer.epoch, config.epochs)
         hand_out(processes, trainer, stop_early, environment)
-        for event in advance(trainer, config.epochs, stop_early=stop_early):
+        for event in advance(trainer, config.epochs, stop_early=stop_early, needs_state=recorder.needs_state):
             recorder.record(event)
             tracker.record(event)
             if isinstance(event, EpochDone):

@@ -1,6 +1,6 @@
 """The one loop: everything in this package that trains calls it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from clip_hba_behavior.reproducibility.record.protocol import EpochDone, Event
 from clip_hba_behavior.training.state import TrainingState
@@ -13,8 +13,9 @@ def advance(
     state: TrainingState | None = None,
     steps: int | None = None,
     stop_early: bool = False,
+    needs_state: Callable[[int], bool] = lambda step: True,
 ) -> Iterator[Event]:
-    """Train on from a state, event by event; between two events the trainer's state can be taken.
+    """Train on from a state, event by event; at each that has it the trainer's state can be taken.
 
     Args:
         trainer: made for the settings to train under.
@@ -22,6 +23,8 @@ def advance(
         state: where to begin; None to go on from where the trainer is.
         steps: stop within the first epoch, after this many of its steps.
         stop_early: also stop where early stopping says so.
+        needs_state: asked after each step, by its number in the epoch, whether the state is to be taken there; by
+            default it can be at each event.
 
     Raises:
         BadInputError: the state does not fit the model.
@@ -33,7 +36,7 @@ def advance(
     while not is_at_end(trainer, last_epoch, stop_early):
         if not trainer.needs_backbone():
             trainer.inputs.backbone.drop()  # the features are cached
-        for step in trainer.steps():
+        for step in trainer.steps(needs_state):
             trainer.processes.agree()
             yield step
             if step.step == steps:

@@ -19,7 +19,12 @@ from clip_hba_behavior.model.clip import Clip, TowerName
 from clip_hba_behavior.model.clip_hba import FrozenPrefix
 from clip_hba_behavior.model.feature_cache import FeatureCache
 from clip_hba_behavior.model.hub import pretrained_files
-from clip_hba_behavior.model.operations import NativeOperations, Operations, PortableOperations
+from clip_hba_behavior.model.operations import (
+    Bfloat16Operations,
+    NativeOperations,
+    Operations,
+    PortableOperations,
+)
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.environment import (
     USUAL_VARIABLES,
@@ -28,6 +33,7 @@ from clip_hba_behavior.reproducibility.state.environment import (
     variables,
 )
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.training.features import Features, free_memory
 from clip_hba_behavior.training.fit import layer_problems, split_problems, tokens_of
 
 Progress = Callable[[str, int, int], None]
@@ -38,15 +44,18 @@ _PREFIX_VERSION = {"transformers": "5.23.0"}
 _STORED_TOGETHER = 32
 
 
-def operations_of(config: Config, keeps_weights: bool = False) -> Operations:
+def operations_of(config: Config, is_suffix: bool = False) -> Operations:
     """Return what computes the model's layers under a configuration.
 
     Args:
-        config: its `arithmetic`, and for native arithmetic its attention kernel.
-        keeps_weights: see `PortableOperations`.
+        config: its `arithmetic`, and for native arithmetic its attention kernel and precision.
+        is_suffix: whether it is for the part that trains, whose frozen weights are used in every step; frozen
+            features are never computed in bfloat16, so that those of a run in float32 serve.
     """
     if config.is_portable():
-        return PortableOperations(keeps_weights)
+        return PortableOperations(keeps_weights=is_suffix)
+    if is_suffix and config.precision == "bfloat16":
+        return Bfloat16Operations(config.sdpa_backend)
     return NativeOperations(config.sdpa_backend)
 
 
@@ -111,6 +120,7 @@ class Inputs:
 
     Attributes:
         image_cache: frozen features of the annotated images, then of the inference images.
+        features: the same where the model computes.
         image_paths: in the same order.
         image_digests: SHA-256 of each file, in the same order.
         targets: `[num_images, 66] float32` of the annotated images.
@@ -125,6 +135,7 @@ class Inputs:
     """
 
     image_cache: FeatureCache
+    features: Features
     image_paths: tuple[Path, ...]
     image_digests: tuple[str, ...]
     targets: torch.Tensor
@@ -145,7 +156,7 @@ class Inputs:
 
     def image_features(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the frozen features of some images, `[len(rows), 2, tokens, width]`, on the device."""
-        return self.image_cache.take(rows).to(self.device)
+        return self.features.take(rows)
 
     def inference_rows(self) -> torch.Tensor:
         """Return the rows of the held-out images."""
@@ -261,7 +272,7 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         **({"variables": others} if (others := variables()) != USUAL_VARIABLES else {}),
         "num_threads": config.num_threads,
         "deterministic": config.deterministic,
-        "tf32": config.tf32,
+        "tf32": config.precision == "tf32",
         "sdpa_backend": config.sdpa_backend,
         "chunk_size": config.chunk_size,
     }
@@ -313,6 +324,7 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         digests["pixels"] = digest(image_cache.sources)
     return Inputs(
         image_cache=image_cache,
+        features=Features(image_cache, device, free_memory(device)),
         image_paths=tuple(paths),
         image_digests=tuple(image_digests),
         targets=torch.from_numpy(annotations.targets).float().to(device),

@@ -2,7 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,8 +26,10 @@ from clip_hba_behavior.reproducibility.state.snapshot import restore_optimizer, 
 from clip_hba_behavior.rsa import portable, rank_correlation
 from clip_hba_behavior.training.batch_order import draw_evaluation_seeds, draw_loader_seed, epoch_order
 from clip_hba_behavior.training.early_stopping import EarlyStopping
+from clip_hba_behavior.training.features import send
 from clip_hba_behavior.training.inputs import Inputs
 from clip_hba_behavior.training.learning_rate import learning_rate
+from clip_hba_behavior.training.pending import STEPS_LATE, PendingStep, pending_step
 from clip_hba_behavior.training.perturbations import IMAGE_KINDS, perturbation_of
 from clip_hba_behavior.training.processes import ALONE, Processes
 from clip_hba_behavior.training.seed_protocol import Split, draw_initial_parameters
@@ -57,14 +60,14 @@ class _Batch:
     Attributes:
         rows: of the table.
         features: frozen ones, of this process's part of the rows.
-        targets: of the same part.
-        digest: of all rows, their images and targets.
+        targets: of all rows.
+        pixels_digest: of all rows' pixels where these are not their images'.
     """
 
     rows: torch.Tensor
     features: torch.Tensor
     targets: torch.Tensor
-    digest: str
+    pixels_digest: str | None
 
 
 class Trainer:
@@ -82,6 +85,7 @@ class Trainer:
         self.inputs = inputs
         self.split = split
         self.processes = ALONE
+        self.steps_late = STEPS_LATE[inputs.device.type]
         self.perturbation = perturbation_of(config, inputs.targets, split.train)
         self.parameters = model.dora_parameters()
         self.early_stopping = EarlyStopping(config.early_stopping_patience, math.inf)
@@ -121,7 +125,7 @@ class Trainer:
     def apply_numerics(self) -> None:
         """Set what this process computes with, as the configuration says."""
         num_threads = num_threads_here(self.config, self.processes.num_local)
-        apply_numerics(num_threads, self.config.deterministic, self.config.tf32)
+        apply_numerics(num_threads, self.config.deterministic, self.config.precision == "tf32")
 
     def share(self, processes: Processes) -> None:
         """Compute from now on one part of each batch; trainers in the same state do the others, with equal calls.
@@ -129,6 +133,7 @@ class Trainer:
         Every process then has the state that one alone would have, in portable arithmetic.
         """
         self.processes = processes
+        self.steps_late = 0  # they wait for each other in every step
         processes.share_on(self.inputs.device)
         self.model.operations.share(processes)
         self.apply_numerics()
@@ -170,10 +175,14 @@ class Trainer:
         """Return the number of steps an epoch."""
         return math.ceil(len(self.split.train) / self.config.batch_size)
 
-    def steps(self) -> Iterator[StepDone]:
+    def steps(self, needs_state: Callable[[int], bool] = lambda step: True) -> Iterator[StepDone]:
         """Train what is left of the epoch under way, or the next one.
 
-        At every yield the trainer is between two steps, and a snapshot of it can be continued.
+        At a yield whose event has the state, the trainer is where that step led, and a snapshot of it can be
+        continued. At others it is some steps on: so a device need not wait for its losses to be read.
+
+        Args:
+            needs_state: asked after each step whether the state is needed there; the step's event then has it.
 
         Raises:
             NonFiniteLossError: the loss is infinite or not a number.
@@ -195,12 +204,14 @@ class Trainer:
             group["lr"] = self._learning_rate()
             group["weight_decay"] = self.config.weight_decay
 
+        pending: deque[PendingStep] = deque()
         for batch in self._batches(order):
-            loss = self._step(batch)
-            self.loss_sum += loss * len(batch.rows)
-            self.num_samples += len(batch.rows)
-            self.step_in_epoch += 1
-            yield StepDone(self.epoch + 1, self.step_in_epoch, self.num_steps(), batch.digest, loss)
+            pending.append(self._step(batch))
+            num_left = 0 if needs_state(self.step_in_epoch) else self.steps_late
+            while len(pending) > num_left:
+                yield self._read(pending.popleft(), has_state=not pending)
+        while pending:
+            yield self._read(pending.popleft(), has_state=not pending)
 
     def finish_epoch(self) -> dict[str, Any]:
         """Evaluate after an epoch's last step, and close the epoch.
@@ -331,10 +342,8 @@ class Trainer:
         for number, (rows, (features, pixels_digest)) in enumerate(
             zip(batches, self._features_of(batches, done), strict=True), start=done
         ):
-            own = self.inputs.targets[rows.to(self.inputs.device)]
-            targets = self.perturbation.targets(epoch, number, own)
-            part = self.processes.part(len(rows))
-            yield _Batch(rows, features, targets[part], self._batch_digest(rows, targets, pixels_digest))
+            own = self.inputs.targets[send(rows, self.inputs.device)]
+            yield _Batch(rows, features, self.perturbation.targets(epoch, number, own), pixels_digest)
 
     def _features_of(self, batches: list[torch.Tensor], first: int) -> Iterator[tuple[torch.Tensor, str | None]]:
         """Yield the features of this process's part of each batch.
@@ -349,8 +358,8 @@ class Trainer:
             for features in self.inputs.augmented_features(parts, self.config, epoch):
                 yield features, None
         else:
-            for part in parts:
-                yield self.inputs.image_features(part), None
+            for features in self.inputs.features.batches(parts):
+                yield features, None
 
     def _perturbed_features(self, batches: list[torch.Tensor], first: int) -> Iterator[tuple[torch.Tensor, str]]:
         epoch = self.epoch + 1
@@ -369,22 +378,36 @@ class Trainer:
                 uniform[len(rows)] = found
             yield found
 
-    def _step(self, batch: _Batch) -> float:
+    def _step(self, batch: _Batch) -> PendingStep:
         self.model.train()
         self.model.draw_masks_of(self.config.random_seed, self.epoch + 1, self.step_in_epoch)
         predictions = self.model(batch.features, self.inputs.prompt_features)
-        loss = self.model.operations.mse_loss(predictions, batch.targets)
+        targets = batch.targets[self.processes.part(len(batch.rows))]
+        loss = self.model.operations.mse_loss(predictions, targets)
         self.optimizer.zero_grad()
         loss.backward()
-        value = loss.item()
-        if not math.isfinite(value):
+        self.optimizer.step()
+        self.step_in_epoch += 1
+        return pending_step(self.step_in_epoch, batch.rows, batch.targets, batch.pixels_digest, loss)
+
+    def _read(self, step: PendingStep, has_state: bool) -> StepDone:
+        """Wait for a step's loss, and count it in.
+
+        Raises:
+            NonFiniteLossError: it is infinite or not a number. Steps behind it may have been done; nothing of them
+                is told.
+        """
+        loss = step.value()
+        if not math.isfinite(loss):
             raise NonFiniteLossError(
-                f"the loss is {value} in epoch {self.epoch + 1}, step {self.step_in_epoch + 1}\n"
-                f"  images: {', '.join(self.inputs.image_paths[row].name for row in batch.rows.tolist())}\n"
+                f"the loss is {loss} in epoch {self.epoch + 1}, step {step.number}\n"
+                f"  images: {', '.join(self.inputs.image_paths[row].name for row in step.rows.tolist())}\n"
                 "  the last complete state is kept; lower lr, or check the targets with `clip-hba data check`"
             )
-        self.optimizer.step()
-        return value
+        self.loss_sum += loss * len(step.rows)
+        self.num_samples += len(step.rows)
+        digest = self._batch_digest(step.rows, step.targets, step.pixels_digest)
+        return StepDone(self.epoch + 1, step.number, self.num_steps(), digest, loss, has_state)
 
     def _batch_digest(self, rows: torch.Tensor, targets: torch.Tensor, pixels_digest: str | None = None) -> str:
         total = hashlib.sha256(tensor_bytes(rows))

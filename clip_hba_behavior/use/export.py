@@ -50,7 +50,9 @@ def export_model(
     """
     run, checkpoint = RunDirectory(path.parent.parent), read_named(path)
     certificates = _certificates(run, checkpoint, certificate)
-    model = load_model(path, config=keys, device="cpu")
+    model = load_model(
+        path, config={**(keys or {}), "precision": "float32"}, device="cpu"
+    )  # as the libraries compute
     try:
         held_out = held_out_of(model.config, run)
         images = read_images(model, held_out.paths)

@@ -1,6 +1,6 @@
 """Why an epoch did not come out as recorded: the likely cause, from where the first difference shows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH, Ledger
 from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.verification.files import ledger_leaves
 
-# Two machines that round otherwise differ by this much, relative, within the first steps.
-ROUNDING = 1e-5
+# Two machines that round otherwise differ by this much, relative, within the first steps: by precision.
+ROUNDING = {"float32": 1e-5, "tf32": 1e-4, "bfloat16": 1e-3}
 _ROUNDING = "a difference as small as rounding: another number of threads, processor or library version"
 _NO_ROUNDING = (
     "a difference as small as rounding, which portable arithmetic has on no machine: the record was changed, or "
@@ -103,9 +103,8 @@ def explain(
     if in_ledger and has_states and not in_state and in_ledger[0].name != "batch":
         return Cause("the ledger was changed: the checkpoint and the replay agree", is_certain=True)
     if in_ledger or in_state:
-        is_portable = recorded.settings.get("arithmetic", "native") != "native"
-        has_steps = bool(recorded.steps)
-        why = cause_of_training(differences, _num_parameters(recorded), has_steps, has_states, images, is_portable)
+        has_steps, settings = bool(recorded.steps), recorded.settings
+        why = cause_of_training(differences, _num_parameters(recorded), has_steps, has_states, images, settings)
         if in_state and not in_ledger and END_OF_EPOCH in recorded.steps:
             why += "; the ledger and the replay agree, so it was changed after it was written"
         return Cause(why, is_certain="end" in by_kind)
@@ -120,20 +119,36 @@ def cause_of_training(
     has_steps: bool,
     has_states: bool,
     images: Images,
-    is_portable: bool,
+    settings: Mapping[str, Any],
 ) -> str:
-    """Name the likely cause of differences that training itself, or a change of the state, must have made."""
+    """Name the likely cause of differences that training itself, or a change of the state, must have made.
+
+    Args:
+        differences: in the order of time.
+        num_parameters: of a state.
+        has_steps: whether the steps are recorded.
+        has_states: whether both states are there.
+        images: which may have changed.
+        settings: the keys under which the epoch was trained.
+    """
     in_state = [each for each in differences if each.source == "state"]
     first = next((each for each in differences if each.source == "ledger"), None)
     setting = _cause_in_optimizer(in_state)
     if setting is not None:
         return setting
     if first is not None and (first.step != END_OF_EPOCH or not has_states):
-        return _cause_of_steps(first, images, is_portable)
-    return _cause_of_state(in_state, num_parameters, first is None and has_steps, is_portable)
+        return _cause_of_steps(first, images, settings)
+    return _cause_of_state(in_state, num_parameters, first is None and has_steps, settings)
 
 
-def _cause_of_steps(first: Difference, images: Images, is_portable: bool) -> str:
+def _by_rounding(size: float, settings: Mapping[str, Any], more: str = "") -> str | None:
+    """Say what a difference of some relative size means, if rounding makes such."""
+    if size >= ROUNDING.get(settings.get("precision", "float32"), 0.0):
+        return None
+    return _NO_ROUNDING if settings.get("arithmetic", "native") != "native" else _ROUNDING + more
+
+
+def _cause_of_steps(first: Difference, images: Images, settings: Mapping[str, Any]) -> str:
     if first.name == "batch":
         same_rows, suspects = images()
         if not same_rows:
@@ -142,8 +157,13 @@ def _cause_of_steps(first: Difference, images: Images, is_portable: bool) -> str
             return "images or targets are not what they were, in batches of the same rows"
         return f"an image or its targets are not what they were, in batches of the same rows: {_some(suspects)}"
     relative = first.relative()
-    if relative is not None and relative < ROUNDING:
-        return _NO_ROUNDING if is_portable else f"{_ROUNDING}, or a parameter changed in its last bits"
+    why = (
+        _by_rounding(relative, settings, ", or a parameter changed in its last bits")
+        if relative is not None
+        else None
+    )
+    if why is not None:
+        return why
     if first.step == 1:
         return "the state before the first step, or the images' features: the first loss differs already"
     if first.name == "loss":
@@ -155,7 +175,7 @@ def _cause_of_steps(first: Difference, images: Images, is_portable: bool) -> str
 
 
 def _cause_of_state(
-    differences: Sequence[Difference], num_parameters: int, steps_agree: bool, is_portable: bool
+    differences: Sequence[Difference], num_parameters: int, steps_agree: bool, settings: Mapping[str, Any]
 ) -> str:
     parts = {_part(each.name) for each in differences}
     if parts == {"random states"}:
@@ -170,8 +190,9 @@ def _cause_of_state(
         )
     changed = [each for each in differences if each.part() == "parameters"]
     if {"parameters", "optimizer"} <= parts:  # as every other update leaves them
-        if max(each.largest or 0.0 for each in changed) < ROUNDING:
-            return _NO_ROUNDING if is_portable else _ROUNDING
+        why = _by_rounding(max(each.largest or 0.0 for each in changed), settings)
+        if why is not None:
+            return why
         if len(changed) == num_parameters and not steps_agree:
             return "the epoch was trained in another way, or the state it started from is another"
     return "the file was changed after training: no step of training gives such a state"

@@ -14,7 +14,7 @@ from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH, Step
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.numerics import numerics_left_as_they_were
-from clip_hba_behavior.run.environment import arithmetic_of, changed_data
+from clip_hba_behavior.run.environment import changed_data, recorded_settings
 from clip_hba_behavior.run.replayer import Replayer
 from clip_hba_behavior.verification.causes import (
     RUNS,
@@ -312,8 +312,8 @@ def _cause(
     if not any(each.source in ("ledger", "state") for each in differences):
         return "the results or the ledger were changed: the states are the same"
     num_parameters = len(states[0].parameters) if states[0] is not None else 0
-    is_portable = arithmetic_of(runs[0].origin(epoch)) != "native"
-    return cause_of_training(differences, num_parameters, True, has_states, lambda: batches, is_portable)
+    of_run = recorded_settings(runs[0].origin(epoch))
+    return cause_of_training(differences, num_parameters, True, has_states, lambda: batches, of_run)
 
 
 def describe(difference: RunDifference) -> str:

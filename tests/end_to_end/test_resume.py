@@ -33,6 +33,9 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "fewer workers after": ({"augmentation": ["color_jitter"], "num_workers": 2}, {"num_workers": 0}),
     "one and two layers": ({"vision_layers": 1, "transformer_layers": 2}, {}),
+    "bfloat16": ({"precision": "bfloat16", "dora_dropout": 0.1}, {}),
+    "TF32 on a GPU": ({"device": "cuda", "precision": "tf32"}, {}),
+    "bfloat16 on a GPU": ({"device": "cuda", "precision": "bfloat16"}, {}),
     "on a GPU": ({"device": "cuda", "dora_dropout": 0.1, "augmentation": ["random_resized_crop"]}, {}),
     # the test loss rises at this rate, so the run stops early; the counters decide where
     "early stop": ({"lr": 0.3, "early_stopping_patience": 3, "epochs": 30}, {}),
@@ -50,7 +53,7 @@ def marked(variant: str, is_every: bool) -> Any:
     marks = []
     if is_every and variant not in ALWAYS:
         marks.append(pytest.mark.system)
-    if variant == "on a GPU":
+    if "on a GPU" in variant:
         no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
         marks += [pytest.mark.cuda, no_gpu]
     return pytest.param(variant, is_every, marks=marks, id=f"{variant}, {'every' if is_every else 'some'}")

@@ -1,7 +1,8 @@
 """What happens when a run advances: the events of every loop, and what the ledger records of each.
 
-A loop yields events and stands still at each: its state can be taken, and a repetition that is given this state
-yields the same events from there. Two consumers read them: the recorder writes them down, the replay compares.
+A loop yields events and stands still at each. At one that has the state it can be taken, and a repetition that is
+given it yields the same events from there. Two consumers read them: the recorder writes them down, the replay
+compares.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,6 +25,7 @@ class StepDone:
         num_steps: of a whole epoch.
         batch_digest: of what the step trained with.
         loss: of its batch.
+        has_state: whether the loop stands where this step led; one that reads its losses late may be further on.
     """
 
     epoch: int
@@ -31,6 +33,7 @@ class StepDone:
     num_steps: int
     batch_digest: str
     loss: float
+    has_state: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,15 @@ class Live(Protocol):
         """Return a short digest of each tensor and random stream."""
 
 
+def records_state(step: int) -> bool:
+    """Whether the ledger's line of a step, counted within its epoch, has each tensor's digest."""
+    return step % STEPS_BETWEEN_DIGESTS == 0
+
+
 def step_record(event: StepDone, live: Live, with_state: bool = False) -> Record:
     """Return what the ledger records of a step; of every fiftieth, or `with_state`, also each tensor's digest."""
     record: Record = {"batch": event.batch_digest, "loss": event.loss}
-    if with_state or event.step % STEPS_BETWEEN_DIGESTS == 0:
+    if with_state or records_state(event.step):
         record["state"] = live.leaf_digests()
     return record
 

@@ -12,6 +12,7 @@ from clip_hba_behavior.reproducibility.record.protocol import (
     State,
     StepDone,
     end_record,
+    records_state,
     step_record,
 )
 from clip_hba_behavior.reproducibility.record.record_file import RecordFile
@@ -90,6 +91,13 @@ class Recorder:
         else:
             self._record_epoch(event)
 
+    def needs_state(self, step: int) -> bool:
+        """Whether the state after a step of the epoch under way is to be written down, as far as is known."""
+        return self._session.stop.name is not None or self._is_due(step) or records_state(step)
+
+    def _is_due(self, step: int) -> bool:
+        return self._steps_between_states is not None and step % self._steps_between_states == 0
+
     def close(self) -> None:
         """Close the files."""
         self._ledger.close()
@@ -97,20 +105,16 @@ class Recorder:
             self._results.file.close()
 
     def _record_step(self, event: StepDone) -> None:
-        stop = self._session.stop
         self._store.check_held()
         line = format_record(event.epoch, event.step, step_record(event, self._live))
         self._ledger.append(position_of(event.epoch, event.step), line)
-        every = self._steps_between_states
-        is_due = every is not None and event.step % every == 0 and event.step < event.num_steps
-        if stop.name is not None or is_due:
+        asked = self._session.stop.name if event.has_state else None  # else it is answered a step later
+        if asked is not None or (self._is_due(event.step) and event.step < event.num_steps):
             self._ledger.commit()
             is_saved = self._store.save_step(self._live.snapshot())
-        if stop.name is not None:
+        if asked is not None:
             left = "the state is saved" if is_saved else "the epoch begins again at the next start"
-            raise InterruptedRunError(
-                f"stopped by {stop.name} after epoch {event.epoch}, step {event.step}; {left}"
-            )
+            raise InterruptedRunError(f"stopped by {asked} after epoch {event.epoch}, step {event.step}; {left}")
         self._session.report(f"epoch {event.epoch}: steps", event.step, event.num_steps)
 
     def _record_epoch(self, event: EpochDone) -> None:

@@ -69,6 +69,11 @@ def check_float64_products(device: torch.device) -> None:
         )
 
 
+def rounds_to_tf32(device: torch.device) -> bool:
+    """Whether a device can round the inputs of float32 products to TF32: a GPU since Ampere."""
+    return device.type == "cuda" and torch.cuda.is_tf32_supported()
+
+
 def apply_numerics(num_threads: int, deterministic: bool, tf32: bool) -> None:
     """Set what this process computes with. Call it before CUDA starts.
 
@@ -84,6 +89,7 @@ def apply_numerics(num_threads: int, deterministic: bool, tf32: bool) -> None:
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums of bfloat16 are in float32
 
 
 def describe_numerics() -> dict[str, bool | int | str]:
@@ -130,7 +136,8 @@ def numerics_left_as_they_were() -> Iterator[None]:
 
     The random states are not touched.
     """
-    flags = [(torch.backends.cudnn, "benchmark"), (torch.backends.cudnn, "deterministic")]
+    flags: list[tuple[Any, str]] = [(torch.backends.cudnn, "benchmark"), (torch.backends.cudnn, "deterministic")]
+    flags.append((torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction"))
     flags += [
         *_switches_of_tf32(torch.backends.cudnn, ("conv", "rnn")),
         *_switches_of_tf32(torch.backends.cuda.matmul, ()),
