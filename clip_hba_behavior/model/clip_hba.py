@@ -168,8 +168,12 @@ class CLIPHBA(nn.Module):
 
     def forward(self, image_features: torch.Tensor, prompt_features: torch.Tensor) -> torch.Tensor:
         """Predict `[batch, 66]`: scaled cosines between each image and each dimension's prompt."""
-        images = self.encode_images(image_features)
-        return self.operations.linear(self.logit_scale * images, self.encode_prompts(prompt_features), None)
+        images = self.encode_images(image_features)  # first: native dropout masks are drawn in this order
+        return self.similarities(images, self.encode_prompts(prompt_features))
+
+    def similarities(self, images: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+        """Predict `[batch, 66]` from what was encoded: `[batch, embedding]` and `[66, embedding]`."""
+        return self.operations.linear(self.logit_scale * images, prompts, None)
 
 
 def _register(root: nn.Module, name: str, module: nn.Module) -> None:
