@@ -181,7 +181,8 @@ class Trainer:
             self.epoch_start_rng_state = rng_state
             if self._counters_begin_here():
                 self.early_stopping = EarlyStopping(self.config.early_stopping_patience, math.inf)
-        restore_rng_state(self._epoch_start())
+        else:
+            restore_rng_state(self._epoch_start())
         order = epoch_order(
             self.config.batch_order, self.config.random_seed, self.epoch + 1, len(self.split.train)
         )
@@ -353,7 +354,8 @@ class Trainer:
             yield found
 
     def _step(self, batch: _Batch) -> float:
-        self.model.train()
+        if not self.model.training:  # a walk through all modules
+            self.model.train()
         self.model.draw_masks_of(self.config.random_seed, self.epoch + 1, self.step_in_epoch)
         predictions = self.model(batch.features, self.inputs.prompt_features)
         loss = self.model.operations.mse_loss(predictions, batch.targets)
