@@ -3,9 +3,9 @@
     python benchmarks/overhead.py [--epochs 20] [--repeats 3] [--before CHECKOUT]
 
 Trains the synthetic data set as `clip-hba train` does. After each epoch the same number of bare steps and
-evaluations is computed, on inputs that are at hand: forward, backward, optimizer, and one pass over test and held-out
-images with the prompts encoded once. The overhead is the first less the second, median of all epochs, in the
-processor's time and by the clock. With --before, another checkout of this project is measured too, in turn.
+evaluations is computed, on inputs that are at hand: forward, backward, optimizer, and one pass over test and
+held-out images with the prompts encoded once. The overhead is the first less the second, median of all epochs,
+in the processor's time and by the clock. With --before, another checkout of this project is measured too, in turn.
 """
 
 import argparse
