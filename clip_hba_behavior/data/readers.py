@@ -33,8 +33,8 @@ def read_in_order(
     starts its work under `if __name__ == "__main__":`.
 
     Args:
-        images: gives arrays, which travel through a pipe: a tensor would need room in /dev/shm, of which
-            containers have little. It returns a DataError, which the DataLoader would hide in a worker's traceback.
+        images: gives arrays, which travel through a pipe: tensors would need room in /dev/shm, of which
+            containers have little. It returns a DataError, whose message the DataLoader would hide in a traceback.
         requests: what `__getitems__` takes.
         num_workers: processes that read; 0 reads in this one.
         arithmetic: that of the pixels.
