@@ -228,7 +228,9 @@ class Config(BaseModel):
         "number of its definition, `portable 1`; see PORTABLE.md.",
     )
     device: str = Field("auto", description="auto (a GPU if there is one), cpu, cuda or cuda:N.")
-    num_workers: NotNegative = Field(0, description="Processes that read augmented images; changes no bit.")
+    num_workers: NotNegative = Field(
+        0, description="Processes that read images, before the first epoch and augmented ones; changes no bit."
+    )
     num_threads: Positive | None = Field(
         None, description="CPU threads of one operation; changes bits. Default: the cores at the start."
     )

@@ -1,39 +1,28 @@
 """Augmented training images: what an image undergoes depends on the seed, the epoch and the image alone."""
 
-import atexit
-import multiprocessing
-import os
-import threading
-import weakref
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
 from math import sqrt
-from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from clip_hba_behavior.config import Arithmetic
 from clip_hba_behavior.data import jitter
 from clip_hba_behavior.data.images import Preprocessing, decoded_digest, read_image, to_pixels
+from clip_hba_behavior.data.readers import read_in_order
 from clip_hba_behavior.data.things import DataError
 from clip_hba_behavior.reproducibility.state.philox import stream
-from clip_hba_behavior.reproducibility.state.process import blocked, ignore, signals
 
 # Tells these draws from every other use of Philox with the run's seed.
 _PURPOSE = int.from_bytes(b"augment", "little")
 _CROP_TRIES = 10
 _NUM_DRAWS = 4 + 4 * _CROP_TRIES
-# A scheduler sends these to every process of a job; only the main one may act, by saving and stopping.
-_SIGNALS_OF_THE_RUN = signals("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGBREAK")
-
-_open_iterators: weakref.WeakSet[Generator[torch.Tensor, None, None]] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -148,11 +137,7 @@ class AugmentedImages(Dataset[torch.Tensor]):
             )
 
     def __getitems__(self, requests: Sequence[tuple[int, int]]) -> NDArray[np.float32] | DataError:
-        """Return a whole batch `[batch, 3, image_size, image_size]`, or why there is none.
-
-        The DataLoader would hide an exception's message in a worker's traceback. And an array travels
-        through a pipe: a tensor would need room in /dev/shm, of which containers have little.
-        """
+        """Return a whole batch `[batch, 3, image_size, image_size]`, or why there is none."""
         try:
             return np.stack([self[request].numpy() for request in requests])
         except DataError as error:
@@ -171,9 +156,7 @@ def augmented_batches(
 ) -> Iterator[torch.Tensor]:
     """Yield each batch of augmented images, `[batch, 3, image_size, image_size] float32`, in order.
 
-    The bytes do not depend on `num_workers`, and no global random generator is drawn from. Closing the
-    iterator early stops the workers. As always with processes that are not forked, a script that uses
-    workers starts its work under `if __name__ == "__main__":`.
+    The bytes do not depend on `num_workers`: see `read_in_order`. Closing the iterator early stops the workers.
 
     Args:
         paths: of all images.
@@ -192,77 +175,15 @@ def augmented_batches(
     for number, batch in enumerate(batches, start=1):
         if not batch or not 0 <= min(batch) <= max(batch) < len(paths):
             raise ValueError(f"batch {number} is {list(batch)}; expected positions from 0 to {len(paths) - 1}")
+    images = AugmentedImages(paths, preprocessing, augmentation, seed, decoded)
     requests = [[(epoch, image_index) for image_index in batch] for batch in batches]
-    loader = DataLoader(
-        AugmentedImages(paths, preprocessing, augmentation, seed, decoded),
-        batch_sampler=requests,
-        num_workers=num_workers,
-        collate_fn=_unchanged,
-        worker_init_fn=_live_and_die_with_the_run,
-        # Every loader's iterator draws a base seed: from here, not from the global generator.
-        generator=torch.Generator(),
-        multiprocessing_context=_context(preprocessing.arithmetic) if num_workers else None,
-    )
-    found = _batches_of(loader)
-    if num_workers:
-        _open_iterators.add(found)
-    return found
+    return _as_tensors(read_in_order(images, requests, num_workers, preprocessing.arithmetic))
 
 
-def _batches_of(loader: DataLoader[torch.Tensor]) -> Generator[torch.Tensor, None, None]:
-    if loader.num_workers and _has_fork_server():
-        # Its start, which would otherwise come within the next lines, unblocks SIGINT and SIGTERM.
-        resource_tracker.ensure_running()
-    with blocked(_SIGNALS_OF_THE_RUN):  # children inherit it, and the fork server hands it on
-        iterator = iter(loader)
-    try:
-        for batch in iterator:
-            if isinstance(batch, DataError):
-                raise batch
+def _as_tensors(batches: Generator[NDArray[np.float32], None, None]) -> Iterator[torch.Tensor]:
+    with closing(batches):
+        for batch in batches:
             yield torch.from_numpy(batch)
-    finally:
-        # Its end stops the workers: now, not whenever a traceback that holds this frame goes.
-        del iterator
-
-
-@cache
-def _context(arithmetic: Arithmetic) -> multiprocessing.context.BaseContext:
-    # A fork of a process with torch's threads can deadlock; the fork server has none. It imports torch once
-    # (1.8 s), after which two workers start in 0.03 s, as fast as by fork; by spawn it is 1.2 s each time.
-    context = multiprocessing.get_context("forkserver" if _has_fork_server() else "spawn")
-    if _has_fork_server():
-        # Resizing in portable arithmetic imports scipy.sparse, 0.15 s in each worker.
-        context.set_forkserver_preload([__name__, *(["scipy.sparse"] if arithmetic == "portable" else [])])
-    # At its exit Python waits for workers; an iterator that nobody closed would keep them, and so it, for ever.
-    atexit.register(_close_open_iterators)
-    return context
-
-
-def _has_fork_server() -> bool:
-    return "forkserver" in multiprocessing.get_all_start_methods()
-
-
-def _close_open_iterators() -> None:
-    for batches in list(_open_iterators):
-        batches.close()
-
-
-def _live_and_die_with_the_run(_worker: int) -> None:
-    # Where someone else started the fork server, its children have inherited no mask.
-    ignore(_SIGNALS_OF_THE_RUN)
-    # The DataLoader's own watch is for a worker's parent, which is the fork server and outlives a killed run.
-    threading.Thread(target=_end_after_the_run, daemon=True).start()
-
-
-def _end_after_the_run() -> None:
-    run = multiprocessing.parent_process()
-    if run is not None:
-        run.join()
-        os._exit(1)
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch  # __getitems__ made a batch of it already
 
 
 def _jittered(image: Image.Image, factors: Sequence[float], arithmetic: Arithmetic) -> Image.Image:

@@ -126,6 +126,7 @@ class CLIPHBA(nn.Module):
         """
         super().__init__()
         self.operations = operations = operations or NativeOperations()
+        self._has_dropout = dora_dropout > 0
         each_side: dict[TowerName, Operations] = {"vision": operations, "text": prompt_operations or operations}
         dora: dict[TowerName, list[DoRALinear]] = {"vision": [], "text": []}
         towers: tuple[tuple[TowerName, str, int], ...] = (
@@ -154,8 +155,9 @@ class CLIPHBA(nn.Module):
 
     def draw_masks_of(self, seed: int, epoch: int, step: int) -> None:
         """Say which step follows: portable dropout masks are a function of it."""
-        for number, layer in enumerate(self.dora_layers().values()):
-            layer.draw = Draw(seed, number, epoch, step)
+        if self._has_dropout:
+            for number, layer in enumerate(self.dora_layers().values()):
+                layer.draw = Draw(seed, number, epoch, step)
 
     def encode_images(self, image_features: torch.Tensor) -> torch.Tensor:
         """Map frozen image features `[batch, 2, tokens, width]` to unit vectors `[batch, embedding]`."""
@@ -168,8 +170,12 @@ class CLIPHBA(nn.Module):
 
     def forward(self, image_features: torch.Tensor, prompt_features: torch.Tensor) -> torch.Tensor:
         """Predict `[batch, 66]`: scaled cosines between each image and each dimension's prompt."""
-        images = self.encode_images(image_features)
-        return self.operations.linear(self.logit_scale * images, self.encode_prompts(prompt_features), None)
+        images = self.encode_images(image_features)  # first: native dropout masks are drawn in this order
+        return self.similarities(images, self.encode_prompts(prompt_features))
+
+    def similarities(self, images: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+        """Predict `[batch, 66]` from what was encoded: `[batch, embedding]` and `[66, embedding]`."""
+        return self.operations.linear(self.logit_scale * images, prompts, None)
 
 
 def _register(root: nn.Module, name: str, module: nn.Module) -> None:

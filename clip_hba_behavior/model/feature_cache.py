@@ -8,10 +8,12 @@ digest of everything that the features depend on, so a change of any of it is an
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -24,12 +26,25 @@ from clip_hba_behavior.reproducibility.state.files import replace
 from clip_hba_behavior.reproducibility.state.system import allocate, lock_file, sync_file, unlock_file
 
 Progress = Callable[[int, int], None]
-Compute = Callable[[int, int], tuple[torch.Tensor, list[str]]]
+Bounds = tuple[int, int]  # first row of a chunk, and the first behind it
+Compute = Callable[[Sequence[Bounds]], Generator[tuple[torch.Tensor, list[str]], None, None]]
 Rows: TypeAlias = NDArray[np.float32]
 
 
+class Filling(NamedTuple):
+    """What this process had to compute of a cache: rows, and the seconds that it took."""
+
+    num_rows: int
+    seconds: float
+
+
 class FeatureCache:
-    """Rows of float32 features in a memory-mapped file, each chunk verified before its first use."""
+    """Rows of float32 features in a memory-mapped file, each chunk verified before its first use.
+
+    Attributes:
+        filling: what had to be computed when it was opened; None where it was complete.
+        sources: what each row was computed from; none where the key says it all.
+    """
 
     def __init__(
         self,
@@ -52,8 +67,8 @@ class FeatureCache:
             num_rows: how many rows.
             row_shape: shape of one row.
             chunk_size: rows computed together; it changes bits, so it must stand in the key.
-            compute: maps `(start, stop)` to the rows `[stop - start, *row_shape] float32`, and to a digest of what
-                each was computed from; or to no digests, where the key says it all.
+            compute: given the bounds of chunks, yields for each the rows `[stop - start, *row_shape] float32`, and
+                a digest of what each row was computed from; or no digests, where the key says it all.
             progress: called with the rows done and in all while the cache is filled.
             has_sources: whether there are such digests; what was filled without them is then filled again.
         """
@@ -65,6 +80,7 @@ class FeatureCache:
         self._compute = compute
         self._has_sources = has_sources
         self._verified: set[int] = set()
+        self.filling: Filling | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._read_index() is None:
             with self._filling_alone():
@@ -153,18 +169,27 @@ class FeatureCache:
             and len(made.sources) == self._num_sources(*self._bounds(chunk))
         }
         replace(self._journal, b"".join(_journal_line(chunk, made) for chunk, made in done.items()))
-        with self._journal.open("ab") as file:
-            for chunk in range(self._num_chunks()):
+        missing = [chunk for chunk in range(self._num_chunks()) if chunk not in done]
+        began = time.perf_counter()
+        # A thread writes a chunk down while the next is computed; what interrupts the fill waits for it.
+        with (
+            self._journal.open("ab") as file,
+            ThreadPoolExecutor(1) as writer,
+            closing(self._compute([self._bounds(chunk) for chunk in missing])) as computed,
+        ):
+            written: Future[_Made] | None = None
+            for previous, chunk in zip([None, *missing], missing, strict=False):
                 progress(self._bounds(chunk)[0], self.num_rows)
-                if chunk not in done:
-                    start, stop = self._bounds(chunk)
-                    computed, sources = self._compute(start, stop)
-                    rows[start:stop] = computed.cpu().numpy()
-                    rows.flush()
-                    done[chunk] = _Made(self._digest(rows, chunk), sources)
-                    file.write(_journal_line(chunk, done[chunk]))
-                    file.flush()
-                    sync_file(file.fileno())
+                features, sources = next(computed)
+                values = features.cpu().numpy()
+                if previous is not None and written is not None:
+                    done[previous] = written.result()  # no more than one waits, and its error ends the fill
+                written = writer.submit(self._write, rows, file, chunk, values, sources)
+            if written is not None:
+                done[missing[-1]] = written.result()
+        self.filling = Filling(
+            sum(stop - start for start, stop in map(self._bounds, missing)), time.perf_counter() - began
+        )
         progress(self.num_rows, self.num_rows)
         made = [done[chunk] for chunk in range(self._num_chunks())]
         digests, sources = [each.digest for each in made], [name for each in made for name in each.sources]
@@ -172,6 +197,17 @@ class FeatureCache:
         if sources:
             index["sources"] = sources
         replace(self.folder / INDEX_NAME, json.dumps(index).encode())
+
+    def _write(self, rows: Rows, journal: IO[bytes], chunk: int, values: Rows, sources: list[str]) -> "_Made":
+        """Write a chunk's rows, and once they are on the disk its line of the journal."""
+        start, stop = self._bounds(chunk)
+        rows[start:stop] = values
+        rows.flush()
+        made = _Made(self._digest(rows, chunk), sources)
+        journal.write(_journal_line(chunk, made))
+        journal.flush()
+        sync_file(journal.fileno())
+        return made
 
     def _verify(self, chunk: int) -> None:
         """Check a chunk once; compute a damaged one again and put it back."""
@@ -186,7 +222,8 @@ class FeatureCache:
 
     def _repair(self, chunk: int, recorded: str) -> None:
         start, stop = self._bounds(chunk)
-        computed = self._compute(start, stop)[0].cpu().numpy()
+        with closing(self._compute([(start, stop)])) as chunks:
+            computed = next(chunks)[0].cpu().numpy()
         found = _rows_digest(computed)
         if found != recorded:
             raise NotReproducibleError(

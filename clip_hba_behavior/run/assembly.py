@@ -25,7 +25,7 @@ from clip_hba_behavior.reproducibility.state.numerics import (
 )
 from clip_hba_behavior.run.environment import describe_environment
 from clip_hba_behavior.run.kept import Kept
-from clip_hba_behavior.run.log import LOGGER_NAME, session
+from clip_hba_behavior.run.log import LOGGER_NAME, SECONDS_BETWEEN_LINES, session
 from clip_hba_behavior.run.request import FORK_KEYS
 from clip_hba_behavior.run.resolution import resolve_config
 from clip_hba_behavior.training import seed_protocol
@@ -111,6 +111,26 @@ def build_model(
     )
 
 
+def _read_inputs(config: Config, device: torch.device, session: Session) -> Inputs:
+    """Load the inputs, and say at what rate features were computed, where they were."""
+    inputs = load_inputs(with_standin(config), device, session.report)
+    filling = inputs.image_cache.filling
+    if filling is not None and filling.num_rows:
+        rate, share = filling.num_rows / filling.seconds, inputs.waiting / filling.seconds
+        # Several workers hide what one after the other costs; a little is not worth starting them.
+        advice = "; num_workers reads them in processes of their own"
+        is_slow = filling.seconds > SECONDS_BETWEEN_LINES and share > 1 / 4 and not config.num_workers
+        session.logger.info(
+            "Computed the features of %d images in %.1f s, %.1f per second; %.0f %% of it waiting for images%s",
+            filling.num_rows,
+            filling.seconds,
+            rate,
+            100 * share,
+            advice if is_slow else "",
+        )
+    return inputs
+
+
 def build_trainer(
     config: Config, session: Session, kept: Kept[Inputs] | None = None
 ) -> tuple[Trainer, dict[str, Any]]:
@@ -140,7 +160,7 @@ def build_trainer(
     apply_numerics(num_threads_here(config), config.deterministic, config.precision == "tf32")
     inputs = (kept or Kept()).get(
         tuple(config.model_dump(exclude=_SHAPING_NO_INPUTS).items()),
-        lambda: load_inputs(with_standin(config), device, session.report),
+        lambda: _read_inputs(config, device, session),
         lambda inputs: inputs.files,
     )
     model: CLIPHBA = build_model(config, inputs.backbone.upper(), inputs.end_positions)

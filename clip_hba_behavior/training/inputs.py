@@ -1,6 +1,8 @@
 """Everything that a model reads in training: frozen features, targets, prompts, the human RDM."""
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,12 @@ from clip_hba_behavior.config import DATA_KEYS, Config
 from clip_hba_behavior.data import things
 from clip_hba_behavior.data.augmentation import Augmentation, augmented_batches
 from clip_hba_behavior.data.image_files import locate_images
-from clip_hba_behavior.data.images import Preprocessing, load_pixels
+from clip_hba_behavior.data.images import Preprocessing
+from clip_hba_behavior.data.plain_images import read_chunks
 from clip_hba_behavior.model.backbone import load_backbone, resolve_backbone
 from clip_hba_behavior.model.clip import Clip, TowerName
 from clip_hba_behavior.model.clip_hba import FrozenPrefix
-from clip_hba_behavior.model.feature_cache import FeatureCache
+from clip_hba_behavior.model.feature_cache import Bounds, FeatureCache
 from clip_hba_behavior.model.hub import pretrained_files
 from clip_hba_behavior.model.operations import (
     Bfloat16Operations,
@@ -132,6 +135,7 @@ class Inputs:
         digests: of weights, images, targets, prompts and RDM, for the record.
         device: where the model computes.
         files: all that were read, and the directories where they were found.
+        waiting: seconds that the computation of features waited for images.
     """
 
     image_cache: FeatureCache
@@ -149,6 +153,7 @@ class Inputs:
     backbone: LazyBackbone
     preprocessing: Preprocessing
     files: tuple[Path, ...]
+    waiting: float
 
     def num_images(self) -> int:
         """Return the number of annotated images."""
@@ -283,15 +288,20 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         image_size=vision.image_size, rule=config.preprocessing, arithmetic=config.arithmetic_kind()
     )
 
-    def image_rows(start: int, stop: int) -> tuple[torch.Tensor, list[str]]:
-        decoded: list[str] = []
-        # Of a portable run it counts what the decoder makes of the images, not which version it is.
-        seen = (lambda _, found: decoded.append(found)) if config.is_portable() else None
-        pixels = load_pixels(paths[start:stop], preprocessing, seen)
-        return compute_in_chunks(backbone.prefix("vision"), pixels, config.chunk_size, device), decoded
+    waiting = 0.0  # for images, in seconds
 
-    def prompt_rows(start: int, stop: int) -> tuple[torch.Tensor, list[str]]:
-        return backbone.prefix("text")(token_ids.to(device), end_positions.to(device)), []
+    def image_rows(chunks: Sequence[Bounds]) -> Generator[tuple[torch.Tensor, list[str]], None, None]:
+        nonlocal waiting
+        with closing(read_chunks(paths, chunks, preprocessing, config.num_workers)) as images:
+            for _ in chunks:
+                began = time.perf_counter()
+                pixels, decoded = next(images)
+                waiting += time.perf_counter() - began
+                prefix = backbone.prefix("vision")
+                yield compute_in_chunks(prefix, torch.from_numpy(pixels), config.chunk_size, device), decoded
+
+    def prompt_rows(_: Sequence[Bounds]) -> Generator[tuple[torch.Tensor, list[str]], None, None]:
+        yield backbone.prefix("text")(token_ids.to(device), end_positions.to(device)), []
 
     cache_dir = Path(str(config.cache_dir))
     num_tokens = (vision.image_size // vision.patch_size) ** 2 + 1 if config.vision_layers > 1 else 1
@@ -338,4 +348,5 @@ def load_inputs(config: Config, device: torch.device, progress: Progress) -> Inp
         backbone=backbone,
         preprocessing=preprocessing,
         files=tuple(_files_read(config, paths, image_cache)),
+        waiting=waiting,
     )

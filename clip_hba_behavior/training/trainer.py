@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.nn import functional
 
 from clip_hba_behavior import exact
 from clip_hba_behavior.config import Config
@@ -23,9 +20,9 @@ from clip_hba_behavior.reproducibility.state.numerics import apply_numerics
 from clip_hba_behavior.reproducibility.state.process import usable_cores
 from clip_hba_behavior.reproducibility.state.rng import RngState, capture_rng_state, restore_rng_state
 from clip_hba_behavior.reproducibility.state.snapshot import restore_optimizer, restore_parameters, snapshot
-from clip_hba_behavior.rsa import portable, rank_correlation
 from clip_hba_behavior.training.batch_order import draw_evaluation_seeds, draw_loader_seed, epoch_order
 from clip_hba_behavior.training.early_stopping import EarlyStopping
+from clip_hba_behavior.training.evaluation import Evaluation, behavioral_rsa, evaluate, predict
 from clip_hba_behavior.training.features import send
 from clip_hba_behavior.training.inputs import Inputs
 from clip_hba_behavior.training.learning_rate import learning_rate
@@ -119,8 +116,9 @@ class Trainer:
             restore_parameters(self.parameters, parameters)
         self.epoch = epoch
         draw_loader_seed()  # the test loader's
-        self.metrics = {"epoch": epoch, "test_loss": self.finite_test_loss(), **self.behavioral_rsa()}
-        self.early_stopping.best_test_loss = self.metrics["test_loss"]
+        found = self.finite_evaluation()
+        self.metrics = {"epoch": epoch, "test_loss": found.test_loss, **self.behavioral_rsa(found)}
+        self.early_stopping.best_test_loss = found.test_loss
 
     def apply_numerics(self) -> None:
         """Set what this process computes with, as the configuration says."""
@@ -192,7 +190,8 @@ class Trainer:
             self.epoch_start_rng_state = rng_state
             if self._counters_begin_here():
                 self.early_stopping = EarlyStopping(self.config.early_stopping_patience, math.inf)
-        restore_rng_state(self._epoch_start())
+        else:
+            restore_rng_state(self._epoch_start())
         order = epoch_order(
             self.config.batch_order, self.config.random_seed, self.epoch + 1, len(self.split.train)
         )
@@ -224,9 +223,9 @@ class Trainer:
             UnequalProcessesError: the processes that share the batches have come to different states.
         """
         train_loss = self.loss_sum / self.num_samples
-        test_loss = self.finite_test_loss()
+        found = self.finite_evaluation()
         draw_evaluation_seeds(self.config.batch_order, self.epoch + 1)
-        self.early_stopping.update(test_loss)
+        self.early_stopping.update(found.test_loss)
         self.epoch += 1
         self.step_in_epoch, self.loss_sum, self.num_samples = 0, 0.0, 0
         self.epoch_start_rng_state = None
@@ -234,8 +233,8 @@ class Trainer:
         self.metrics = {
             "epoch": self.epoch,
             "train_loss": train_loss,
-            "test_loss": test_loss,
-            **self.behavioral_rsa(),
+            "test_loss": found.test_loss,
+            **self.behavioral_rsa(found),
             "used_random_targets": kind == "random_target",
             "used_shuffled_targets": kind == "label_shuffle",
             "perturb_type": kind,
@@ -254,44 +253,29 @@ class Trainer:
 
     def predict(self, rows: torch.Tensor) -> torch.Tensor:
         """Predict `[len(rows), 66] float32`, in fixed batches, drawing nothing."""
-        self.model.eval()
-        with torch.no_grad():
-            batches = rows[self.processes.part(len(rows))].split(self.config.eval_batch_size)
-            prompts = self.inputs.prompt_features
-            own = torch.cat([self.model(self.inputs.image_features(batch), prompts) for batch in batches])
-            return self.processes.together(own, len(rows))
+        return predict(self.config, self.model, self.inputs, rows, self.processes)
 
-    def test_loss(self) -> float:
-        """Return the mean squared error on the test images."""
-        if self.config.is_portable():
-            targets = self.inputs.targets[self.split.test.to(self.inputs.device)]
-            return exact.mse_loss(self.predict(self.split.test).double(), targets.double()).item()
-        total = 0.0
-        for rows in self.split.test.split(self.config.eval_batch_size):
-            targets = self.inputs.targets[rows.to(self.inputs.device)]
-            total += functional.mse_loss(self.predict(rows), targets).item() * len(rows)
-        return total / len(self.split.test)
+    def evaluate(self) -> Evaluation:
+        """Evaluate the model on the test and the held-out images, drawing nothing."""
+        return evaluate(self.config, self.model, self.inputs, self.split.test, self.processes)
 
-    def finite_test_loss(self) -> float:
-        """Return the test loss.
+    def finite_evaluation(self) -> Evaluation:
+        """Evaluate the model.
 
         Raises:
-            NonFiniteLossError: it is infinite or not a number: the last steps broke the parameters.
+            NonFiniteLossError: the test loss is infinite or not a number: the last steps broke the parameters.
         """
-        value = self.test_loss()
-        if not math.isfinite(value):
+        found = self.evaluate()
+        if not math.isfinite(found.test_loss):
             raise NonFiniteLossError(
-                f"the test loss is {value} after {self.step_in_epoch} steps of epoch {self.epoch + 1}\n"
+                f"the test loss is {found.test_loss} after {self.step_in_epoch} steps of epoch {self.epoch + 1}\n"
                 "  the last complete state is kept; lower lr, or check the targets with `clip-hba data check`"
             )
-        return value
+        return found
 
-    def behavioral_rsa(self) -> dict[str, float]:
+    def behavioral_rsa(self, found: Evaluation) -> dict[str, float]:
         """Compare the held-out images' predicted RDM with the human one (Spearman's rho and its p)."""
-        predictions: NDArray[np.float32] = self.predict(self.inputs.inference_rows()).cpu().numpy()
-        rsa = portable if self.config.is_portable() else rank_correlation
-        rho, p_value = rsa.rank_correlation(rsa.correlation_distances(predictions), self.inputs.human_rdm)
-        return {"behavioral_rsa_rho": rho, "behavioral_rsa_p_value": p_value}
+        return behavioral_rsa(self.config, found.held_out, self.inputs.human_rdm)
 
     def leaf_digests(self) -> dict[str, str]:
         """Return the digest of every parameter, optimizer tensor and random stream, shortened."""
@@ -379,7 +363,8 @@ class Trainer:
             yield found
 
     def _step(self, batch: _Batch) -> PendingStep:
-        self.model.train()
+        if not self.model.training:  # a walk through all modules
+            self.model.train()
         self.model.draw_masks_of(self.config.random_seed, self.epoch + 1, self.step_in_epoch)
         predictions = self.model(batch.features, self.inputs.prompt_features)
         targets = batch.targets[self.processes.part(len(batch.rows))]

@@ -83,10 +83,13 @@ class TrainedModel(CLIPHBA):
                 f"  expected: [batch, 3, {size}, {size}] {torch.float32}"
             )
         features = compute_in_chunks(self._prefix, pixels.cpu(), self._chunk_size, self.end_positions.device)
-        prompt_features = self._features_of_prompts()
         was_training = self.training
         self.eval()
-        parts = [self(batch, prompt_features).cpu() for batch in features.split(self._batch_size)]
+        prompts = self.encode_prompts(self._features_of_prompts())
+        parts = [
+            self.similarities(self.encode_images(batch), prompts).cpu()
+            for batch in features.split(self._batch_size)
+        ]
         self.train(was_training)
         return torch.cat(parts)
 

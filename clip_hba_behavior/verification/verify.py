@@ -446,7 +446,8 @@ class EpochVerifier:
         """Evaluate the parameters in an epoch's file."""
         trainer = self.replays.replayer.trainer(self.replays.settings(recorded.number))
         restore_parameters(trainer.parameters, recorded.end.as_dict()["parameters"] if recorded.end else {})
-        return {"test_loss": trainer.test_loss(), **trainer.behavioral_rsa()}
+        found = trainer.evaluate()
+        return {"test_loss": found.test_loss, **trainer.behavioral_rsa(found)}
 
 
 def _metrics_of(recorded: Epoch) -> dict[str, float]:

@@ -1,6 +1,6 @@
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fresh_process
-from clip_hba_behavior.model.feature_cache import FeatureCache
+from clip_hba_behavior.model.feature_cache import Bounds, FeatureCache
 from clip_hba_behavior.reproducibility.state.errors import NotReproducibleError
 
 NUM_ROWS, CHUNK = 10, 4
@@ -26,8 +26,9 @@ def must_not_compute(start: int, stop: int) -> torch.Tensor:
 def open_cache(
     root: Path, compute: Callable[[int, int], torch.Tensor], key: str = "weights", sources: bool = False
 ) -> FeatureCache:
-    def with_sources(start: int, stop: int) -> tuple[torch.Tensor, list[str]]:
-        return compute(start, stop), [f"source {row}" for row in range(start, stop)] if sources else []
+    def with_sources(chunks: Sequence[Bounds]) -> Generator[tuple[torch.Tensor, list[str]], None, None]:
+        for start, stop in chunks:
+            yield compute(start, stop), [f"source {row}" for row in range(start, stop)] if sources else []
 
     return FeatureCache(root, {"key": key}, NUM_ROWS, (2, 3), CHUNK, with_sources, has_sources=sources)
 

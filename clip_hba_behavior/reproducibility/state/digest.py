@@ -34,7 +34,7 @@ def leaves(value: object, name: str = "") -> Iterator[tuple[str, Leaf]]:
         if not value:
             yield name, ()
     elif isinstance(value, list | tuple):
-        if all(type(item) is int for item in value):
+        if set(map(type, value)) <= {int}:
             yield name, tuple(value)
         else:
             for index, item in enumerate(value):

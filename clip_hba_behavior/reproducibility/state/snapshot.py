@@ -16,6 +16,8 @@ def snapshot(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: snapshot(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
+        if set(map(type, value)) == {int}:  # a generator's state has 625, none of which can change
+            return type(value)(value)
         return type(value)(snapshot(item) for item in value)
     return copy.deepcopy(value)
 

@@ -156,5 +156,7 @@ def _with_one_object_a_text(value: Any) -> Any:
     if isinstance(value, dict):
         return {_with_one_object_a_text(key): _with_one_object_a_text(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
+        if set(map(type, value)) == {int}:
+            return type(value)([*value])  # an object of its own, as the containers around it are
         return type(value)(_with_one_object_a_text(item) for item in value)
     return value
