@@ -75,43 +75,6 @@ class Fault:
     lasting: bool = False
 
 
-@dataclass(frozen=True)
-class Trace:
-    """What a process did to the disk.
-
-    Attributes:
-        calls: (call, place) of each.
-        last_place: where the process was at its end.
-        synced: how many bytes of a file were certainly on the disk, by path.
-        unsynced_links: files whose names were not certainly on the disk yet.
-    """
-
-    calls: list[tuple[str, str]]
-    last_place: str
-    synced: dict[Path, int]
-    unsynced_links: list[Path]
-
-
-def read_trace(path: Path) -> Trace:
-    calls, synced, links, inside, phase = [], {}, [], None, "starting"
-    for line in path.read_text().splitlines() if path.exists() else []:
-        kind, *words = line.split("\t")
-        if kind == "call":
-            calls.append((words[0], words[1]))
-            inside = words[1]
-        elif kind == "done":
-            inside = None
-        elif kind == "phase":
-            phase = words[0]
-        elif kind == "synced":
-            synced[Path(words[1])] = int(words[0])
-        elif kind == "linked":
-            links.append(Path(words[0]))
-        elif kind == "directory synced":
-            links = [each for each in links if each.parent != Path(words[0])]
-    return Trace(calls, inside or phase, synced, links)
-
-
 def watched_clip_hba(
     arguments: list[str],
     trace: str,
