@@ -8,7 +8,6 @@ system call under strace. Behind some kills, what was not synced is lost too, as
 """
 
 import argparse
-import importlib
 import itertools
 import json
 import os
@@ -27,7 +26,6 @@ from typing import Any
 
 import yaml
 
-import fresh_process
 from clip_hba_behavior.data.standin import write_standin_dataset
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from run_tools import data_keys
@@ -37,9 +35,6 @@ from torture.faults import Fault, watched_clip_hba
 from torture.processes import fork, wait
 from torture.tally import Tally
 from torture.trace import Trace, lose_unsynced, read_trace
-
-for _each in fresh_process.SLOW_IMPORTS:  # each fork begins with them
-    importlib.import_module(_each)
 
 STEPS = {"checkpoint_every_steps": 2}
 VARIANTS: dict[str, dict[str, Any]] = {
