@@ -14,7 +14,7 @@ from clip_hba_behavior.reproducibility.state.errors import BadInputError, Interr
 from clip_hba_behavior.reproducibility.state.files import replace
 from clip_hba_behavior.run.advice import command_line, go_on_with
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
-from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.directory import RunDirectory, remove_temporary_files
 from clip_hba_behavior.run.log import epoch_seconds, session
 from clip_hba_behavior.sweep import slurm
 from clip_hba_behavior.sweep.collected import collect, not_in_the_table
@@ -97,8 +97,8 @@ def run(sweep: Path, engine: str) -> int:
     if engine == "local":
         refuse_no_fork_server()
     planned.directory.mkdir(parents=True, exist_ok=True)
-    replace(planned.copied_file(), sweep.read_bytes())
     if engine == "slurm":
+        replace(planned.copied_file(), sweep.read_bytes())
         print(slurm.submit(planned))
         return 0
     total, done = len(planned.runs()), 0
@@ -112,6 +112,8 @@ def run(sweep: Path, engine: str) -> int:
             print(f"  {_indented(status.detail)}", flush=True)
 
     with session() as here, hold(planned.directory):
+        remove_temporary_files(planned.directory, *(planned.directory / each for each in ("finished", "failed")))
+        replace(planned.copied_file(), sweep.read_bytes())
         progress = SweepProgress(planned, here.report)
         try:
             run_locally(planned, here.stop, report, progress.look)

@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from clip_hba_behavior.reproducibility.record.lease import holder_of
 from clip_hba_behavior.reproducibility.record.signals import INTERRUPTED, SIGNALS, StopRequest, stopping_on_signals
-from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
+from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError, StoppedError
 from clip_hba_behavior.reproducibility.state.process import blocked
 from clip_hba_behavior.run.advice import command_line, go_on_with
 from clip_hba_behavior.run.log import silent
@@ -49,7 +49,7 @@ def run_locally(
 
     Raises:
         InterruptedRunError: a signal came; what is done is kept.
-        BrokenProcessPool: workers die again and again.
+        StoppedError: workers die again and again.
     """
     waiting = list(plan.chains)
     breaks = 0
@@ -62,7 +62,12 @@ def run_locally(
             breaks = breaks + 1 if len(broken.waiting) == before else 0
             waiting = broken.waiting
             if breaks >= _MAX_BREAKS:
-                raise BrokenProcessPool("a worker died three times in a row; is there enough memory?") from None
+                again = command_line("sweep", "resume", plan.copied_file())
+                raise StoppedError(
+                    f"{_MAX_BREAKS} times a worker was killed, and no chain of runs came to its end in between\n"
+                    f"  is there enough memory for {plan.num_processes()} at once? The key processes of the sweep's "
+                    f"file sets another number\n  what was complete stays; {go_on_with(again)}"
+                ) from None
 
 
 def _check(stop: StopRequest) -> None:

@@ -52,8 +52,8 @@ SWEEP: dict[str, Any] = {
     "processes": 2,
     "settings": {"checkpoint_every_steps": 2, "keep_checkpoints": "best"},
 }
-MOST_KILLS_A_SWEEP = 16
-WEIGHTS = {"table": 3.0, "finished": 2.0, "baseline's checkpoint": 3.0}  # of places; else 1
+MOST_KILLS_A_SWEEP = 20
+WEIGHTS = {"table": 3.0, "finished": 2.0, "baseline's checkpoint": 3.0, "feature cache": 0.1}  # of places; else 1
 SECONDS_OF_ORPHANS = 30  # they end with their parent; on a busy machine not at once
 
 Target = Literal["worker", "command", "group"]
@@ -128,20 +128,17 @@ class SweepTorture:
         kills = 0
         while True:
             has_state = any(map(list_checkpoints, self.directory.glob("runs/*/dora_params")))
-            kill: list[Blow] | Fault | None = None
-            if kills < min(MOST_KILLS_A_SWEEP, wanted):
-                kill = self._aim(random_numbers)
+            blows, fault = ([], None) if kills >= min(MOST_KILLS_A_SWEEP, wanted) else self._aim(random_numbers)
             verb = random_numbers.choice(("run", "resume"))
-            as_program = isinstance(kill, list) and random_numbers.random() < 0.15
-            attempt = self._attempt(["sweep", verb, str(self.file)], kill, as_program)
+            as_program = fault is None and random_numbers.random() < 0.1
+            attempt = self._attempt(["sweep", verb, str(self.file)], blows, fault, as_program)
             tally.fell.update(attempt.fell)
             kills += len(attempt.fell)
             tally.before_first_state += 0 if has_state else len(attempt.fell)
-            if isinstance(kill, Fault) and kill.target == "group" and random_numbers.random() < 0.5:
+            if fault is not None and fault.target == "group" and random_numbers.random() < 0.5:
                 tally.lost += attempt.code == -signal.SIGKILL and lose_unsynced(attempt.trace, random_numbers)
-            history.append(
-                f"{verb}{' as program' * as_program}: {kill}, fell: {attempt.fell}, code {attempt.code}"
-            )
+            given = f"{verb}{' as program' * as_program}: {blows}, {fault}"
+            history.append(f"{given}, fell: {attempt.fell}, code {attempt.code}")
             problems += attempt.problems
             now = sweep_checks.marks_of_finished(self.directory / "runs")
             problems += sweep_checks.done_again(finished, now)
@@ -152,6 +149,7 @@ class SweepTorture:
         if problems:
             kept = self.work / f"problem{number}"
             tally.problems.append("\n".join([f"--- sweep {number}: {kept}", *history, *problems]))
+            print(tally.problems[-1], flush=True)
             shutil.copytree(self.directory, kept / "sweep")
             shutil.copytree(self.baseline, kept / "baseline")
         tally.completed["sweep"] += 1
@@ -172,20 +170,22 @@ class SweepTorture:
         problems += [f"left behind: {path}" for path in left]
         return problems
 
-    def _aim(self, random_numbers: random.Random) -> list[Blow] | Fault:
-        """Choose kills of one attempt: at some times, or one at a call of the write path."""
-        if random_numbers.random() < 0.5:
-            target: Target = random_numbers.choices(("worker", "command", "group"), (2, 1, 1))[0]
-            blows = [Blow(self._delay(random_numbers), "worker", self._signal(random_numbers))]
-            if random_numbers.random() < 0.5:
-                blows.insert(0, Blow(self._delay(random_numbers), "worker"))
-            return [*blows[:-1], Blow(blows[-1].after, target, self._signal(random_numbers))]
+    def _aim(self, random_numbers: random.Random) -> tuple[list[Blow], Fault | None]:
+        """Choose the kills of one attempt: at random times, in half of them one at a call of the write path."""
+        workers = [Blow(self._delay(random_numbers), "worker", self._signal(random_numbers))]
+        workers *= random_numbers.choice((0, 1, 1, 2))
+        others: tuple[Target, ...] = ("command", "group")
+        last = Blow(self._delay(random_numbers), random_numbers.choice(others), self._signal(random_numbers))
+        blows = [*workers, last] if random_numbers.random() < 0.8 else workers
+        return (blows, None) if random_numbers.random() < 0.5 else (blows[-1:], self._aim_at_call(random_numbers))
+
+    def _aim_at_call(self, random_numbers: random.Random) -> Fault:
         places = sorted({place for _, place in self.calls})
         place = random_numbers.choices(places, [WEIGHTS.get(each, 1.0) for each in places])[0]
         call = random_numbers.choice(sorted(call for call, each in self.calls if each == place))
-        # each process counts its own calls, so none makes all that were counted
         return Fault(
-            random_numbers.randint(1, max(1, self.calls[call, place] // 4)),
+            # each process counts its own calls, and an attempt ends early
+            random_numbers.randint(1, max(1, self.calls[call, place] // 8)),
             call,
             place,
             # the line of a fork is written in one piece
@@ -195,17 +195,18 @@ class SweepTorture:
         )
 
     def _delay(self, random_numbers: random.Random) -> float:
-        return random_numbers.uniform(0, 0.15 * self.seconds)
+        return random_numbers.uniform(0, 0.06 * self.seconds)
 
     @staticmethod
     def _signal(random_numbers: random.Random) -> int:
         return signal.SIGTERM if random_numbers.random() < 0.2 else signal.SIGKILL
 
-    def _attempt(self, arguments: list[str], kill: list[Blow] | Fault | None, as_program: bool = False) -> Attempt:
+    def _attempt(
+        self, arguments: list[str], blows: list[Blow], fault: Fault | None, as_program: bool = False
+    ) -> Attempt:
         """Run a command line in a session of its own until its end, or until it is killed."""
         name = self.work / f"attempt{next(self._numbers)}"
         trace, output = name.with_suffix(".trace"), name.with_suffix(".txt")
-        fault = kill if isinstance(kill, Fault) else None
 
         def work() -> None:
             os.setsid()
@@ -218,7 +219,7 @@ class SweepTorture:
         output.touch()
         process = fork(work, output)
         attempt = Attempt(0, "", read_trace(trace))
-        for blow in kill if isinstance(kill, list) else []:
+        for blow in blows:
             if has_ended(process, blow.after):
                 break
             self._strike(process, blow, attempt)
@@ -265,7 +266,7 @@ class SweepTorture:
             attempt.problems.append(f"exit code {attempt.code}, expected {sorted(expected)}\n{attempt.output}")
 
     def _must_end_well(self, arguments: list[str]) -> Attempt:
-        attempt = self._attempt(arguments, None)
+        attempt = self._attempt(arguments, [], None)
         if attempt.problems:
             raise RuntimeError(f"{' '.join(arguments)}: {attempt.problems}")
         return attempt
