@@ -65,8 +65,8 @@ def run_locally(
                 again = command_line("sweep", "resume", plan.copied_file())
                 raise StoppedError(
                     f"{_MAX_BREAKS} times a worker was killed, and no chain of runs came to its end in between\n"
-                    f"  is there enough memory for {plan.num_processes()} at once? The key processes of the sweep's "
-                    f"file sets another number\n  what was complete stays; {go_on_with(again)}"
+                    f"  is there enough memory for {plan.num_processes()} at once? Set processes in the sweep's file\n"
+                    f"  what was complete stays; {go_on_with(again)}"
                 ) from None
 
 

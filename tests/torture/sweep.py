@@ -176,8 +176,9 @@ class SweepTorture:
         workers *= random_numbers.choice((0, 1, 1, 2))
         others: tuple[Target, ...] = ("command", "group")
         last = Blow(self._delay(random_numbers), random_numbers.choice(others), self._signal(random_numbers))
-        blows = [*workers, last] if random_numbers.random() < 0.8 else workers
-        return (blows, None) if random_numbers.random() < 0.5 else (blows[-1:], self._aim_at_call(random_numbers))
+        if random_numbers.random() < 0.5:
+            return [*workers, last], None
+        return [last], self._aim_at_call(random_numbers)
 
     def _aim_at_call(self, random_numbers: random.Random) -> Fault:
         places = sorted({place for _, place in self.calls})
@@ -195,7 +196,7 @@ class SweepTorture:
         )
 
     def _delay(self, random_numbers: random.Random) -> float:
-        return random_numbers.uniform(0, 0.06 * self.seconds)
+        return random_numbers.uniform(0, 0.1 * self.seconds)
 
     @staticmethod
     def _signal(random_numbers: random.Random) -> int:
