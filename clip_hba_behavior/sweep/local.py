@@ -65,7 +65,7 @@ def run_locally(
                 again = command_line("sweep", "resume", plan.copied_file())
                 raise StoppedError(
                     f"{_MAX_BREAKS} times a worker was killed, and no chain of runs came to its end in between\n"
-                    f"  is there enough memory for {plan.num_processes()} at once? Set processes in the sweep's file\n"
+                    f"  is there memory for {plan.num_processes()} at once? The sweep's key processes sets it\n"
                     f"  what was complete stays; {go_on_with(again)}"
                 ) from None
 
