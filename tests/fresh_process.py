@@ -79,7 +79,8 @@ That server has the slow imports; a new program would do them again. Else it is 
 """
 
 
-def _fork_a_server_in_advance() -> None:
+def fork_a_server_in_advance() -> None:
+    """Fork the server of this process's workers: see `SERVER_IN_ADVANCE`."""
     start_program = multiprocessing.util.spawnv_passfds
     ours, theirs = socket.socketpair()
     server = os.fork()
@@ -124,5 +125,5 @@ def _child(work: Callable[..., Any], arguments: tuple[Any, ...], output: str, en
         os.dup2(descriptor, stream)
     torch.set_num_threads(1)  # where nothing else is set: tests side by side have a core each
     if environment.get(SERVER_IN_ADVANCE):
-        _fork_a_server_in_advance()
+        fork_a_server_in_advance()
     work(*arguments)

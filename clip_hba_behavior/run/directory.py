@@ -191,10 +191,7 @@ class RunDirectory:
 
     def remove_temporary_files(self) -> None:
         """Remove what a killed process had not published yet. Only for the process that holds the run."""
-        for directory in (self.path, self.checkpoints, self.step_checkpoints):
-            for path in directory.iterdir() if directory.is_dir() else []:
-                if is_temporary(path) and not path.is_dir():  # such as an export to the run, perhaps under way
-                    path.unlink(missing_ok=True)
+        remove_temporary_files(self.path, self.checkpoints, self.step_checkpoints)
 
     def _remove_unpublished(self) -> None:
         """Remove what a start, or a copy of a history, leaves that ended before its first checkpoint."""
@@ -329,6 +326,8 @@ class RunDirectory:
 
     def note_fork(self, epoch: int, fork: Path) -> None:
         """Write down that a fork begins with the state after `epoch`, so that its checkpoint stays."""
+        if f"{epoch} {fork}" in self.forks():
+            return  # it was killed before its first state, and begins again
         is_torn = self.forks_file.exists() and not self.forks_file.read_bytes().endswith(b"\n")
         with self.forks_file.open("a", encoding="utf-8", newline="\n") as file:
             file.write(("\n" if is_torn else "") + f"{epoch} {fork}\n")
@@ -370,6 +369,14 @@ def _remove_directories(directories: list[Path]) -> None:
 def is_temporary(path: Path) -> bool:
     """Whether a file is what a process writes, or was writing when it was killed, before it gets its name."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def remove_temporary_files(*directories: Path) -> None:
+    """Remove what killed processes had not published yet; only for who alone writes in these directories."""
+    for directory in directories:
+        for path in directory.iterdir() if directory.is_dir() else []:
+            if is_temporary(path) and not path.is_dir():  # such as an export to the run, perhaps under way
+                path.unlink(missing_ok=True)
 
 
 def _elsewhere(taken: Path) -> str:

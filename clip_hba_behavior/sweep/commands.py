@@ -13,7 +13,7 @@ from clip_hba_behavior.reproducibility.state.errors import BadInputError, Interr
 from clip_hba_behavior.reproducibility.state.files import replace
 from clip_hba_behavior.run.advice import command_line, go_on_with
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
-from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.directory import RunDirectory, remove_temporary_files
 from clip_hba_behavior.run.kept import Kept
 from clip_hba_behavior.run.log import session
 from clip_hba_behavior.run.workers import refuse_no_fork_server
@@ -111,8 +111,8 @@ def run(sweep: Path, engine: str) -> int:
     if engine == "local":
         refuse_no_fork_server("a sweep")
     planned.directory.mkdir(parents=True, exist_ok=True)
-    replace(planned.copied_file(), sweep.read_bytes())
     if engine == "slurm":
+        replace(planned.copied_file(), sweep.read_bytes())
         print(slurm.submit(planned))
         return 0
     total, done = len(planned.runs()), 0
@@ -126,6 +126,8 @@ def run(sweep: Path, engine: str) -> int:
             print(f"  {_indented(status.detail)}", flush=True)
 
     with session() as here, hold(planned.directory):
+        remove_temporary_files(planned.directory, *(planned.directory / each for each in ("finished", "failed")))
+        replace(planned.copied_file(), sweep.read_bytes())
         progress = SweepProgress(planned, here.report)
         try:
             run_locally(planned, here.stop, report, progress.look)

@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from clip_hba_behavior.reproducibility.record.lease import holder_of
 from clip_hba_behavior.reproducibility.record.signals import INTERRUPTED, StopRequest, stopping_on_signals
-from clip_hba_behavior.reproducibility.state.errors import InterruptedRunError
+from clip_hba_behavior.reproducibility.state.errors import InterruptedRunError, StoppedError
 from clip_hba_behavior.run.advice import command_line, go_on_with
 from clip_hba_behavior.run.workers import SECONDS_BETWEEN_LOOKS, workers
 from clip_hba_behavior.sweep.plan import Run
@@ -36,7 +36,7 @@ def run_locally(
 
     Raises:
         InterruptedRunError: a signal came; what is done is kept.
-        BrokenProcessPool: workers die again and again.
+        StoppedError: workers die again and again.
     """
     waiting = sweep.chains()
     breaks = 0
@@ -49,7 +49,12 @@ def run_locally(
             breaks = breaks + 1 if len(broken.waiting) == before else 0
             waiting = broken.waiting
             if breaks >= _MAX_BREAKS:
-                raise BrokenProcessPool("a worker died three times in a row; is there enough memory?") from None
+                again = command_line("sweep", "resume", sweep.copied_file())
+                raise StoppedError(
+                    f"{_MAX_BREAKS} times a worker was killed, and no chain of runs came to its end in between\n"
+                    f"  is there memory for {sweep.num_processes()} at once? The sweep's key processes sets it\n"
+                    f"  what was complete stays; {go_on_with(again)}"
+                ) from None
 
 
 def _check(stop: StopRequest) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from clip_hba_behavior.config import PERTURB_KEYS, Config, read_config_file
+from clip_hba_behavior.reproducibility.record.lease import is_released
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
@@ -66,6 +67,10 @@ def status_of(plan: Plan, run: Run) -> Status:
         problem = _problem_of_finished(plan, run, directory, newest)
         if problem is not None:
             return Status("failed", newest, problem)
+        if not is_released(
+            directory.path
+        ):  # killed behind its last checkpoint: best.json and removals are to come
+            return Status("begun", newest)
         return Status("done", newest, f"stopped early after epoch {newest}" if stopped else "")
     if failure.exists():
         return Status("failed", newest, failure.read_text(encoding="utf-8"))

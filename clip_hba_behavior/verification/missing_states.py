@@ -1,9 +1,12 @@
 """States of a run that no file holds, made again: on request, and for whoever needs one."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clip_hba_behavior.config import make_config
+from clip_hba_behavior.reproducibility.record.signals import stopping_on_signals
+from clip_hba_behavior.reproducibility.state.system import locked_directory
 from clip_hba_behavior.run.checkpoint_files import position_in_name
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.log import session
@@ -12,6 +15,8 @@ from clip_hba_behavior.verification.state_request import MissingState, missing_s
 if TYPE_CHECKING:
     from clip_hba_behavior.run.kept import Kept
     from clip_hba_behavior.training.inputs import Inputs
+
+_SECONDS_BETWEEN_TRIES = 0.1
 
 
 def make_again(
@@ -42,5 +47,17 @@ def put_back(file: Path | None, kept: "Kept[Inputs] | None" = None) -> None:
     if file is None or file.exists():
         return
     run, (epoch, _) = RunDirectory(file.parent.parent), position_in_name(file.name)
-    if epoch in run.removed_epochs():
-        make_again(missing_state(run.path, epoch), kept=kept)
+    if epoch not in run.removed_epochs():
+        return
+    with stopping_on_signals() as stop:
+
+        def wait() -> None:
+            stop.check()
+            time.sleep(_SECONDS_BETWEEN_TRIES)
+
+        with locked_directory(run.path, wait) as is_alone:  # else each worker of a sweep would make the state
+            if is_alone:
+                for left in file.parent.glob(f".{file.name}.*.tmp"):  # by a process that was killed
+                    left.unlink(missing_ok=True)
+            if not file.exists():
+                make_again(missing_state(run.path, epoch), kept=kept)

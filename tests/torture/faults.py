@@ -24,6 +24,7 @@ import fresh_process
 _PLACES = {
     name: re.compile(pattern)
     for name, pattern in {
+        "baseline's checkpoint": r"/baseline/dora_params",
         "step checkpoint": r"/step_checkpoints|_step\d+\.pth",
         "checkpoint": r"/dora_params$|_dora_params\.pth",
         "ledger": r"steps\.jsonl",
@@ -31,6 +32,8 @@ _PLACES = {
         "best.json": r"best\.json",
         "configuration": r"config\.yaml|environment\.json",
         "lock": r"run\.lock",
+        "table": r"/\.?sweep(\.yaml|\.csv|\.parquet|_effects\.csv|_columns\.json)",
+        "finished": r"/finished(/|$)",
         "forks.txt": r"forks\.txt",
         "feature cache": r"features\.bin|index\.json|key\.json|filling\.jsonl|fill\.lock",
     }.items()
@@ -51,7 +54,8 @@ _CALLS = {
     "mkdir": 0,
     "rmdir": 0,
 }
-_write_to_descriptor, _stat_of, _readlink = os.write, os.fstat, os.readlink  # before any is replaced
+# before any is replaced
+_open, _write_to_descriptor, _stat_of, _readlink = os.open, os.write, os.fstat, os.readlink
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class Fault:
         when: before the call, after it, or in the middle: half of the bytes written.
         error: the call fails with this error number; 0 kills the process.
         lasting: every later call that matches fails too.
+        target: whom it kills: the process that makes the call, the command's own, or its whole group.
+        once: a file to be made by the first process of several that strikes; the others let the call pass.
     """
 
     number: int
@@ -73,43 +79,8 @@ class Fault:
     when: Literal["before", "half", "after"] = "before"
     error: int = 0
     lasting: bool = False
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What a process did to the disk.
-
-    Attributes:
-        calls: (call, place) of each.
-        last_place: where the process was at its end.
-        synced: how many bytes of a file were certainly on the disk, by path.
-        unsynced_links: files whose names were not certainly on the disk yet.
-    """
-
-    calls: list[tuple[str, str]]
-    last_place: str
-    synced: dict[Path, int]
-    unsynced_links: list[Path]
-
-
-def read_trace(path: Path) -> Trace:
-    calls, synced, links, inside, phase = [], {}, [], None, "starting"
-    for line in path.read_text().splitlines() if path.exists() else []:
-        kind, *words = line.split("\t")
-        if kind == "call":
-            calls.append((words[0], words[1]))
-            inside = words[1]
-        elif kind == "done":
-            inside = None
-        elif kind == "phase":
-            phase = words[0]
-        elif kind == "synced":
-            synced[Path(words[1])] = int(words[0])
-        elif kind == "linked":
-            links.append(Path(words[0]))
-        elif kind == "directory synced":
-            links = [each for each in links if each.parent != Path(words[0])]
-    return Trace(calls, inside or phase, synced, links)
+    target: Literal["caller", "command", "group"] = "caller"
+    once: Path | None = None
 
 
 def watched_clip_hba(
@@ -119,6 +90,7 @@ def watched_clip_hba(
     defect: Callable[[], None] | None = None,
     room: int | None = None,
     wait_for_tracer: bool = False,
+    has_workers: bool = False,
 ) -> None:
     """Run a `clip-hba` command line as this process, watched.
 
@@ -129,6 +101,7 @@ def watched_clip_hba(
         defect: called first: puts a defect into the program.
         room: so many bytes can be written, then the disk is full.
         wait_for_tracer: do not begin before strace holds this process.
+        has_workers: fork the server of the command's workers in advance, so that they are watched too.
     """
     from clip_hba_behavior.run import life
     from clip_hba_behavior.training.trainer import Trainer
@@ -145,6 +118,8 @@ def watched_clip_hba(
     watch.install()
     if defect is not None:
         defect()
+    if has_workers:
+        fresh_process.fork_a_server_in_advance()
     while wait_for_tracer and "TracerPid:\t0\n" in Path("/proc/self/status").read_text():
         time.sleep(0.001)
     fresh_process.clip_hba(arguments)
@@ -155,6 +130,7 @@ class _Watch:
         self._trace = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._fault = fault
         self._left = fault.number if fault else 0
+        self._command = os.getpid()  # another than the caller's where workers were forked since
         self._room = room
         self._place = ""
         self._synced: dict[str, int] = {}
@@ -252,12 +228,26 @@ class _Watch:
         if fault is None or fault.call not in ("", call) or fault.place not in ("", place):
             return None
         self._left -= 1
-        return fault if self._left == 0 or (self._left < 0 and fault.lasting) else None
+        is_due = self._left == 0 or (self._left < 0 and fault.lasting)
+        return fault if is_due and self._is_first(fault.once, place) else None
+
+    def _is_first(self, once: Path | None, place: str) -> bool:
+        if once is None:
+            return True
+        try:
+            descriptor = _open(once, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        except FileExistsError:
+            return False
+        _write_to_descriptor(descriptor, place.encode())
+        os.close(descriptor)
+        return True
 
     def _strike(self, fault: Fault, path: str) -> None:
         if fault.error:
             raise OSError(fault.error, os.strerror(fault.error), path)
-        os.kill(os.getpid(), signal.SIGKILL)
+        if fault.target == "group":
+            os.killpg(0, signal.SIGKILL)
+        os.kill(self._command if fault.target == "command" else os.getpid(), signal.SIGKILL)
 
     def _note_sync(self, call: str, path: str, arguments: tuple[Any, ...]) -> None:
         if call == "fsync":

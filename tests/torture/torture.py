@@ -8,39 +8,33 @@ system call under strace. Behind some kills, what was not synced is lost too, as
 """
 
 import argparse
-import importlib
 import itertools
 import json
 import os
 import pickle
 import random
-import re
-import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-import fresh_process
 from clip_hba_behavior.data.standin import write_standin_dataset
-from clip_hba_behavior.reproducibility.record.record_file import RecordFile
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
-from clip_hba_behavior.training.trainer import Trainer
 from run_tools import data_keys
-from torture.faults import Fault, Trace, read_trace, watched_clip_hba
-
-for _each in fresh_process.SLOW_IMPORTS:  # each fork begins with them
-    importlib.import_module(_each)
+from torture.artefacts import artefacts, differences
+from torture.defects import DEFECTS
+from torture.faults import Fault, watched_clip_hba
+from torture.processes import fork, wait
+from torture.tally import Tally
+from torture.trace import Trace, lose_unsynced, read_trace
 
 STEPS = {"checkpoint_every_steps": 2}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -66,91 +60,6 @@ SYSTEM_CALLS = {
     "fallocate": 2,
     "msync": 8,
 }
-LEFT_BEHIND = re.compile(r"\.tmp$|\.pending$|^quarantine$|filling\.jsonl$")
-
-
-def drop_the_optimizer() -> None:
-    real = Trainer.restore
-
-    def restore(self: Trainer, state: Any) -> None:
-        real(self, state)
-        self.optimizer.state.clear()
-
-    Trainer.restore = restore
-
-
-def never_cut_the_ledger_back() -> None:
-    real = RecordFile.__init__
-
-    def init(self: RecordFile, path: Path, after: Any, schema: Any) -> None:
-        real(self, path, (10**9, 0), schema)
-
-    RecordFile.__init__ = init
-
-
-def write_checkpoints_in_place() -> None:
-    import clip_hba_behavior.run.checkpoint as module
-
-    def publish(path: Path, content: bytes) -> None:
-        if path.exists():
-            raise FileExistsError(path)
-        path.write_bytes(content)
-
-    module.publish = publish
-
-
-DEFECTS: dict[str, Callable[[], None]] = {
-    each.__name__.replace("_", "-"): each
-    for each in (drop_the_optimizer, never_cut_the_ledger_back, write_checkpoints_in_place)
-}
-
-
-@dataclass
-class Tally:
-    """What came of it.
-
-    Attributes:
-        fell: kills by the way they were aimed and by the place where they fell.
-        before_first_state: kills before the run's first checkpoint.
-        lost: kills behind which unsynced bytes or names were lost too.
-        completed: runs trained to their end and compared, by variant.
-        problems: runs that did not end as the uninterrupted one.
-    """
-
-    fell: Counter[tuple[str, str]] = field(default_factory=Counter)
-    before_first_state: int = 0
-    lost: int = 0
-    completed: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
-
-    def kills(self) -> int:
-        return self.fell.total()
-
-    def add(self, other: "Tally") -> None:
-        self.fell += other.fell
-        self.before_first_state += other.before_first_state
-        self.lost += other.lost
-        self.completed += other.completed
-        self.problems += other.problems
-
-    def __str__(self) -> str:
-        ways = sorted({way for way, _ in self.fell})
-        places = sorted({place for _, place in self.fell}, key=lambda each: -self._at(each))
-        lines = [f"{self.kills()} kills", f"  {'':<26}{'all':>9}" + "".join(f"{way:>9}" for way in ways)]
-        for place in places:
-            counts = "".join(f"{self.fell[way, place]:>9}" for way in ways)
-            lines.append(f"  {place:<26}{self._at(place):>9}{counts}")
-        lines += [
-            f"  of these before the first state {self.before_first_state}",
-            f"  of these with unsynced bytes or names lost {self.lost}",
-            f"{self.completed.total()} runs completed: "
-            + ", ".join(f"{name} {number}" for name, number in self.completed.items()),
-            f"{len(self.problems)} mismatches",
-        ]
-        return "\n".join([*lines, *self.problems])
-
-    def _at(self, place: str) -> int:
-        return sum(number for (_, each), number in self.fell.items() if each == place)
 
 
 @dataclass(frozen=True)
@@ -311,88 +220,6 @@ class Torture:
             keys["baseline_dora_directory"] = str(self.work / "uninterrupted" / "plain" / "dora_params")
         run.parent.mkdir(exist_ok=True)
         Path(f"{run}.yaml").write_text(yaml.safe_dump(keys))
-
-
-def artefacts(run: Path) -> dict[str, bytes]:
-    """Read everything that a run leaves behind: all names, and the bytes of what must repeat."""
-    found = {}
-    for directory in (run, Path(f"{run}.cache")):
-        for path in sorted(directory.rglob("*")):
-            name = str(path.relative_to(directory))
-            if directory != run and path.parent.parent == directory:
-                name = f"cache {path.parent.name}/{path.name}"
-            repeats = re.search(r"\.(pth|csv|jsonl|bin)$|best\.json|index\.json|key\.json", name)
-            found[name] = path.read_bytes() if repeats else b""
-    return found
-
-
-def differences(wanted: dict[str, bytes], found: dict[str, bytes]) -> list[str]:
-    """Name each file that is missing, left behind, or not the same byte for byte."""
-    lines = [f"missing: {name}" for name in wanted if name not in found]
-    for name in found:
-        if name not in wanted:
-            what = "left behind" if LEFT_BEHIND.search(name) else "not in the uninterrupted run"
-            lines.append(f"{what}: {name}")
-        elif wanted[name] != found[name]:
-            lines.append(f"differs: {name}")
-    return lines
-
-
-def lose_unsynced(trace: Trace, random_numbers: random.Random) -> bool:
-    """Lose a part of what a killed process had written and not synced, as when the power fails.
-
-    Returns:
-        Whether there was anything to lose.
-    """
-    lost = False
-    for path, synced in trace.synced.items():
-        if path.exists() and path.suffix in (".jsonl", ".csv") and path.stat().st_size > synced:
-            content = path.read_bytes()
-            kept = random_numbers.randint(synced, len(content) - 1)
-            zeros = bytes(len(content) - kept) if random_numbers.random() < 0.5 else b""
-            path.write_bytes(content[:kept] + zeros)  # a page that was never written reads as zeros
-            lost = True
-    for path in trace.unsynced_links:
-        if path.exists() and random_numbers.random() < 0.5:
-            path.unlink()
-            lost = True
-    return lost
-
-
-def fork(work: Callable[[], None], output: Path) -> int:
-    """Do some work in a process of its own; returns its number."""
-    sys.stdout.flush()
-    process = os.fork()
-    if process:
-        return process
-    code = 70
-    try:
-        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        for stream in (1, 2):
-            os.dup2(descriptor, stream)
-        work()
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
-
-
-def wait(process: int, seconds: float | None) -> int:
-    """Wait for a process, and kill it after some seconds. Returns its exit code, -9 if it was killed."""
-    descriptor = os.pidfd_open(process)
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    if not poll.poll(120_000 if seconds is None else seconds * 1000):
-        os.kill(process, signal.SIGKILL)
-        if seconds is None:
-            os.waitpid(process, 0)
-            raise TimeoutError(f"process {process} did not end")
-    os.close(descriptor)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def torture(

@@ -212,6 +212,14 @@ def holder_of(directory: Path) -> str | None:
     return _in_words(holder) if holder and _is_alive(holder, this, beats, is_free) else None
 
 
+def is_released(directory: Path) -> bool:
+    """Whether nobody holds a directory, and whoever held it let go of it: a killed process did not."""
+    try:
+        return (directory / LOCK_NAME).stat().st_size == 0
+    except FileNotFoundError:
+        return True
+
+
 def _is_free(path: Path) -> bool | None:
     """Look whether a file is locked, by locking it for a moment; None if that cannot be told."""
     try:

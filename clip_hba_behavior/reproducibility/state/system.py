@@ -11,7 +11,8 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,6 +86,33 @@ def unlock_file(descriptor: int) -> None:
         with _position:
             os.lseek(descriptor, _LOCK_AT, os.SEEK_SET)
             _msvcrt.locking(descriptor, _msvcrt.LK_UNLCK, 1)
+
+
+@contextmanager
+def locked_directory(directory: Path, wait: Callable[[], None]) -> Iterator[bool]:
+    """Lock a directory for this process within a `with` block; it ends with the process, however that ends.
+
+    Args:
+        directory: not one in which files are published meanwhile: `name_new` may lock it itself.
+        wait: called again and again while another process has it.
+
+    Returns:
+        Whether it is locked; False on a system, or a file system, that has no locks of directories.
+    """
+    if IS_WINDOWS:
+        yield False
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        is_locked = True
+        try:
+            while not lock_file(descriptor):
+                wait()
+        except OSError:
+            is_locked = False
+        yield is_locked
+    finally:
+        os.close(descriptor)
 
 
 def read_at(descriptor: int, num_bytes: int, offset: int) -> bytes:
