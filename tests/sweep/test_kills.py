@@ -17,7 +17,8 @@ from clip_hba_behavior.reproducibility.state.system import locked_directory
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.sweep import local
-from clip_hba_behavior.sweep.plan import make_plan, make_sweep_file
+from clip_hba_behavior.sweep.plan import make_sweep_file
+from clip_hba_behavior.sweep.sweep import make_sweep
 from clip_hba_behavior.verification import missing_states
 from fresh_process import Outcome
 from sweep_tools import write_sweep
@@ -90,7 +91,7 @@ def test_workers_that_are_killed_again_and_again_stop_the_sweep(
     baseline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = write_sweep(tmp_path, baseline)
-    plan = make_plan(make_sweep_file(yaml.safe_load(sweep.read_text())))
+    plan = make_sweep(make_sweep_file(yaml.safe_load(sweep.read_text())))
     passes = []
 
     def killed(plan: object, chains: list[object], *rest: object) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from clip_hba_behavior.config import make_config
-from clip_hba_behavior.model.feature_cache import FeatureCache
+from clip_hba_behavior.model.feature_cache import Bounds, FeatureCache
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.run.assembly import build_trainer
 from clip_hba_behavior.run.resolution import resolve_config
@@ -26,9 +27,10 @@ GPU = pytest.param("cuda:0", marks=[pytest.mark.cuda, NO_GPU])
 
 
 def cache(tmp_path: Path, has_nan: bool = False) -> FeatureCache:
-    def compute(start: int, stop: int) -> tuple[torch.Tensor, list[str]]:
-        rows = torch.arange(start, stop).float()[:, None, None] + torch.rand(stop - start, 2, 3)
-        return rows / (rows[:, :1, :1] - 3.5).round() if has_nan else rows, []
+    def compute(chunks: Sequence[Bounds]) -> Generator[tuple[torch.Tensor, list[str]], None, None]:
+        for start, stop in chunks:
+            rows = torch.arange(start, stop).float()[:, None, None] + torch.rand(stop - start, 2, 3)
+            yield rows / (rows[:, :1, :1] - 3.5).round() if has_nan else rows, []
 
     return FeatureCache(tmp_path, {"is": "a test"}, 7, (2, 3), 3, compute)
 
