@@ -63,7 +63,7 @@ def write_backbone(directory: Path, size: str) -> None:
         (directory / name).write_bytes((standin_backbone_directory() / name).read_bytes())
 
 
-def build(folder: Path, num_threads: int, device: str, batch_size: int) -> Trainer:
+def build(folder: Path, num_threads: int, device: str, batch_size: int, precision: str = "float32") -> Trainer:
     """Make the project's trainer on the benchmark's files."""
     config = make_config(
         {
@@ -77,6 +77,7 @@ def build(folder: Path, num_threads: int, device: str, batch_size: int) -> Train
             "batch_size": batch_size,
             "eval_batch_size": batch_size,
             "num_threads": num_threads,
+            "precision": precision,
             "device": device,
         }
     )
@@ -111,10 +112,10 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def matmul_peak(device: torch.device) -> float:
-    """Measure the best rate of a float32 product, in multiply-adds x 2 a second."""
-    size = 2048 if device.type == "cpu" else 8192
-    a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
+def matmul_peak(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """Measure the best rate of a product, in multiply-adds x 2 a second."""
+    size = 8192 if device.type != "cpu" else 2048 if dtype == torch.float32 else 512
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(8))
 
 

@@ -21,6 +21,7 @@ NOT_RUN = {
     ("SWEEPS", "clip-hba sweep run sweep.yaml --engine slurm"): "needs SLURM: tests/slurm has one",
     ("SEVERAL_PROCESSES", "torchrun --nproc-per-node 4 "): TORCHRUN,
     ("PORTABLE", "arithmetic: portable"): "a key; tests/end_to_end/test_portable.py trains with it",
+    ("PRECISION", "precision: bfloat16"): "a key; tests/end_to_end/test_precision.py trains with it",
     ("PORTABLE", "python scripts/portable_anywhere.py"): "tests/end_to_end/test_portable_digest.py calls it",
     ("EXACT", "python scripts/exact_anywhere.py "): OTHER_MACHINE,
     ("EXACT", "python scripts/images_anywhere.py "): OTHER_MACHINE,

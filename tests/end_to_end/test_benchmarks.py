@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SMALL = ["--size", "small", "--batch", "16", "--threads", "1"]
@@ -28,8 +29,36 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_benchmark_runs_to_its_end(name: str) -> None:
     options, words = CASES[name]
-    command = [sys.executable, str(BENCHMARKS / name), *options]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    ended = benchmark(name, *options)
     assert ended.returncode == 0, ended.stderr
     for each in words:
         assert each in ended.stdout
+
+
+def benchmark(name: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCHMARKS / name), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+
+
+@pytest.mark.system
+def test_what_is_to_be_shown_on_a_gpu_runs_through_on_a_cpu_and_says_what_needs_one(tmp_path: Path) -> None:
+    out = tmp_path / "figures.md"
+    small = [*SMALL, "--images", "24", "--epochs", "2", "--repeats", "1", "--device", "cpu", "--out", str(out)]
+    ended = benchmark("gpu.py", *small)
+    assert ended.returncode == 0, ended.stderr
+    figures = out.read_text()
+    assert figures in ended.stdout
+    assert "| | float32 | tf32 | bfloat16 |" in figures
+    assert "| resumed from every epoch | the same bytes |  | the same bytes |" in figures
+    assert figures.count("needs a GPU") == 8
+    assert "| 2 epochs from a cold start | " in figures
+    ended = benchmark("gpu.py", *small)
+    assert ended.returncode == 2
+    assert f"{out} is there already; name another file with --out" in ended.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_without_a_gpu_the_figures_of_one_are_refused() -> None:
+    ended = benchmark("gpu.py")
+    assert ended.returncode == 2
+    assert "no CUDA device is here" in ended.stderr

@@ -1,5 +1,6 @@
 """Losses that are read some steps late, as on a GPU: here the CPU's are, and every byte written is the same."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -9,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from clip_hba_behavior.config import make_config
 from clip_hba_behavior.reproducibility.record.recorder import Recorder
+from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.errors import InterruptedRunError
+from clip_hba_behavior.run.assembly import build_trainer
 from clip_hba_behavior.run.life import resume, start
+from clip_hba_behavior.run.resolution import resolve_config
 from clip_hba_behavior.training import pending
 from clip_hba_behavior.training.pending import PendingStep
 from clip_hba_behavior.training.trainer import NonFiniteLossError, Trainer
@@ -150,6 +155,23 @@ def test_a_loss_that_is_no_number_is_named_by_its_step_and_nothing_is_written_of
     assert files[0]["steps.jsonl"] == files[1]["steps.jsonl"]
     assert files[0].keys() == files[1].keys()
     assert {name for name in files[1] if name.endswith(".pth")} == {"epoch0_dora_params.pth"}
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_no_step_waits_for_the_gpu(precision: str, keys: dict[str, Any]) -> None:
+    on_a_gpu = make_config(keys | {"device": "cuda:0", "precision": precision})
+    trainer, _ = build_trainer(resolve_config(on_a_gpu), Session(logging.getLogger("test")))
+    trainer.begin()
+    steps = trainer.steps(lambda step: False)
+    next(steps)  # the first ones prepare kernels and the optimizer's state
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert [next(steps).step for _ in range(4)] == [2, 3, 4, 5]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [each.step for each in steps] == list(range(6, STEPS + 1))
 
 
 @pytest.mark.system
