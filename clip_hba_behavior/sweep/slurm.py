@@ -150,7 +150,7 @@ def _read_task(folder: Path, index: int) -> list[Plan]:
 
 
 def _tasks_of(content: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
-    """Return the chains of each task; a task of 0.2.0 or before had one."""
+    """Return the chains of each task; one that was submitted by an earlier version had one."""
     return list(content.get("tasks") or [[chain] for chain in content["chains"]])
 
 

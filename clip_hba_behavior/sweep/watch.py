@@ -17,8 +17,8 @@ _SECONDS_BETWEEN_SIGNALS = 0.2
 def watch(sweep: Sweep, session: Session) -> None:
     """Show runs, epochs and time left, and SLURM's jobs, until nothing works on the sweep.
 
-    On a terminal these are bars. Elsewhere the first look and what changed since, at most every ten seconds, are
-    lines. A run that fails is named at once.
+    On a terminal these are bars; elsewhere lines, of the first look and then at most every ten seconds. A run that
+    fails is named at once.
 
     Args:
         sweep: what to watch.

@@ -1,5 +1,6 @@
 """A sweep on a real SLURM: preempted, cancelled and resumed, it gives the local engine's bytes."""
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+import fresh_process
 from fresh_process import Outcome
 from run_tools import trained
 
@@ -51,11 +53,14 @@ def test_a_preempted_and_cancelled_sweep_ends_in_the_local_engines_bytes(
     sweep, directory = write_sweep(tmp_path, baseline, "cluster"), tmp_path / "cluster"
     outcome = clip_hba("sweep", "run", sweep, "--engine", "slurm")
     assert outcome.code == 0, outcome.output
-    assert "15 tasks, 27 runs" in outcome.output
+    assert "2 tasks, 15 chains, 27 runs" in outcome.output  # as many as `throttle` lets run at once
     job = outcome.output.split("job ")[1].split(":")[0]
     again = clip_hba("sweep", "run", sweep, "--engine", "slurm")
     assert again.code == 2
     assert "still waiting or running" in again.output
+
+    watched = tmp_path / "watched.txt"
+    watch = fresh_process.start(fresh_process.clip_hba, ["sweep", "status", str(sweep), "--watch"], output=watched)
 
     # a job of the higher partition takes every processor: the running tasks save and requeue themselves
     wait_for(lambda: any(directory.glob("runs/*/steps.jsonl")), "no run began")
@@ -71,8 +76,15 @@ def test_a_preempted_and_cancelled_sweep_ends_in_the_local_engines_bytes(
         lambda: not any(each in ("RUNNING", "COMPLETING", "PENDING") for each in slurm.states(job).values()),
         "busy",
     )
+    watch.join(60)  # nothing works on it any more
+    told = watched.read_text()
+    assert watch.exitcode == 1, told
+    assert "epochs (runs: 0 done, " in told.splitlines()[0] + told.splitlines()[1]
+    assert re.search(r"^jobs \(\d running, \d waiting\): 0 of 2$", told, flags=re.MULTILINE), told
     outcome = clip_hba("sweep", "status", sweep)
     assert outcome.code == 1, outcome.output
+    assert "there is no accounting here (sacct " in outcome.output
+    assert f"{directory}/slurm/1/task_0.log" in outcome.output
     outcome = clip_hba("sweep", "resume", sweep, "--engine", "slurm")
     assert outcome.code == 0, outcome.output
     slurm.wait(outcome.output.split("job ")[1].split(":")[0], timeout=900)
@@ -81,6 +93,14 @@ def test_a_preempted_and_cancelled_sweep_ends_in_the_local_engines_bytes(
     assert outcome.code == 0, outcome.output + logs(directory)
     assert "27 of 27 runs are done" in outcome.output
     assert "controls equal to the baseline byte for byte: 3 of 3" in outcome.output
+    options = ("sweep", "verify", sweep, "--sample", 3)
+    outcome = clip_hba(*options, "--engine", "slurm")
+    assert outcome.code == 0, outcome.output
+    slurm.wait(outcome.output.split("job ")[1].split(":")[0], timeout=300)
+    outcome = clip_hba(*options, "--engine", "slurm")
+    assert outcome.code == 0, outcome.output
+    assert outcome.output.startswith(clip_hba(*options).output)
+
     local = write_sweep(tmp_path, baseline, "local")
     outcome = clip_hba("sweep", "run", local)
     assert outcome.code == 0, outcome.output
