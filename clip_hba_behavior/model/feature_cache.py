@@ -157,8 +157,7 @@ class FeatureCache:
         for left in self.folder.glob(".*.tmp"):  # by a process that was killed; all are written under the lock
             left.unlink()
         replace(self.folder / KEY_NAME, json.dumps(dict(key), indent=1).encode())
-        features = self.folder / ROWS_NAME
-        with features.open("ab") as file:
+        with (self.folder / ROWS_NAME).open("ab") as file:
             allocate(file.fileno(), self.num_rows * math.prod(self.row_shape) * 4)
         rows = self._map("r+")
         filled = _read_journal(self._journal)
@@ -198,7 +197,14 @@ class FeatureCache:
             index["sources"] = sources
         replace(self.folder / INDEX_NAME, json.dumps(index).encode())
 
-    def _write(self, rows: Rows, journal: IO[bytes], chunk: int, values: Rows, sources: list[str]) -> "_Made":
+    def _write(
+        self,
+        rows: np.memmap[Any, np.dtype[np.float32]],
+        journal: IO[bytes],
+        chunk: int,
+        values: Rows,
+        sources: list[str],
+    ) -> "_Made":
         """Write a chunk's rows, and once they are on the disk its line of the journal."""
         start, stop = self._bounds(chunk)
         rows[start:stop] = values
