@@ -176,10 +176,11 @@ def test_the_report_shows_what_that_of_several_sweeps_shows(two: Path, clip_hba:
 def test_a_task_of_a_job_array_is_of_the_baseline_that_its_runs_are_of(
     baseline: Path, second_baseline: Path, requeued: Path, clip_hba: ClipHba, tmp_path: Path
 ) -> None:
-    file = write_sweep(tmp_path, [baseline, second_baseline], epochs=[4], kinds=[])
+    slurm = {"chains_per_task": 1}
+    file = write_sweep(tmp_path, [baseline, second_baseline], epochs=[4], kinds=[], slurm=slurm)
     outcome = clip_hba("sweep", "run", file, "--engine", "slurm")
     assert outcome.code == 0, outcome.output
-    assert "2 tasks, 2 runs" in outcome.output
+    assert "2 tasks, 2 chains, 2 runs" in outcome.output
     outcome = clip_hba("sweep", "task", tmp_path / "sweep/slurm/1", "--index", 1)
     assert outcome.code == 0, outcome.output
     (first, second) = read_sweep(file).plans
