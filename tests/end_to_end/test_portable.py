@@ -215,8 +215,8 @@ def test_what_shapes_nothing_is_no_cause_of_a_difference(
 def test_rounding_is_no_cause_in_portable_arithmetic() -> None:
     differences = [Difference(1, "ledger", "loss", 1.0, 1.0 + 1e-7)]
     causes = [
-        cause_of_training(differences, 3, True, False, lambda: (True, []), is_portable)
-        for is_portable in (False, True)
+        cause_of_training(differences, 3, True, False, lambda: (True, []), {"arithmetic": arithmetic})
+        for arithmetic in ("native", "portable 1")
     ]
     assert "another number of threads" in causes[0]
     assert "another number of threads" not in causes[1]
