@@ -3,8 +3,7 @@
 import io
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotYetError
+from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,11 +88,8 @@ def trained_by(
 def _result(future: Future[bytes], session: Session) -> bytes:
     while True:
         session.stop.check()
-        try:
-            return future.result(SECONDS_BETWEEN_LOOKS)
-        except NotYetError:
-            if future.done():
-                raise  # the work's own
+        if wait([future], SECONDS_BETWEEN_LOOKS).done:
+            return future.result()
 
 
 def _groups(files: RunFiles, epochs: Sequence[int]) -> list[list[int]]:
