@@ -3,7 +3,8 @@
     python benchmarks/step_time.py [--size ViT-B/32] [--images 128] [--repeats 3]
 
 Prints seconds and ratios, the share of the measured matrix-multiply peak that the suffix reaches, the
-cost of ledger and checkpoints, and the peak resident memory of either way in a process of its own.
+cost of ledger and checkpoints, where a step's time goes by operation, and the peak resident memory of either
+way in a process of its own.
 """
 
 import argparse
@@ -41,6 +42,7 @@ from clip_hba_behavior.run.results import RESULTS, format_row
 from clip_hba_behavior.training.trainer import Trainer
 from full_forward import BaselineEpoch, FullForward
 from sizes import SIZES, architecture_keys
+from step_profile import step_profile
 
 
 def write_backbone(directory: Path, size: str) -> None:
@@ -261,6 +263,9 @@ def report(arguments: argparse.Namespace, folder: Path) -> None:
         f"{median['files'] / median['epoch']:.2%} of this epoch, "
         f"{median['files'] / full_epoch:.2%} of the steps of one with 1,444 training images"
     )
+    of_step = step_profile(one_step(trainer), min(3, trainer.num_steps()), device)
+    for group, spent in of_step.items():
+        print(f"  {group:<32}{spent * 1e3:>9.1f} ms{spent / sum(of_step.values()):>6.0%} of a step")
     for which in ("baseline", "project"):
         print(f"resident memory, {which}: {memory(which, arguments, folder)}")
 

@@ -12,12 +12,17 @@ SMALL = ["--size", "small", "--batch", "16", "--threads", "1"]
 CASES = {
     "step_time.py": (
         [*SMALL, "--images", "40", "--repeats", "1"],
-        ("step ", "epoch ", "ledger, CSV row and checkpoint", "resident memory, project"),
+        ("step ", "epoch ", "ledger, CSV row and checkpoint", "matrix products", "resident memory, project"),
     ),
     "verification.py": (
         [*SMALL, "--images", "40", "--epochs", "1", "--repeats", "1"],
         ("an epoch trains in", "is verified in", "ratio"),
     ),
+    "filling.py": (
+        ["--size", "small", "--threads", "1", "--images", "24", "--image-size", "64", "--workers", "0", "1"],
+        ("num_workers", "features: the same bytes with any number of processes"),
+    ),
+    "overhead.py": (["--epochs", "3", "--repeats", "1"], ("computation", "overhead", "now ")),
     "interruption.py": (
         [*SMALL, "--images", "400", "--signals", "1"],
         ("a step checkpoint", "from SIGTERM to a whole checkpoint: median"),
