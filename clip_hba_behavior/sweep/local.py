@@ -96,9 +96,13 @@ def _pass(
     _start_fork_server()
     left = dict(enumerate(chains))
     with ProcessPoolExecutor(plan.num_processes(), context, _begin_worker, (plan,)) as pool:
-        futures: dict[Future[list[tuple[Run, Status]]], int] = {
-            pool.submit(_execute_chain, chain): number for number, chain in left.items()
-        }
+        try:
+            futures: dict[Future[list[tuple[Run, Status]]], int] = {
+                pool.submit(_execute_chain, chain): number for number, chain in left.items()
+            }
+        except (BrokenProcessPool, EOFError, ConnectionError):  # a worker, or the server of all, was killed by now
+            _check(stop)
+            raise _BrokenPassError(list(left.values())) from None
         running = set(futures)
         while running:
             done, running = wait(running, timeout=_SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED)
@@ -124,8 +128,9 @@ def _start_fork_server() -> None:
 
     If it died of a signal, no worker could be waited for any more, and none would save.
     """
-    from multiprocessing import forkserver
+    from multiprocessing import forkserver, resource_tracker
 
+    resource_tracker.ensure_running()  # started within the block, it would end that: it unblocks SIGTERM
     with blocked(SIGNALS):
         forkserver.ensure_running()
 
