@@ -63,8 +63,9 @@ def _start_fork_server() -> None:
 
     If it died of a signal, no worker could be waited for any more, and none would save.
     """
-    from multiprocessing import forkserver
+    from multiprocessing import forkserver, resource_tracker
 
+    resource_tracker.ensure_running()  # started within the block, it would end that: it unblocks SIGTERM
     with blocked(SIGNALS):
         forkserver.ensure_running()
 

@@ -78,9 +78,13 @@ def _pass(
     """Execute chains with one pool; return those that are left."""
     left = dict(enumerate(chains))
     with workers(sweep.num_processes(), "clip_hba_behavior.sweep.work", _begin_worker, (sweep,)) as pool:
-        futures: dict[Future[list[tuple[Run, Status]]], int] = {
-            pool.submit(_execute_chain, chain): number for number, chain in left.items()
-        }
+        try:
+            futures: dict[Future[list[tuple[Run, Status]]], int] = {
+                pool.submit(_execute_chain, chain): number for number, chain in left.items()
+            }
+        except (BrokenProcessPool, EOFError, ConnectionError):  # a worker, or the server of all, was killed by now
+            _check(stop)
+            raise _BrokenPassError(list(left.values())) from None
         running = set(futures)
         while running:
             done, running = wait(running, timeout=SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED)

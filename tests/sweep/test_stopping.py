@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import fresh_process
+from clip_hba_behavior.reproducibility.record.signals import SIGNALS
 from fresh_process import Outcome
 from run_tools import write_config
 from sweep_tools import clip_hba_with_signal, epochs_on_disk, write_sweep
@@ -67,6 +68,29 @@ def test_a_terminal_that_hangs_up_saves_every_run(slow_baseline: Path, clip_hba:
         assert "stopped by SIGHUP" not in (run / "training_log.txt").read_text()  # the parent's word: SIGTERM
         assert "the state is saved" in (run / "training_log.txt").read_text()
     assert clip_hba("sweep", "resume", sweep).code == 0
+
+
+def start_the_server_of_workers() -> None:
+    """Print which signals the process that workers are forked from blocks, as a number of bits."""
+    from multiprocessing import forkserver
+
+    from clip_hba_behavior.sweep.local import _start_fork_server
+
+    _start_fork_server()
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    status = Path(f"/proc/{server}/status").read_text()
+    print(int(status.split("SigBlk:")[1].split()[0], 16))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc tells which signals a process blocks")
+def test_the_server_of_workers_is_deaf_to_what_is_sent_to_the_whole_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(fresh_process.SERVER_IN_ADVANCE)
+    outcome = fresh_process.call(start_the_server_of_workers, output=tmp_path / "output.txt")
+    assert outcome.code == 0, outcome.output
+    is_blocked = {number: bool(int(outcome.output) >> number - 1 & 1) for number in SIGNALS}
+    assert is_blocked == dict.fromkeys(SIGNALS, True)
 
 
 def test_a_worker_that_alone_is_asked_to_leave_saves_and_is_replaced(slow_baseline: Path, tmp_path: Path) -> None:
