@@ -74,7 +74,7 @@ def start_the_server_of_workers() -> None:
     """Print which signals the process that workers are forked from blocks, as a number of bits."""
     from multiprocessing import forkserver
 
-    from clip_hba_behavior.sweep.local import _start_fork_server
+    from clip_hba_behavior.run.workers import _start_fork_server
 
     _start_fork_server()
     server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
