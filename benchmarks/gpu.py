@@ -208,7 +208,9 @@ def measure(figures: Figures, arguments: argparse.Namespace, folder: Path) -> No
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         trainer = build(folder, arguments.threads, arguments.device, arguments.batch, precision)
-        figures.put("start, frozen features as they are", precision, f"{time.perf_counter() - began:.1f} s")
+        figures.put(
+            "start, with the features if no cache has them", precision, f"{time.perf_counter() - began:.1f} s"
+        )
         trainer.inputs.backbone.drop()
         figures.add(f"{precision}: {trainer.inputs.features.describe() or 'features are read from the cache'}")
         time_epochs(figures, trainer, precision, arguments.repeats)

@@ -473,6 +473,14 @@ def as_recorded(keys: Mapping[str, Any]) -> dict[str, Any]:
     return completed
 
 
+def as_digested(trajectory: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a trajectory as their digest is taken: one digest for what is spelt otherwise since."""
+    keys = dict(trajectory)
+    if keys.get("precision") in ("float32", "tf32"):
+        keys["tf32"] = keys.pop("precision") == "tf32"
+    return keys
+
+
 def read_config_file(path: Path, purpose: str = "configuration file") -> dict[str, Any]:
     """Read a YAML file that holds one mapping of keys to plain values.
 

@@ -7,6 +7,7 @@ from clip_hba_behavior.config import (
     DATA_KEYS,
     FREE_KEYS,
     Config,
+    as_digested,
     as_recorded,
     make_config,
     parse_settings,
@@ -44,6 +45,14 @@ def test_the_earlier_spelling_of_precision_is_understood_and_written_nowhere() -
             assert "tf32" not in {**config.model_dump(), **config.trajectory()}
             assert "\ntf32:" not in config.to_yaml()
     assert make_config({}).trajectory()["precision"] == "float32"
+    digested = [
+        as_digested(make_config(keys).trajectory()) for keys in ({}, {"tf32": True}, {"precision": "bfloat16"})
+    ]
+    assert [(each.get("tf32"), each.get("precision")) for each in digested] == [
+        (False, None),
+        (True, None),
+        (None, "bfloat16"),
+    ]
     assert "precision" not in make_config({"arithmetic": "portable"}).trajectory()
 
 

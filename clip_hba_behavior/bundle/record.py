@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clip_hba_behavior.bundle.contents import BEST
+from clip_hba_behavior.config import as_digested
 from clip_hba_behavior.report.certificates import Certificate
 from clip_hba_behavior.reproducibility.record.quarantine import describe, read_records
 from clip_hba_behavior.reproducibility.state.digest import digest
@@ -55,7 +56,7 @@ def facts_of(files: RunFiles, certificates: Sequence[Certificate]) -> dict[str, 
     epochs = files.epochs()
     return {
         "arithmetic": config.arithmetic,
-        "config_digest": digest(config.trajectory()),
+        "config_digest": digest(as_digested(config.trajectory())),
         "data_digests": environment["digests"],
         "package": environment.get("package"),
         "git_commit": environment.get("git_commit"),

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from clip_hba_behavior.config import Config, make_config
+from clip_hba_behavior.config import Config, as_digested, make_config
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.environment import (
     NAMES,
@@ -90,7 +90,7 @@ def provenance(config: Config, environment: Mapping[str, Any]) -> dict[str, Any]
     return {
         "training_run": config.training_run,
         "config": config.trajectory(),
-        "config_digest": digest(config.trajectory()),
+        "config_digest": digest(as_digested(config.trajectory())),
         "digests": environment["digests"],
         "package": environment["package"],
         "versions": environment["versions"],

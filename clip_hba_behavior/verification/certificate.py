@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from clip_hba_behavior.config import as_digested
 from clip_hba_behavior.reproducibility.record.judge import MEANING
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.verification.certificate_file import headed
@@ -26,7 +27,7 @@ def certificate(verification: Verification) -> dict[str, Any]:
         else {"level": claim.level, "meaning": MEANING[claim.level], "reasons": list(claim.reasons)},
         "what": verification.what,
         "config": verification.config,
-        "config_digest": digest(verification.config),
+        "config_digest": digest(as_digested(verification.config)),
         "digests": environment.get("digests", {}),
         "recorded_environment": {key: verification.recorded.get(key) for key in _RECORDED},
         "environment": {key: environment.get(key) for key in (*_VERSIONS, "machine", "git_commit")},
