@@ -99,7 +99,8 @@ def test_a_preempted_and_cancelled_sweep_ends_in_the_local_engines_bytes(
     slurm.wait(outcome.output.split("job ")[1].split(":")[0], timeout=300)
     outcome = clip_hba(*options, "--engine", "slurm")
     assert outcome.code == 0, outcome.output
-    assert outcome.output.startswith(clip_hba(*options).output)
+    for line in clip_hba(*options).output.splitlines():
+        assert line in outcome.output or line.startswith("replaying epoch")
 
     local = write_sweep(tmp_path, baseline, "local")
     outcome = clip_hba("sweep", "run", local)
