@@ -211,4 +211,4 @@ def run_command(command: Sequence[str]) -> str:
     except subprocess.CalledProcessError as error:
         if command[0] == "squeue" and "Invalid job id" in error.stderr:
             return ""
-        raise BadInputError(f"{shlex.join(command)} was refused by SLURM: {error.stderr.strip()}") from None
+        raise BadInputError(f"{command[0]} was refused by SLURM: {error.stderr.strip()}") from None

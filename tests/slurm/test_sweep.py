@@ -83,7 +83,7 @@ def test_a_preempted_and_cancelled_sweep_ends_in_the_local_engines_bytes(
     assert re.search(r"^jobs \(\d running, \d waiting\): 0 of 2$", told, flags=re.MULTILINE), told
     outcome = clip_hba("sweep", "status", sweep)
     assert outcome.code == 1, outcome.output
-    assert "there is no accounting here (sacct " in outcome.output
+    assert "there is no accounting here (sacct was refused by SLURM: " in outcome.output
     assert f"{directory}/slurm/1/task_0.log" in outcome.output
     outcome = clip_hba("sweep", "resume", sweep, "--engine", "slurm")
     assert outcome.code == 0, outcome.output
@@ -99,7 +99,8 @@ def test_a_preempted_and_cancelled_sweep_ends_in_the_local_engines_bytes(
     slurm.wait(outcome.output.split("job ")[1].split(":")[0], timeout=300)
     outcome = clip_hba(*options, "--engine", "slurm")
     assert outcome.code == 0, outcome.output
-    assert outcome.output.startswith(clip_hba(*options).output)
+    for line in clip_hba(*options).output.splitlines():
+        assert line in outcome.output or line.startswith("replaying epoch")
 
     local = write_sweep(tmp_path, baseline, "local")
     outcome = clip_hba("sweep", "run", local)

@@ -85,6 +85,6 @@ def test_status_tells_how_tasks_ended_that_left_runs_undone(
 
     sacct('echo "Slurm accounting storage is disabled" >&2; exit 1')
     outcome = clip_hba("sweep", "status", sweep)
-    assert "there is no accounting here (sacct " in outcome.output
+    assert "there is no accounting here (sacct was refused by SLURM: " in outcome.output
     assert "Slurm accounting storage is disabled" in outcome.output
     assert f"why jobs left runs undone, only their logs tell:\n  {log}\n" in outcome.output

@@ -1,6 +1,7 @@
 """`sweep verify --engine slurm`, where no cluster is: submitted, verified by tasks, collected by a second call."""
 
 import json
+import re
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -59,7 +60,10 @@ def test_what_tasks_find_is_what_this_machine_finds(
     here = clip_hba("sweep", "verify", done, "--sample", 3)
     assert here.code == 0, here.output
     others = "to verify others, give another --seed; to verify these again, remove it"
-    assert here.output + f"as {folder} has it; {others}\n" == outcome.output
+    said = re.sub(
+        r"^replaying epoch.*\n", "", here.output, flags=re.MULTILINE
+    )  # how far it is, where that takes long
+    assert said + f"as {folder} has it; {others}\n" == outcome.output
     assert "3 of 3 sampled epochs are reproducible\n" in here.output
 
 
@@ -104,11 +108,11 @@ def test_a_task_that_is_preempted_comes_back_for_what_is_left(
     assert outcome.code == 75, outcome.output
     assert requeued.read_text() == "requeue 7_0\n"
     assert [path.name for path in folder.glob("verified_*")] == ["verified_0.json"]
-    before = (folder / "verified_0.json").stat()
+    before = (folder / "verified_0.json").stat().st_mtime_ns
     outcome = clip_hba(*arguments)
     assert outcome.code == 0, outcome.output
     assert first not in outcome.output
-    assert (folder / "verified_0.json").stat() == before
+    assert (folder / "verified_0.json").stat().st_mtime_ns == before
     assert (folder / "verified_1.json").exists()
 
 
