@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from clip_hba_behavior.reproducibility.record.protocol import EpochDone, Event
+from clip_hba_behavior.reproducibility.state.process import keep_freed_memory
 from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.training.trainer import Trainer
 
@@ -33,6 +34,7 @@ def advance(
     while not is_at_end(trainer, last_epoch, stop_early):
         if not trainer.needs_backbone():
             trainer.inputs.backbone.drop()  # the features are cached
+        keep_freed_memory()  # a step needs what the one before needed; the backbone has been given back
         for step in trainer.steps():
             trainer.processes.agree()
             yield step
