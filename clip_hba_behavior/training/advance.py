@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from clip_hba_behavior.reproducibility.record.protocol import EpochDone, Event
+from clip_hba_behavior.reproducibility.state.process import keep_freed_memory
 from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.training.trainer import Trainer
 
@@ -36,6 +37,7 @@ def advance(
     while not is_at_end(trainer, last_epoch, stop_early):
         if not trainer.needs_backbone():
             trainer.inputs.backbone.drop()  # the features are cached
+        keep_freed_memory()  # a step needs what the one before needed; the backbone has been given back
         for step in trainer.steps(needs_state):
             trainer.processes.agree()
             yield step

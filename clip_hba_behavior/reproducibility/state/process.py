@@ -3,6 +3,7 @@
 macOS has no `/proc` and no affinity of a process. Windows also lacks signal masks and half of the signals.
 """
 
+import ctypes
 import os
 import platform
 import random
@@ -19,12 +20,31 @@ from pathlib import Path
 
 from clip_hba_behavior.reproducibility.state.system import IS_WINDOWS
 
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # names of glibc's mallopt
+
 
 def usable_cores() -> int:
     """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Keep from now on what is freed for what is allocated next, and do not give it back to the system.
+
+    glibc gives blocks of more than 32 MB back at once. A training step frees such blocks and asks for equal ones a
+    moment later, and the system fetches and zeroes them page by page: 13 % of the time of a step.
+
+    Returns:
+        Whether this C library can.
+    """
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):  # Windows has no such handle, other libraries no such function
+        return False
+    return bool(set_option(_MMAP_MAX, 0)) and bool(set_option(_TRIM_THRESHOLD, -1))
 
 
 def this_boot() -> tuple[str, str]:
