@@ -22,7 +22,7 @@ from typing import Any
 
 PARTS = {  # module and function
     "clip_hba_behavior.report.run_page": (
-        "_read_checkpoints", "evaluate", "_alignment", "_dimensions", "alignment_of",
+        "_read_checkpoints", "Checkpoints", "_dimensions", "_of_the_best", "_over_epochs", "alignment_of",
     ),
     "clip_hba_behavior.report.site": ("render_site",),
 }  # fmt: skip

@@ -12,9 +12,9 @@ import fresh_process
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 
 
-def write_sweep(tmp_path: Path, baseline: Path, name: str = "sweep", **keys: Any) -> Path:
+def write_sweep(tmp_path: Path, baseline: Path | list[Path], name: str = "sweep", **keys: Any) -> Path:
     given = {
-        "baseline": str(baseline),
+        "baseline": [str(each) for each in baseline] if isinstance(baseline, list) else str(baseline),
         "directory": str(tmp_path / name),
         "epochs": [2, 3],
         "kinds": ["random_target", "uniform_images"],

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from clip_hba_behavior.report.evaluation import Evaluation
+from clip_hba_behavior.report.evaluation import Evaluation, EveryEpoch
 from clip_hba_behavior.report.figure import Figure, Heat, Level, Mark, Panel, Series, Table, epoch_step
 from clip_hba_behavior.report.history import perturbed_span
 from clip_hba_behavior.report.sources import RunRecord
@@ -16,13 +16,12 @@ from clip_hba_behavior.rsa.resampling import LEVEL, bootstrap, spread
 RESAMPLES = 1_000  # of the images, the same for every epoch
 
 
-def alignment_over_epochs(record: RunRecord, evaluation: Evaluation, ceiling: NoiseCeiling | None) -> Figure:
+def alignment_over_epochs(record: RunRecord, every: EveryEpoch, ceiling: NoiseCeiling | None) -> Figure:
     """Return the figure of behavioural RSA over epochs, with a band from resampling the images."""
-    epochs = list(evaluation.predictions)
-    rdms = [evaluation.model_rdm(epoch) for epoch in epochs]
-    estimates = bootstrap(rdms, evaluation.human_rdm, RESAMPLES)
+    epochs, rdms, human = list(every.rdms), list(every.rdms.values()), every.human_rdm
+    estimates = bootstrap(rdms, human, RESAMPLES)
     spreads = [spread(estimates[:, column]) for column in range(len(epochs))]
-    rho = [_rho(rdm, evaluation.human_rdm) for rdm in rdms]
+    rho = [_rho(rdm, human) for rdm in rdms]
     low, high = [each[1] for each in spreads], [each[2] for each in spreads]
     x = [float(epoch) for epoch in epochs]
     marks: list[Mark] = [
@@ -31,7 +30,7 @@ def alignment_over_epochs(record: RunRecord, evaluation: Evaluation, ceiling: No
         Series(x, rho, style=0, kind="points"),
     ]
     text = (
-        f"Spearman’s rho of the model’s and the human RDM of {len(evaluation.human_rdm)} images on which nothing "
+        f"Spearman’s rho of the model’s and the human RDM of {len(human)} images on which nothing "
         f"was trained. The band holds {LEVEL:.0%} of the values when images are drawn with replacement "
         f"({RESAMPLES:,} draws, pairs of an image with itself left out). Every epoch has the same draws, so a "
         "difference between epochs can be surer than the bands suggest."
@@ -64,7 +63,7 @@ def alignment_over_epochs(record: RunRecord, evaluation: Evaluation, ceiling: No
 
 def matrices(evaluation: Evaluation) -> Figure:
     """Return the figure of the model's RDM, the human one and their difference."""
-    model, human = evaluation.model_rdm(evaluation.best), evaluation.human_rdm
+    model, human = evaluation.model_rdm(), evaluation.human_rdm
     order = _similar_beside_each_other(human)
     names = [_stem(evaluation.held_out[row]) for row in order]
     shown = [_percentiles(rdm)[np.ix_(order, order)] for rdm in (model, human)]
@@ -83,7 +82,7 @@ def matrices(evaluation: Evaluation) -> Figure:
         "Each cell is a pair of images. RDMs are compared by rank, so both are shown as percentiles of "
         f"{len(np.triu_indices(len(human), 1)[0]):,} pairs: 100 is the most dissimilar pair. Red in "
         "the difference: the model takes a pair for less alike than people do. All three are in the order of an "
-        f"average-linkage clustering of the human RDM. The model is that of epoch {evaluation.best}. The numbers "
+        f"average-linkage clustering of the human RDM. The model is that of epoch {evaluation.epoch}. The numbers "
         "are in the table of the next figure.",
         "Three matrices: dissimilarity by the model, by people, and their difference.",
         tuple(panels),
@@ -92,7 +91,7 @@ def matrices(evaluation: Evaluation) -> Figure:
 
 def pairs(evaluation: Evaluation) -> Figure:
     """Return the figure of predicted against measured dissimilarity."""
-    model, human = evaluation.model_rdm(evaluation.best), evaluation.human_rdm
+    model, human = evaluation.model_rdm(), evaluation.human_rdm
     first, second = np.triu_indices(len(human), k=1)
     predicted, measured = model[first, second], human[first, second]
     names = [_stem(name) for name in evaluation.held_out]
@@ -101,7 +100,7 @@ def pairs(evaluation: Evaluation) -> Figure:
     return Figure(
         "pairs",
         "Predicted against measured dissimilarity",
-        f"The {len(hover):,} pairs of held-out images, by the model of epoch {evaluation.best}: 1 − Pearson’s "
+        f"The {len(hover):,} pairs of held-out images, by the model of epoch {evaluation.epoch}: 1 − Pearson’s "
         "correlation of two images’ predicted dimensions, against the human dissimilarity. Pairs share images, so "
         "they are not independent: their number is no sample size.",
         f"{len(hover)} pairs of images; their ranks correlate at {rho:.3f}.",

@@ -39,7 +39,7 @@ def dimensions(evaluation: Evaluation) -> Figure:
         "dimensions",
         f"Correlation of each dimension on the {found.num_images} test images",
         "Pearson’s correlation of predicted and measured values over the test images, of the model of "
-        f"epoch {evaluation.best}, which was chosen by the loss of these images. Each p is two-sided, by "
+        f"epoch {evaluation.epoch}, which was chosen by the loss of these images. Each p is two-sided, by "
         f"{found.permutations:,} permutations of the images, "
         "because most values are near zero and a few are large; the p of all "
         f"{found.num_tests} dimensions are corrected together ({CORRECTION}). Where the corrected p is "

@@ -95,12 +95,12 @@ def publish(asked: Path, to: str, out: Path | None) -> int:
 def _runs_of(asked: Path) -> tuple[dict[str, Path], list[str]]:
     """Return the runs that are meant, by their name below --out, and what there is not yet of them."""
     if asked.is_file() or (asked / "sweep.yaml").is_file():
-        ((_, plan),) = plans_of([Source("sweep", asked)])
-        paths = {run.name: plan.path(run.name) for run in plan.runs()}
+        plans = [plan for _, _, plan in plans_of([Source("sweep", asked)])]
+        paths = {run.name: plan.path(run.name) for plan in plans for run in plan.runs()}
         begun = {name: path for name, path in paths.items() if RunDirectory(path).results_file.is_file()}
         if not begun:
             raise BadInputError(
-                f"no run of the sweep in {plan.directory} has begun\n  look: clip-hba sweep status"
+                f"no run of the sweep in {plans[0].directory} has begun\n  look: clip-hba sweep status"
             )
         return begun, [f"{paths[name]}: it has not begun" for name in paths if name not in begun]
     if is_tracked(asked):

@@ -12,7 +12,7 @@ from clip_hba_behavior.report.alignment import alignment_over_epochs, matrices, 
 from clip_hba_behavior.report.blocks import Block, Command, Facts, Missing, Page, Section, Text, sentence
 from clip_hba_behavior.report.certificates import Certificate
 from clip_hba_behavior.report.dimensions import dimensions, galleries
-from clip_hba_behavior.report.evaluation import Evaluation, Parameters, evaluate
+from clip_hba_behavior.report.evaluation import Checkpoints, Evaluation, EveryEpoch, Parameters
 from clip_hba_behavior.report.figure import Figure
 from clip_hba_behavior.report.history import alignment_recorded, epoch_times, losses, trajectory
 from clip_hba_behavior.report.movement import movement
@@ -20,6 +20,7 @@ from clip_hba_behavior.report.provenance import about_run, environment_facts, re
 from clip_hba_behavior.report.sources import RunRecord
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
+from clip_hba_behavior.reproducibility.state.numerics import numerics_left_as_they_were
 from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.run.assembly import is_synthetic
 from clip_hba_behavior.run.checkpoint import read_named
@@ -49,6 +50,7 @@ class Request:
     certificates: Sequence[Certificate] = ()
 
 
+@numerics_left_as_they_were()
 def run_page(
     record: RunRecord, request: Request, session: Session, draw: Draw = lambda figure: figure
 ) -> tuple[Page, list[str]]:
@@ -72,23 +74,30 @@ def run_page(
     left_out = [*record.notes, *left_out]
     parameters = _parameters(record, checkpoints, draw)
     evaluation: Evaluation | None = None
-    alignment: Alignment | None = None
+    every: EveryEpoch | None = None
     problem = ""
     if any(epoch in record.rows for epoch in checkpoints):
         try:
-            evaluation = evaluate(record, checkpoints, request.keys, request.device, session)
+            models = Checkpoints(record, checkpoints, request.keys, request.device, session)
+            evaluation = models.best()
+            # drawn while the other checkpoints predict, the one that takes longest first
+            dimension_blocks, of_the_best = _dimensions(record, evaluation, draw), _of_the_best(evaluation, draw)
+            every = models.every_epoch()
         except BadInputError as error:
-            problem = str(error)
-            left_out.append(problem)
+            evaluation, problem = None, str(error)
     else:
         problem = f"{record.path} has no checkpoint of an epoch with results"
+    if evaluation is None or every is None:
         left_out.append(problem)
-    dimension_blocks = _dimensions(record, evaluation, problem, draw)  # first: this drawing takes longest
-    alignment_blocks = _alignment(record, request, evaluation, problem, draw)
-    if evaluation is not None:
-        alignment = alignment_of(evaluation.predictions[evaluation.best], evaluation.human_rdm)
+        alignment = None
+        missing = _no_data(record, "intervals, RDMs and pairs", problem)
+        alignment_blocks: list[Block] = [draw(alignment_recorded(record)), missing]
+        dimension_blocks = [_no_data(record, "dimensions and images", problem)]
+    else:
+        alignment = alignment_of(evaluation.predictions, evaluation.human_rdm)
+        alignment_blocks = [*_over_epochs(record, request, evaluation, every, draw), *of_the_best]
     sections = [
-        Section("summary", "Summary", _summary(record, request, evaluation, alignment)),
+        Section("summary", "Summary", _summary(record, request, evaluation, every, alignment)),
         Section("training", "Training", training),
         Section("alignment-with-people", "Alignment with people", alignment_blocks),
         Section("dimensions-and-images", "Dimensions and images", dimension_blocks),
@@ -124,9 +133,13 @@ def _read_checkpoints(record: RunRecord, session: Session) -> tuple[dict[int, Pa
 
 
 def _summary(
-    record: RunRecord, request: Request, evaluation: Evaluation | None, alignment: Alignment | None
+    record: RunRecord,
+    request: Request,
+    evaluation: Evaluation | None,
+    every: EveryEpoch | None,
+    alignment: Alignment | None,
 ) -> list[Block]:
-    best = record.best_epoch() if evaluation is None else evaluation.best
+    best = record.best_epoch() if evaluation is None else evaluation.epoch
     row = record.rows[best]
     which = "with the lowest test loss"
     if best != record.best_epoch():
@@ -154,10 +167,10 @@ def _summary(
                 f"labels (Mantel){f'; {note}' if (note := alignment.p_note()) else ''}",
             ),
         ]
-    if evaluation is not None:
-        same = evaluation.largest_difference == 0
-        found = "equal in every epoch" if same else f"within {evaluation.largest_difference:.2g} in every epoch"
-        if math.isinf(evaluation.largest_difference):
+    if every is not None:
+        same = every.largest_difference == 0
+        found = "equal in every epoch" if same else f"within {every.largest_difference:.2g} in every epoch"
+        if math.isinf(every.largest_difference):
             found = "not equal: in an epoch, one of the two is undefined"
         facts.append(("Recorded RSA and that of the checkpoints", found))
     blocks: list[Block] = [Facts(facts)]
@@ -184,29 +197,30 @@ def _named_best(record: RunRecord) -> str:
     )
 
 
-def _alignment(
-    record: RunRecord, request: Request, evaluation: Evaluation | None, problem: str, draw: Draw
+def _over_epochs(
+    record: RunRecord, request: Request, evaluation: Evaluation, every: EveryEpoch, draw: Draw
 ) -> list[Block]:
-    if evaluation is None:
-        return [draw(alignment_recorded(record)), _no_data(record, "intervals, RDMs and pairs", problem)]
     ceiling = None
     if request.split_half is not None:
         ceiling = read_ceiling(request.split_half, evaluation.human_rdm, evaluation.human_rdm_file)
-    blocks: list[Block] = [draw(alignment_over_epochs(record, evaluation, ceiling))]
+    blocks: list[Block] = [draw(alignment_over_epochs(record, every, ceiling))]
     if ceiling is None and not (record.config is not None and is_synthetic(record.config)):  # it has no halves
         again = command_line("report", record.path, "--split-half", "RDM48_triplet_splithalf.mat")
         blocks.append(
             Missing("the noise ceiling", "The RDMs of two halves of the human data were not given.", again)
         )
-    if np.isnan(evaluation.model_rdm(evaluation.best)).any():
+    return blocks
+
+
+def _of_the_best(evaluation: Evaluation, draw: Draw) -> list[Block]:
+    if np.isnan(evaluation.model_rdm()).any():
         why = "The model predicts the same value in all dimensions of an image: its correlations are undefined."
-        return [*blocks, Missing("RDMs and pairs", why)]
-    return [*blocks, draw(matrices(evaluation)), draw(pairs(evaluation))]
+        return [Missing("RDMs and pairs", why)]
+    return [draw(matrices(evaluation)), draw(pairs(evaluation))]
 
 
-def _dimensions(record: RunRecord, evaluation: Evaluation | None, problem: str, draw: Draw) -> list[Block]:
-    if evaluation is None or record.config is None:
-        return [_no_data(record, "dimensions and images", problem)]
+def _dimensions(record: RunRecord, evaluation: Evaluation, draw: Draw) -> list[Block]:
+    assert record.config is not None  # without it nothing is evaluated
     if len(evaluation.test_images) < _FEWEST_IMAGES:
         return [Missing("dimensions and images", f"There are fewer than {_FEWEST_IMAGES} test images.")]
     text = (

@@ -12,6 +12,7 @@ from clip_hba_behavior.reproducibility.record.lines import read_lines
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.run.directory import RunDirectory, is_tracked
+from clip_hba_behavior.run.names import names_of
 from clip_hba_behavior.run.results import METRICS, RESULTS, parse_row
 from clip_hba_behavior.verification.results_table import read_results_table
 
@@ -138,18 +139,3 @@ def _read(source: Source, name: str) -> RunRecord:
 def _refuse_no_rows(path: Path, rows: Mapping[int, object]) -> None:
     if not rows:
         raise BadInputError(f"{path} has no results of any epoch\n  train it first, or leave it out")
-
-
-def names_of(paths: Sequence[Path]) -> list[str]:
-    """Return the last parts of paths, as many as tell them apart."""
-    parts = [path.absolute().with_suffix("").parts if path.is_file() else path.absolute().parts for path in paths]
-    for number in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(each[-number:]) for each in parts]
-        if len(set(names)) == len(names):
-            return [_readable(name) for name in names]
-    return [_readable(str(path)) for path in paths]
-
-
-def _readable(name: str) -> str:
-    """Return a name with a question mark for each byte that is no UTF-8, and cannot be written as text."""
-    return name.encode(errors="replace").decode()

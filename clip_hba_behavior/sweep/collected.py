@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from clip_hba_behavior.reproducibility.record.session import Report
@@ -10,6 +11,7 @@ from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.run.checkpoint_files import name_epochs
 from clip_hba_behavior.sweep.plan import Plan
 from clip_hba_behavior.sweep.status import Status, status_of
+from clip_hba_behavior.sweep.sweep import Sweep
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,12 @@ def collect(plan: Plan, report: Report = lambda what, done, total: None) -> Coll
 
 def not_in_the_table(plan: Plan) -> Iterator[str]:
     """Name the runs that someone may expect in the table: asked for but impossible, or there but not asked for."""
+    where = f"of {plan.baseline} " if plan.prefix else ""
     left_out = Counter((run.epoch, run.length) for run in plan.left_out)
     if left_out:
         yield (
-            f"{_runs(left_out.total())} left out: the perturbation would go beyond the baseline's last epoch, "
-            f"{plan.last_epoch}"
+            f"{where}{_runs(left_out.total())} left out: the perturbation would go beyond the baseline's last "
+            f"epoch, {plan.last_epoch}"
         )
         for (epoch, length), number in left_out.items():
             yield f"  {name_epochs(range(epoch, epoch + length))}: {number} of them"
@@ -84,9 +87,18 @@ def not_in_the_table(plan: Plan) -> Iterator[str]:
             end = max(epoch + length - 1 for epoch, length in left_out)
             longer = command_line("resume", plan.baseline, "--set", f"epochs={end}")
             yield f"  to have them, train the baseline further: {longer}"
-    folder = plan.directory / "runs"
+    yield from _not_asked_for(plan.folder(), {run.name.removeprefix(plan.prefix) for run in plan.runs()})
+
+
+def of_no_baseline(sweep: Sweep) -> Iterator[str]:
+    """Name what the sweep's file asked for before it had several baselines, or with others."""
+    if len(sweep.plans) > 1:
+        yield from _not_asked_for(sweep.directory / "runs", {plan.prefix.split("/")[0] for plan in sweep.plans})
+
+
+def _not_asked_for(folder: Path, asked_for: set[str]) -> Iterator[str]:
     there = {each.name for each in folder.iterdir() if each.is_dir()} if folder.is_dir() else set()
-    if others := sorted(there - {run.name for run in plan.runs()}):
+    if others := sorted(there - asked_for):
         names = ", ".join(others)
         yield f"{_runs(len(others))} in {folder}, but not in the sweep's file, so not in the table: {names}"
         yield "  to have them in the table, ask for them in the file; else give the sweep another directory"

@@ -17,41 +17,44 @@ from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory, remove_temporary_files
 from clip_hba_behavior.run.log import epoch_seconds, session
 from clip_hba_behavior.sweep import slurm
-from clip_hba_behavior.sweep.collected import collect, not_in_the_table
+from clip_hba_behavior.sweep.collected import collect, not_in_the_table, of_no_baseline
 from clip_hba_behavior.sweep.local import cancel_local, refuse_no_fork_server, run_locally
-from clip_hba_behavior.sweep.plan import Plan, Run, make_plan, read_sweep_file
+from clip_hba_behavior.sweep.plan import Plan, Run
 from clip_hba_behavior.sweep.progress import SweepProgress
 from clip_hba_behavior.sweep.status import Status, status_of
-
-
-def read_plan(sweep: Path) -> Plan:
-    """Read a sweep's file and list its runs."""
-    return make_plan(read_sweep_file(sweep))
+from clip_hba_behavior.sweep.sweep import Sweep, read_sweep
 
 
 def plan(sweep: Path) -> int:
     """Print the runs, what they share, and what they will cost as measured on the baseline."""
-    planned = read_plan(sweep)
-    for chain in planned.chains:
-        for run in chain:
-            shares = f", continues {run.extends}" if run.extends else ""
-            print(f"{run.name}: epochs {planned.first_own_epoch(run)} to {planned.last_epoch}{shares}")
+    planned = read_sweep(sweep)
+    for each, run in planned.runs():
+        shares = f", continues {run.extends}" if run.extends else ""
+        print(f"{run.name}: epochs {each.first_own_epoch(run)} to {each.last_epoch}{shares}")
     print()
-    for line in not_in_the_table(planned):
-        print(line)
-    seconds, checkpoint = _cost_of_an_epoch(planned)
-    runs, trained, alone = len(planned.runs()), planned.epochs_to_train(), planned.epochs_alone()
+    _print_not_in_the_table(planned)
+    runs, trained = len(planned.runs()), sum(each.epochs_to_train() for each in planned.plans)
+    alone = sum(each.epochs_alone() for each in planned.plans)
     print(f"{runs} runs, {trained} epochs to train; {alone} if each began at the baseline")
-    if null := sum(run.kind == "reorder" for run in planned.runs()):
+    if null := sum(run.kind == "reorder" for _, run in planned.runs()):
         seeds = planned.file.null_seeds
         from clip_hba_behavior.sweep.nulls import least_p_note
 
         print(f"{null} of them are the null of effects: reorder, seeds 1 to {seeds}, for each start and length")
         print(least_p_note(seeds))
+    for each in planned.plans:
+        if len(planned.plans) > 1:
+            print(f"{each.baseline}: {len(each.runs())} runs, {each.epochs_to_train()} epochs")
+        _print_cost(each, planned.num_processes())
+    return 0
+
+
+def _print_cost(planned: Plan, at_once: int) -> None:
+    seconds, checkpoint = _cost_of_an_epoch(planned)
+    trained = planned.epochs_to_train()
     if seconds is None:
         print("the baseline's log tells no times")
     else:
-        at_once = planned.num_processes()
         print(
             f"{seconds:.2f} s per epoch on the baseline: {_hours(trained * seconds)} of one process, "
             f"{_hours(trained * seconds / at_once)} with {at_once} at once here; start-up apart"
@@ -60,7 +63,14 @@ def plan(sweep: Path) -> int:
             print(f"{to_make} states of the baseline are made again first: {_hours(to_make * seconds)} or more")
     for line in _disk(planned, checkpoint, seconds):
         print(line)
-    return 0
+
+
+def _print_not_in_the_table(planned: Sweep) -> None:
+    for each in planned.plans:
+        for line in not_in_the_table(each):
+            print(line)
+    for line in of_no_baseline(planned):
+        print(line)
 
 
 def _disk(planned: Plan, checkpoint: int, seconds: float | None) -> Iterator[str]:
@@ -91,7 +101,7 @@ def _hours(seconds: float) -> str:
 
 def run(sweep: Path, engine: str) -> int:
     """Do what is missing of a sweep, and write the table; return 0 if every run is done, else 1."""
-    planned = read_plan(sweep)
+    planned = read_sweep(sweep)
     if engine not in ("local", "slurm"):
         raise BadInputError(f"--engine {engine}: expected local or slurm")
     if engine == "local":
@@ -129,7 +139,7 @@ def table(sweep: Path) -> int:
     Raises:
         BadInputError: the sweep has not begun.
     """
-    planned = read_plan(sweep)
+    planned = read_sweep(sweep)
     if not planned.directory.is_dir():
         begin = command_line("sweep", "run", sweep)
         raise BadInputError(
@@ -138,29 +148,32 @@ def table(sweep: Path) -> int:
     return _write_table(planned)
 
 
-def _write_table(planned: Plan) -> int:
+def _write_table(planned: Sweep) -> int:
     """Aggregate the finished runs into the table; return 0 if that is all of them and every control holds."""
-    found = collect(planned)
+    collected = [collect(each) for each in planned.plans]
+    rows = [row for found in collected for row in found.rows]
     from clip_hba_behavior.sweep.effects import effects_of
     from clip_hba_behavior.sweep.table import write_table
 
-    effects = effects_of(found.rows)
-    for path in write_table(planned, found.rows, effects):
+    effects = effects_of(rows)
+    for path in write_table(planned.file, planned.directory, rows, effects):
         print(path)
     for note in effects.notes:
         print(note)
-    for name, problem in found.problems.items():
-        print(f"{name} is not in the table\n  {_indented(problem)}")
-    print(f"{found.num_done()} of {len(found.states)} runs are done")
-    for line in not_in_the_table(planned):
-        print(line)
-    controls, failed = found.controls(), found.failed_controls()
-    if controls:
-        print(f"controls equal to the baseline byte for byte: {len(controls) - len(failed)} of {len(controls)}")
-    for name in failed:
-        where = command_line("diff", planned.baseline, planned.path(name))
+    for found in collected:
+        for name, problem in found.problems.items():
+            print(f"{name} is not in the table\n  {_indented(problem)}")
+    num_done = sum(found.num_done() for found in collected)
+    print(f"{num_done} of {len(planned.runs())} runs are done")
+    _print_not_in_the_table(planned)
+    num_controls = sum(len(found.controls()) for found in collected)
+    failed = [(found.plan, name) for found in collected for name in found.failed_controls()]
+    if num_controls:
+        print(f"controls equal to the baseline byte for byte: {num_controls - len(failed)} of {num_controls}")
+    for its, name in failed:
+        where = command_line("diff", its.baseline, its.path(name))
         print(f"control {name} is not the baseline; find out where: {where}")
-    return 0 if found.is_complete() else 1
+    return 0 if all(found.is_complete() for found in collected) else 1
 
 
 def _indented(text: str) -> str:
@@ -169,27 +182,26 @@ def _indented(text: str) -> str:
 
 def status(sweep: Path) -> int:
     """Print how far each run is; of failed ones the last lines of the error."""
-    planned = read_plan(sweep)
+    planned = read_sweep(sweep)
     counts: Counter[str] = Counter()
-    for each in planned.runs():
-        found = status_of(planned, each)
+    for its, each in planned.runs():
+        found = status_of(its, each)
         counts[found.state] += 1
         if found.state != "done":
-            at = f" at epoch {found.epoch} of {planned.last_epoch}" if found.epoch is not None else ""
+            at = f" at epoch {found.epoch} of {its.last_epoch}" if found.epoch is not None else ""
             print(f"{each.name}: {found.state}{at}")
             if found.detail:
                 print(f"  {_indented(found.detail)}")
     for line in slurm.describe_jobs(planned):
         print(line)
-    for line in not_in_the_table(planned):
-        print(line)
+    _print_not_in_the_table(planned)
     print(", ".join(f"{number} {state}" for state, number in counts.items()))
     return 0 if counts["done"] == counts.total() else 1
 
 
 def cancel(sweep: Path) -> int:
     """Stop what runs of a sweep; each run saves its state first."""
-    planned = read_plan(sweep)
+    planned = read_sweep(sweep)
     for line in (cancel_local(planned), slurm.cancel(planned)):
         print(line)
     return 0
@@ -197,12 +209,12 @@ def cancel(sweep: Path) -> int:
 
 def verify(sweep: Path, sample: int, seed: int) -> int:
     """Replay one random epoch of some finished runs, and compare the bits; return 0 if all are reproducible."""
-    planned = read_plan(sweep)
-    states = [(each, status_of(planned, each)) for each in planned.runs()]
+    planned = read_sweep(sweep)
+    states = [(its, each, status_of(its, each)) for its, each in planned.runs()]
     finished = [  # with the epochs that each trained itself: none, if the run that it extends stopped early
-        (each, epochs)
-        for each, found in states
-        if found.state == "done" and (epochs := range(planned.first_own_epoch(each), int(found.epoch or 0) + 1))
+        (its.path(each.name), each.name, epochs)
+        for its, each, found in states
+        if found.state == "done" and (epochs := range(its.first_own_epoch(each), int(found.epoch or 0) + 1))
     ]
     if not finished:
         how_far = command_line("sweep", "status", sweep)
@@ -213,11 +225,11 @@ def verify(sweep: Path, sample: int, seed: int) -> int:
     chance = random.Random(seed)
     codes = []
     sampled = chance.sample(finished, min(sample, len(finished)))
-    for each, epochs in sorted(sampled, key=lambda pair: pair[0].name):
+    for path, name, epochs in sorted(sampled, key=lambda each: each[1]):
         epoch = chance.choice(epochs)
         with session() as here:
-            outcome = verify_checkpoints(planned.path(each.name), {}, [epoch], None, here)
-        print(f"{each.name}: {closing_line(outcome)}")
+            outcome = verify_checkpoints(path, {}, [epoch], None, here)
+        print(f"{name}: {closing_line(outcome)}")
         if outcome.word().exit_code():
             print("\n".join(epoch_block(found) for found in outcome.epochs))
         codes.append(outcome.word().exit_code())

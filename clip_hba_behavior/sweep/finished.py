@@ -66,7 +66,7 @@ def keep(plan: Plan, run: Run, epoch: int, detail: str, read: Callable[[], Resul
     }
     text = json.dumps(content)
     path = _file(plan, run)
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     replace(path, f"{_digest(text)}\n{text}".encode(), is_lasting=False)
 
 

@@ -16,11 +16,12 @@ from clip_hba_behavior.reproducibility.state.errors import BadInputError, Interr
 from clip_hba_behavior.reproducibility.state.process import blocked
 from clip_hba_behavior.run.advice import command_line, go_on_with
 from clip_hba_behavior.run.log import silent
-from clip_hba_behavior.sweep.plan import Plan, Run
+from clip_hba_behavior.sweep.plan import Run
 from clip_hba_behavior.sweep.status import Status
+from clip_hba_behavior.sweep.sweep import Chain, Sweep
 
 _SECONDS_BETWEEN_LOOKS = 0.5
-_plan: Plan | None = None  # of a worker: sent once, not with each of thousands of chains
+_sweep: Sweep | None = None  # of a worker: sent once, not with each of thousands of chains
 _MAX_BREAKS = 3  # a worker that dies thrice without any run coming to its end is no accident
 
 
@@ -35,14 +36,14 @@ def refuse_no_fork_server() -> None:
 
 
 def run_locally(
-    plan: Plan, stop: StopRequest, report: Callable[[Run, Status], None], look: Callable[[], None]
+    sweep: Sweep, stop: StopRequest, report: Callable[[Run, Status], None], look: Callable[[], None]
 ) -> None:
-    """Execute every chain of a plan; a run that fails ends its chain, not the others.
+    """Execute every chain of a sweep; a run that fails ends its chain, not the others.
 
     A worker that is killed takes its run with it; another resumes it.
 
     Args:
-        plan: what to do.
+        sweep: what to do.
         stop: when a signal has come, the workers are told to save and leave; no further run begins.
         report: called with each run that ended.
         look: called every half a second, to tell of the progress.
@@ -51,21 +52,21 @@ def run_locally(
         InterruptedRunError: a signal came; what is done is kept.
         StoppedError: workers die again and again.
     """
-    waiting = list(plan.chains)
+    waiting = sweep.chains()
     breaks = 0
     while waiting:
         _check(stop)
         before = len(waiting)
         try:
-            waiting = _pass(plan, waiting, stop, report, look)
+            waiting = _pass(sweep, waiting, stop, report, look)
         except _BrokenPassError as broken:
             breaks = breaks + 1 if len(broken.waiting) == before else 0
             waiting = broken.waiting
             if breaks >= _MAX_BREAKS:
-                again = command_line("sweep", "resume", plan.copied_file())
+                again = command_line("sweep", "resume", sweep.copied_file())
                 raise StoppedError(
                     f"{_MAX_BREAKS} times a worker was killed, and no chain of runs came to its end in between\n"
-                    f"  is there memory for {plan.num_processes()} at once? The sweep's key processes sets it\n"
+                    f"  is there memory for {sweep.num_processes()} at once? The sweep's key processes sets it\n"
                     f"  what was complete stays; {go_on_with(again)}"
                 ) from None
 
@@ -76,18 +77,18 @@ def _check(stop: StopRequest) -> None:
 
 
 class _BrokenPassError(Exception):
-    def __init__(self, waiting: list[tuple[Run, ...]]) -> None:
+    def __init__(self, waiting: list[Chain]) -> None:
         super().__init__()
         self.waiting = waiting
 
 
 def _pass(
-    plan: Plan,
-    chains: list[tuple[Run, ...]],
+    sweep: Sweep,
+    chains: list[Chain],
     stop: StopRequest,
     report: Callable[[Run, Status], None],
     look: Callable[[], None],
-) -> list[tuple[Run, ...]]:
+) -> list[Chain]:
     """Execute chains with one pool; return those that are left."""
     context = multiprocessing.get_context("forkserver")
     # with what a run imports only where it needs it: each worker would
@@ -95,7 +96,7 @@ def _pass(
     context.set_forkserver_preload(["clip_hba_behavior.sweep.work", *slow])
     _start_fork_server()
     left = dict(enumerate(chains))
-    with ProcessPoolExecutor(plan.num_processes(), context, _begin_worker, (plan,)) as pool:
+    with ProcessPoolExecutor(sweep.num_processes(), context, _begin_worker, (sweep,)) as pool:
         try:
             futures: dict[Future[list[tuple[Run, Status]]], int] = {
                 pool.submit(_execute_chain, chain): number for number, chain in left.items()
@@ -145,9 +146,9 @@ def _end_workers(pool: ProcessPoolExecutor) -> None:
     pool.shutdown(cancel_futures=True)
 
 
-def _begin_worker(plan: Plan) -> None:
-    global _plan
-    _plan = plan
+def _begin_worker(sweep: Sweep) -> None:
+    global _sweep
+    _sweep = sweep
     for number in (signal.SIGINT, signal.SIGHUP):  # the terminal's reach the parent, which tells us
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -163,18 +164,19 @@ def _end_with_the_sweep() -> None:
         os._exit(1)
 
 
-def _execute_chain(chain: tuple[Run, ...]) -> list[tuple[Run, Status]]:
+def _execute_chain(chain: Chain) -> list[tuple[Run, Status]]:
     from clip_hba_behavior.sweep.work import execute  # the process that waits for the workers trains nothing
 
-    assert _plan is not None  # a worker begins with it
+    assert _sweep is not None  # a worker begins with it
+    number, runs = chain
     outcomes = []
     with stopping_on_signals(
         second="changes nothing"
     ) as stop:  # Ctrl-C comes from the terminal and from the parent
         try:
-            for run in chain:
+            for run in runs:
                 stop.check()
-                status = execute(_plan, run)
+                status = execute(_sweep.plans[number], run)
                 outcomes.append((run, status))
                 if status.state != "done":
                     break  # the longer ones continue from it
@@ -184,16 +186,16 @@ def _execute_chain(chain: tuple[Run, ...]) -> list[tuple[Run, Status]]:
     return outcomes
 
 
-def cancel_local(plan: Plan) -> str:
+def cancel_local(sweep: Sweep) -> str:
     """Ask the process of this machine that executes the sweep to save and leave."""
     try:
-        holder = json.loads((plan.directory / "run.lock").read_bytes())
+        holder = json.loads((sweep.directory / "run.lock").read_bytes())
     except (OSError, ValueError):
         return "no process of this machine executes the sweep"
     if holder.get("host") != socket.gethostname():
         return f"the sweep is executed on {holder.get('host')}: cancel it there"
-    if holder_of(plan.directory) is None:
+    if holder_of(sweep.directory) is None:
         return "no process of this machine executes the sweep"
     os.kill(int(holder["process"]), signal.SIGTERM)
-    again = go_on_with(command_line("sweep", "resume", plan.copied_file()))
+    again = go_on_with(command_line("sweep", "resume", sweep.copied_file()))
     return f"asked process {holder['process']} to save and leave\n  {again}"

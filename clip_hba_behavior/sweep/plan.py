@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from clip_hba_behavior.config import Config, PerturbType, make_config, read_config_file
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
-from clip_hba_behavior.reproducibility.state.process import usable_cores
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.names import names_of
 from clip_hba_behavior.wrong_keys import explain, suggestion
 
 Positive = Annotated[int, Field(ge=1)]
@@ -98,7 +98,7 @@ class SweepFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    baseline: str = Field(description="The baseline's run directory.")
+    baseline: str | list[str] = Field(description="The baseline's run directory, or a list of several'.")
     directory: str = Field(description="Where the runs, their log and the table go.")
     epochs: list[Positive] | Literal["all"] = Field("all", description="First perturbed epochs; `all`: each.")
     kinds: list[PerturbType] = Field(description="Perturbations.")
@@ -124,6 +124,21 @@ class SweepFile(BaseModel):
     slurm: SlurmSettings = Field(
         default_factory=lambda: SlurmSettings.model_validate({}), description="For --engine slurm."
     )
+
+    @field_validator("baseline")
+    @classmethod
+    def _baselines_are_several_runs(cls, given: str | list[str]) -> str | list[str]:
+        paths = _as_list(given)
+        if not paths:
+            raise ValueError("expected a run's directory, or a list of some")
+        resolved = [Path(each).expanduser().resolve() for each in paths]
+        if twice := [str(path) for path, its in zip(paths, resolved, strict=True) if resolved.count(its) > 1]:
+            raise ValueError(f"{', '.join(twice)}: one run is given more than once; leave out all but one")
+        return given
+
+    def baselines(self) -> list[Path]:
+        """Return the baselines' directories, as absolute paths."""
+        return [Path(each).expanduser().absolute() for each in _as_list(self.baseline)]
 
     @field_validator("epochs", mode="before")
     @classmethod
@@ -188,7 +203,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a sweep, in chains: within a chain each run continues from the one before it.
+    """The runs of a sweep from one baseline, in chains: within a chain each run continues from the one before it.
 
     Attributes:
         file: what was asked for.
@@ -198,6 +213,7 @@ class Plan:
         chains: runs that share a beginning, shortest perturbation first; chains are independent.
         left_out: runs that are asked for, but whose perturbation would go beyond the last epoch.
         arithmetic: the baseline's, in which every fork computes.
+        prefix: what the runs' names begin with where the sweep has several baselines: one's name and a slash.
     """
 
     file: SweepFile
@@ -207,6 +223,7 @@ class Plan:
     chains: tuple[tuple[Run, ...], ...]
     left_out: tuple[Run, ...] = ()
     arithmetic: str = "native"
+    prefix: str = ""
 
     def runs(self) -> list[Run]:
         """Return all runs, chain by chain."""
@@ -224,9 +241,9 @@ class Plan:
         """Return a run's directory."""
         return self.directory / "runs" / name
 
-    def copied_file(self) -> Path:
-        """Return where the sweep's file is copied to when its runs begin."""
-        return self.directory / "sweep.yaml"
+    def folder(self) -> Path:
+        """Return where the runs' directories are."""
+        return self.directory / "runs" / self.prefix
 
     def shorter(self, run: Run) -> Run | None:
         """Return the run that another extends; None if that starts at the baseline."""
@@ -272,11 +289,6 @@ class Plan:
         keys = {"arithmetic": self.arithmetic, **self.own_keys(run)}
         return make_config({**keys, **origin, "epochs": self.last_epoch})
 
-    def num_processes(self) -> int:
-        """Return how many runs fit at once here: the cores by the baseline's thread count, which forks inherit."""
-        threads = RunDirectory(self.baseline).read_config().num_threads or 1
-        return self.file.processes or max(1, usable_cores() // threads)
-
     def epochs_to_train(self) -> int:
         """Return how many epochs the sweep trains, with shared beginnings."""
         return sum(self.last_epoch - self.first_own_epoch(run) + 1 for run in self.runs())
@@ -318,17 +330,24 @@ def _explain(detail: Any) -> str:
     return explain(detail, keys, "docs/SWEEPS.md").replace("\n", "\n  ")
 
 
-def make_plan(file: SweepFile) -> Plan:
-    """List the runs of a sweep.
+def make_plan(file: SweepFile, number: int = 0) -> Plan:
+    """List the runs of a sweep from one of its baselines.
+
+    Args:
+        file: the sweep.
+        number: which of its baselines, from 0.
 
     Raises:
         BadInputError: the baseline is no run, or has no state that a fork could start from; the sweep's directory
             is a run's; or its settings do not go with the baseline's arithmetic.
     """
-    baseline = RunDirectory(Path(file.baseline).expanduser().absolute())
+    baselines = file.baselines()
+    baseline = RunDirectory(baselines[number])
+    prefix = f"{names_of(baselines)[number]}/" if len(baselines) > 1 else ""
     if not baseline.config_file.is_file():
-        is_relative = not Path(file.baseline).expanduser().is_absolute()
-        counted = f"\n  {file.baseline} counts from the current directory, {Path.cwd()}" if is_relative else ""
+        given = _as_list(file.baseline)[number]
+        is_relative = not Path(given).expanduser().is_absolute()
+        counted = f"\n  {given} counts from the current directory, {Path.cwd()}" if is_relative else ""
         raise BadInputError(
             f"there is no run in {baseline.path}: the sweep's baseline has no config.yaml{counted}"
         )
@@ -353,30 +372,34 @@ def make_plan(file: SweepFile) -> Plan:
     chains: list[tuple[Run, ...]] = []
     for epoch in wanted:
         if file.controls:
-            chains.append((Run(f"e{epoch:03}_none", "none", epoch, 0, 0),))
+            chains.append((Run(f"{prefix}e{epoch:03}_none", "none", epoch, 0, 0),))
         for seed in range(1, file.reseeds + 1):
-            chains.append((Run(f"e{epoch:03}_reseed_s{seed}", "reseed", epoch, 0, seed),))
+            chains.append((Run(f"{prefix}e{epoch:03}_reseed_s{seed}", "reseed", epoch, 0, seed),))
         for kind in dict.fromkeys(file.kinds):
             seeds = file.seeds[:1] if kind in _WITHOUT_SEED else list(dict.fromkeys(file.seeds))
             for seed in seeds:
-                chains.append(_chain(kind, epoch, seed, sorted(set(file.lengths))))
+                chains.append(_chain(prefix, kind, epoch, seed, sorted(set(file.lengths))))
         for seed in range(1, file.null_seeds + 1):
-            chains.append(_chain("reorder", epoch, seed, sorted(set(file.lengths))))
+            chains.append(_chain(prefix, "reorder", epoch, seed, sorted(set(file.lengths))))
     fitting = (tuple(run for run in chain if run.epoch + run.length - 1 <= last) for chain in chains)
     left_out = tuple(run for chain in chains for run in chain if run.epoch + run.length - 1 > last)
     arithmetic = baseline.read_config().arithmetic
     chosen = tuple(chain for chain in fitting if chain)
-    plan = Plan(file, baseline.path, directory, last, chosen, left_out, arithmetic)
+    plan = Plan(file, baseline.path, directory, last, chosen, left_out, arithmetic, prefix)
     for run in plan.runs():
         plan.config_of(run)
     return plan
 
 
-def _chain(kind: str, epoch: int, seed: int, lengths: list[int]) -> tuple[Run, ...]:
+def _as_list(given: str | list[str]) -> list[str]:
+    return [given] if isinstance(given, str) else given
+
+
+def _chain(prefix: str, kind: str, epoch: int, seed: int, lengths: list[int]) -> tuple[Run, ...]:
     """Return the runs of one beginning, the shortest perturbation first."""
     chain: list[Run] = []
     for length in lengths:
-        name = f"e{epoch:03}_{kind}_l{length}_s{seed}"
+        name = f"{prefix}e{epoch:03}_{kind}_l{length}_s{seed}"
         # the shorter one must train on beyond its window, or there is no state to go on from
         extends = chain[-1].name if chain else None
         chain.append(Run(name, kind, epoch, length, seed, extends))

@@ -21,13 +21,14 @@ from clip_hba_behavior.reproducibility.state.files import publish
 from clip_hba_behavior.run.advice import command_line, go_on_with
 from clip_hba_behavior.sweep.plan import Plan, Run, SlurmSettings, make_sweep_file
 from clip_hba_behavior.sweep.status import status_of
+from clip_hba_behavior.sweep.sweep import SWEEP_FILE, Chain, Sweep
 
 _MAX_ARRAY = 1000  # MaxArraySize's default
 _SECONDS_FOR_A_COMMAND = 120
 _COMES_BACK = "SIGUSR2"  # before a preemption or the time limit; TERM is scancel
 
 
-def submit(plan: Plan) -> str:
+def submit(sweep: Sweep) -> str:
     """Submit what is missing of a sweep as job arrays; return what was submitted.
 
     The tasks read the plan from beside their script, not the sweep's file, which may change while they wait.
@@ -35,25 +36,29 @@ def submit(plan: Plan) -> str:
     Raises:
         BadInputError: SLURM is not here, or refuses; or jobs of this sweep are still waiting or running.
     """
-    busy = list(_tasks(plan))
+    busy = list(_tasks(sweep))
     if busy:
         raise BadInputError(
             f"{len(busy)} jobs of this sweep are still waiting or running: {_some(busy)}\n"
-            f"  wait for them, or cancel them: {command_line('sweep', 'cancel', plan.copied_file())}"
+            f"  wait for them, or cancel them: {command_line('sweep', 'cancel', sweep.copied_file())}"
         )
-    chains = [chain for chain in plan.chains if any(status_of(plan, run).state != "done" for run in chain)]
+    chains = [
+        (number, runs)
+        for number, runs in sweep.chains()
+        if any(status_of(sweep.plans[number], run).state != "done" for run in runs)
+    ]
     if not chains:
         return "every run is done: nothing to submit"
     lines = []
     for start in range(0, len(chains), _MAX_ARRAY):
         part = chains[start : start + _MAX_ARRAY]
-        folder = _new_folder(plan)
-        publish(folder / "chains.json", _to_json(plan, part))
+        folder = _new_folder(sweep)
+        publish(folder / "chains.json", _to_json(sweep, part))
         script = folder / "job.sh"
-        publish(script, _script(plan.file.slurm, folder, len(part)).encode())
+        publish(script, _script(sweep.file.slurm, folder, len(part)).encode())
         job = submit_script(script)
         publish(folder / "job_id", f"{job}\n".encode())
-        lines.append(f"job {job}: {len(part)} tasks, {sum(map(len, part))} runs; logs in {folder}")
+        lines.append(f"job {job}: {len(part)} tasks, {sum(len(runs) for _, runs in part)} runs; logs in {folder}")
     return "\n".join(lines)
 
 
@@ -71,7 +76,7 @@ def work(folder: Path, index: int) -> int:
     plan = _read_task(folder, index)
     from clip_hba_behavior.sweep.work import execute  # what trains; the commands that only ask SLURM do without
 
-    again = go_on_with(command_line("sweep", "resume", plan.copied_file(), "--engine", "slurm"))
+    again = _go_on_with(plan.directory)
     with coming_back(again) as stop:
         for run in plan.runs():
             stop.check()
@@ -83,14 +88,24 @@ def work(folder: Path, index: int) -> int:
     return 0
 
 
-def _to_json(plan: Plan, chains: Sequence[Sequence[Run]]) -> bytes:
+def _go_on_with(directory: Path) -> str:
+    return go_on_with(command_line("sweep", "resume", directory / SWEEP_FILE, "--engine", "slurm"))
+
+
+def _to_json(sweep: Sweep, chains: Sequence[Chain]) -> bytes:
     content = {
-        "sweep": plan.file.model_dump(mode="json"),
-        "baseline": str(plan.baseline),
-        "directory": str(plan.directory),
-        "last_epoch": plan.last_epoch,
-        "arithmetic": plan.arithmetic,
-        "chains": [[asdict(run) for run in chain] for chain in chains],
+        "sweep": sweep.file.model_dump(mode="json"),
+        "directory": str(sweep.directory),
+        "plans": [
+            {
+                "baseline": str(plan.baseline),
+                "last_epoch": plan.last_epoch,
+                "arithmetic": plan.arithmetic,
+                "prefix": plan.prefix,
+            }
+            for plan in sweep.plans
+        ],
+        "chains": [{"plan": number, "runs": [asdict(run) for run in runs]} for number, runs in chains],
     }
     return (json.dumps(content, indent=1) + "\n").encode()
 
@@ -99,33 +114,35 @@ def _read_task(folder: Path, index: int) -> Plan:
     """Read the plan of one task: the sweep as it was submitted, and its chain."""
     try:
         content = json.loads((folder / "chains.json").read_text(encoding="utf-8"))
+        chain = content["chains"][index]
+        plan = content["plans"][chain["plan"]]
         return Plan(
             make_sweep_file(content["sweep"]),
-            Path(content["baseline"]),
+            Path(plan["baseline"]),
             Path(content["directory"]),
-            int(content["last_epoch"]),
-            (tuple(Run(**each) for each in content["chains"][index]),),
-            arithmetic=content.get("arithmetic", "native"),
+            int(plan["last_epoch"]),
+            (tuple(Run(**each) for each in chain["runs"]),),
+            arithmetic=plan["arithmetic"],
+            prefix=plan["prefix"],
         )
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise BadInputError(f"{folder} has no task {index}: {error}") from None
 
 
-def describe_jobs(plan: Plan) -> Iterator[str]:
+def describe_jobs(sweep: Sweep) -> Iterator[str]:
     """Say of each job that waits or runs in which state it is."""
-    for task in _tasks(plan):
+    for task in _tasks(sweep):
         yield f"job {task}"
 
 
-def cancel(plan: Plan) -> str:
+def cancel(sweep: Sweep) -> str:
     """Cancel the sweep's jobs; each saves its run on the signal, within the cluster's KillWait."""
-    jobs = _jobs(plan)
-    busy = list(_tasks(plan))
+    jobs = _jobs(sweep)
+    busy = list(_tasks(sweep))
     if not busy:
         return "no job of this sweep waits or runs"
     _command(["scancel", *jobs])
-    again = go_on_with(command_line("sweep", "resume", plan.copied_file(), "--engine", "slurm"))
-    return f"cancelled {len(busy)} jobs; their runs are saved\n  {again}"
+    return f"cancelled {len(busy)} jobs; their runs are saved\n  {_go_on_with(sweep.directory)}"
 
 
 def _script(settings: SlurmSettings, folder: Path, num_tasks: int) -> str:
@@ -201,8 +218,8 @@ def _requeue() -> bool:
     return is_back
 
 
-def _new_folder(plan: Plan) -> Path:
-    parent = plan.directory / "slurm"
+def _new_folder(sweep: Sweep) -> Path:
+    parent = sweep.directory / "slurm"
     parent.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(each.name) for each in parent.iterdir() if each.name.isdecimal()), default=0)
     folder = parent / str(number)
@@ -210,15 +227,15 @@ def _new_folder(plan: Plan) -> Path:
     return folder
 
 
-def _jobs(plan: Plan) -> list[str]:
+def _jobs(sweep: Sweep) -> list[str]:
     return [
-        path.read_text(encoding="utf-8").strip() for path in sorted((plan.directory / "slurm").glob("*/job_id"))
+        path.read_text(encoding="utf-8").strip() for path in sorted((sweep.directory / "slurm").glob("*/job_id"))
     ]
 
 
-def _tasks(plan: Plan) -> Iterator[str]:
+def _tasks(sweep: Sweep) -> Iterator[str]:
     """Ask SLURM which tasks of the sweep's jobs wait or run. It knows nothing of what ended long ago."""
-    jobs = _jobs(plan)
+    jobs = _jobs(sweep)
     if not jobs:
         return
     # with one id alone an unknown job is an error; a second makes it a job that is left out

@@ -12,7 +12,7 @@ from clip_hba_behavior.run.results import METRICS, P_VALUE_CAVEAT
 from clip_hba_behavior.sweep.columns import COLUMNS, EFFECT_COLUMNS, to_csv, to_parquet
 from clip_hba_behavior.sweep.effects import Effects
 from clip_hba_behavior.sweep.finished import Results, recall
-from clip_hba_behavior.sweep.plan import Plan, Run
+from clip_hba_behavior.sweep.plan import Plan, Run, SweepFile
 from clip_hba_behavior.sweep.recovery import Recovery, recovery_of
 from clip_hba_behavior.verification.files import RunFiles
 
@@ -119,28 +119,28 @@ def _recovery(plan: Plan, run: Run, own: Results, baseline: Results) -> Recovery
     return recovery_of(losses, references, run.epoch, run.length, plan.file.band, plan.file.band_epochs)
 
 
-def write_table(plan: Plan, rows: list[dict[str, Any]], effects: Effects) -> Iterator[Path]:
+def write_table(file: SweepFile, directory: Path, rows: list[dict[str, Any]], effects: Effects) -> Iterator[Path]:
     """Write `sweep.csv`, `sweep.parquet`, `sweep_effects.csv` where there is a null, and the note on the columns.
 
     The same rows give the same bytes.
     """
-    path = plan.directory / "sweep.csv"
+    path = directory / "sweep.csv"
     replace(path, to_csv(COLUMNS, rows))
     yield path
-    path = plan.directory / "sweep.parquet"
+    path = directory / "sweep.parquet"
     replace(path, to_parquet(COLUMNS, rows, {"caveat": P_VALUE_CAVEAT}))
     yield path
-    path = plan.directory / "sweep_effects.csv"
+    path = directory / "sweep_effects.csv"
     if compared := list(effects.rows()):
         replace(path, to_csv(EFFECT_COLUMNS, compared))
         yield path
     else:
         path.unlink(missing_ok=True)  # an earlier table's
-    path = plan.directory / "sweep_columns.json"
+    path = directory / "sweep_columns.json"
     note = {
         "caveat": P_VALUE_CAVEAT,
-        "band": plan.file.band,
-        "band_epochs": plan.file.band_epochs,
+        "band": file.band,
+        "band_epochs": file.band_epochs,
         "columns": {name: column.rule for name, column in COLUMNS.items()},
         "columns_of_sweep_effects.csv": {name: column.rule for name, column in EFFECT_COLUMNS.items()},
         "notes": list(effects.notes),

@@ -1,6 +1,7 @@
 """The example `digits.py` as its user runs it: killed, stopped by signals, gone on with, verified."""
 
 import difflib
+import multiprocessing
 import os
 import random
 import signal
@@ -20,6 +21,8 @@ EPOCHS = 3
 
 
 def run_digits(directory: Path, epochs: int, workers: int) -> None:
+    # As a script's on Linux: workers of a fork server would outlive a kill, since their parent does not die.
+    multiprocessing.set_start_method("fork", force=True)
     os.chdir(directory)
     sys.path.insert(0, str(EXAMPLES))
     import digits

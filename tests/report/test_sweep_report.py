@@ -64,7 +64,7 @@ def record(sweep: Path) -> SweepRecord:
 
 
 def record_of(directory: Path) -> SweepRecord:
-    ((file, plan),) = plans_of(find_sources([directory]))
+    ((file, _, plan),) = plans_of(find_sources([directory]))
     return read_sweep(file, plan, directory.name, "", lambda what, done, total: None)
 
 

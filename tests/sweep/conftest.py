@@ -25,6 +25,12 @@ def baseline(standin_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
+def second_baseline(standin_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run with another seed."""
+    return _trained(standin_data, tmp_path_factory, {"epochs": 4, "batch_size": 16, "random_seed": 2})
+
+
+@pytest.fixture(scope="session")
 def slow_baseline(standin_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that takes seconds, so that a signal comes within a fork of it."""
     return _trained(standin_data, tmp_path_factory, {"epochs": 12, "batch_size": 1})

@@ -11,8 +11,9 @@ from clip_hba_behavior.run import log
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.sweep import progress
-from clip_hba_behavior.sweep.plan import make_plan, make_sweep_file
+from clip_hba_behavior.sweep.plan import make_sweep_file
 from clip_hba_behavior.sweep.progress import SweepProgress
+from clip_hba_behavior.sweep.sweep import make_sweep
 from sweep_tools import write_sweep
 
 
@@ -23,9 +24,10 @@ def test_runs_are_done_under_way_or_left(tmp_path: Path, monkeypatch: pytest.Mon
     for epoch in range(5):
         checkpoint_path(baseline.checkpoints, epoch).touch()
     given = {"baseline": str(baseline.path), "directory": str(tmp_path / "sweep"), "kinds": []}
-    plan = make_plan(make_sweep_file(given | {"epochs": [1, 2, 3, 4]}))
+    sweep = make_sweep(make_sweep_file(given | {"epochs": [1, 2, 3, 4]}))
+    (plan,) = sweep.plans
     told: list[tuple[str, int, int]] = []
-    watched = SweepProgress(plan, lambda *each: told.append(each))
+    watched = SweepProgress(sweep, lambda *each: told.append(each))
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LOOKS", 0.0)
     for name, newest in (("e001_none", 4), ("e002_none", 3), ("e003_none", 2)):
         run = RunDirectory(plan.path(name))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from clip_hba_behavior.report.drawing import drawing
 from clip_hba_behavior.report.output import refuse_foreign, write_report
-from clip_hba_behavior.report.sources import Source, names_of
+from clip_hba_behavior.report.sources import Source
 from clip_hba_behavior.report.sweeps.plans import plans_of
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.advice import command_line
@@ -28,14 +28,13 @@ def report_sweeps(sources: Sequence[Source], out: Path | None) -> int:
             f"  report each alone: {command_line('report', others[0])}"
         )
     plans = plans_of(sources)
-    if out is None and len(plans) > 1:
+    if out is None and len(sources) > 1:
         raise BadInputError(
             "a report of several sweeps belongs to no sweep's directory\n  say where it goes: "
             f"{command_line('report', *(source.path for source in sources), '--out', 'report')}"
         )
-    directory = out if out is not None else plans[0][1].directory / "report"
+    directory = out if out is not None else plans[0][2].directory / "report"
     refuse_foreign(directory)
-    names = names_of([source.path for source in sources])
     several = len(plans) > 1
     prefixes = [f"sweep-{number}-" if several else "" for number in range(1, len(plans) + 1)]
     from clip_hba_behavior.report.site import render_site
@@ -47,7 +46,7 @@ def report_sweeps(sources: Sequence[Source], out: Path | None) -> int:
         progress = here.interruptible().report
         records = [
             read_sweep(file, plan, name, prefix, progress)
-            for (file, plan), name, prefix in zip(plans, names, prefixes, strict=True)
+            for (file, name, plan), prefix in zip(plans, prefixes, strict=True)
         ]
         styles = styles_of(records)
         files = [f"sweep-{number}.html" if several else "index.html" for number in range(1, len(plans) + 1)]

@@ -23,7 +23,7 @@ _TITLES: dict[When, str] = {
 
 
 def over_baselines_page(records: Sequence[SweepRecord], files: Sequence[str], styles: Mapping[str, int]) -> Page:
-    """Make the page of several sweeps.
+    """Make the page of several sweeps, or of one that has several baselines.
 
     Args:
         records: of the sweeps, two or more; several may have one baseline.
@@ -50,7 +50,13 @@ def over_baselines_page(records: Sequence[SweepRecord], files: Sequence[str], st
         else "Several sweeps of one baseline: each has its own page, and nothing is averaged over baselines."
     )
     links = [(file, f"Sweep {record.name}") for file, record in zip(files, records, strict=True)]
-    return Page("index.html", f"{len(records)} sweeps", lead, sections, links)
+    return Page("index.html", _title(records), lead, sections, links)
+
+
+def _title(records: Sequence[SweepRecord]) -> str:
+    if len({record.plan.directory for record in records}) == 1:
+        return f"Sweep {records[0].plan.directory.name} of {len(records)} baselines"
+    return f"{len(records)} sweeps"
 
 
 def _baselines(records: Sequence[SweepRecord], effects: Effects) -> set[str]:

@@ -41,7 +41,7 @@ def controls(record: SweepRecord) -> list[Block]:
         ),
     ]
     for name in failed:
-        where = command_line("diff", record.plan.file.baseline, record.plan.path(name))
+        where = command_line("diff", record.plan.baseline, record.plan.path(name))
         blocks.append(
             Command(f"Control {name} is not the baseline, so no effect here can be trusted. Where:", where)
         )
