@@ -16,8 +16,9 @@ test-system: $(STAMP)  ## the slow ones; one cluster of SLURM at a time
 	$(VENV)/bin/python -m pytest -m system tests/slurm
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m system --ignore tests/slurm
 
-torture: $(STAMP)  ## kill training 1,000 times, resume it, compare the bytes: a quarter of an hour
+torture: $(STAMP)  ## kill training 1,000 times and sweeps 200 times, resume them, compare the bytes: half an hour
 	PYTHONPATH=tests $(VENV)/bin/python -m torture.torture --kills 1000
+	PYTHONPATH=tests $(VENV)/bin/python -m torture.sweep --kills 200
 
 docs: $(STAMP)  ## the documentation site, docs/_build/index.html; a warning is an error
 	$(VENV)/bin/python -m sphinx --quiet --fail-on-warning docs docs/_build

@@ -67,9 +67,7 @@ def status_of(plan: Plan, run: Run) -> Status:
         problem = _problem_of_finished(plan, run, directory, newest)
         if problem is not None:
             return Status("failed", newest, problem)
-        if not is_released(
-            directory.path
-        ):  # killed behind its last checkpoint: best.json and removals are to come
+        if not is_released(directory.path):  # killed behind its last checkpoint: what comes after is not done
             return Status("begun", newest)
         return Status("done", newest, f"stopped early after epoch {newest}" if stopped else "")
     if failure.exists():

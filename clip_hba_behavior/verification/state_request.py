@@ -1,5 +1,6 @@
 """What is asked of a state that is to be made again, checked without torch."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def missing_state(path: Path, epoch: int, step: int | None = None, out: Path | N
         out: the new file; None for the one that the run would have.
 
     Raises:
-        BadInputError: there is no run, no such state on record, none before it, or the file is there.
+        BadInputError: there is no run, no such state on record, none before it, or the file is there or
+            cannot be.
     """
     run = RunDirectory.at(path)
     run.refuse_if_no_run()
@@ -72,4 +74,7 @@ def missing_state(path: Path, epoch: int, step: int | None = None, out: Path | N
         raise BadInputError(f"{file} is there already, and is not replaced{elsewhere}")
     if out is not None and not file.parent.is_dir():
         raise BadInputError(f"--out {out}: {file.parent} is no directory")
+    folder = next(each for each in file.parents if each.is_dir())
+    if not os.access(folder, os.W_OK):  # before an hour of training, not behind it
+        raise BadInputError(f"{file} cannot be written: nothing can be in {folder}\n  give another --out FILE")
     return MissingState(run, epoch, step, file)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 
 from clip_hba_behavior.reproducibility.record.lease import describe_this_process
 from clip_hba_behavior.reproducibility.record.signals import StopRequest
@@ -17,8 +16,7 @@ from clip_hba_behavior.reproducibility.state.system import locked_directory
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.sweep import local
-from clip_hba_behavior.sweep.plan import make_sweep_file
-from clip_hba_behavior.sweep.sweep import make_sweep
+from clip_hba_behavior.sweep.sweep import read_sweep
 from clip_hba_behavior.verification import missing_states
 from fresh_process import Outcome
 from sweep_tools import write_sweep
@@ -91,16 +89,15 @@ def test_workers_that_are_killed_again_and_again_stop_the_sweep(
     baseline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = write_sweep(tmp_path, baseline)
-    plan = make_sweep(make_sweep_file(yaml.safe_load(sweep.read_text())))
     passes = []
 
-    def killed(plan: object, chains: list[object], *rest: object) -> None:
+    def killed(sweep: object, chains: list[object], *rest: object) -> None:
         passes.append(len(chains))
         raise local._BrokenPassError(chains[len(passes) == 2 :])  # type: ignore[arg-type]  # the second ends a chain
 
     monkeypatch.setattr(local, "_pass", killed)
     with pytest.raises(StoppedError) as told:
-        local.run_locally(plan, StopRequest(), lambda run, status: None, lambda: None)
+        local.run_locally(read_sweep(sweep), StopRequest(), lambda run, status: None, lambda: None)
     assert len(passes) == 5
     assert "3 times a worker was killed" in str(told.value)
     assert "is there memory for 2 at once?" in str(told.value)

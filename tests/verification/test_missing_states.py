@@ -1,6 +1,7 @@
 """States that `keep_checkpoints` removed, made again: the bytes of those that were kept, or none."""
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -249,3 +250,15 @@ def test_a_state_is_compared_before_it_is_written(
     with pytest.raises(NotReproducibleError):
         make_again(missing_state(thinned, 2))
     assert not made.exists()
+
+
+def test_a_state_that_could_not_be_written_is_refused_before_it_is_trained(
+    thinned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read-only directory; the administrator of a system may write to any that is no read-only file system's."""
+    monkeypatch.setattr(os, "access", lambda path, mode: path != thinned / "dora_params")
+    with pytest.raises(
+        BadInputError, match=r"epoch3_dora_params.pth cannot be written: .*\n  give another --out FILE"
+    ):
+        missing_state(thinned, 3)
+    assert missing_state(thinned, 3, out=tmp_path / "x.pth").file == tmp_path / "x.pth"
