@@ -4,6 +4,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+import time
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -107,6 +108,9 @@ def visited(file: Path, width: int, theme: str = "light", with_script: bool = Tr
         visit.page.on("pageerror", lambda error: visit.errors.append(str(error)))
         visit.page.on("console", lambda message: _note(visit, message))
         visit.page.goto(file.absolute().as_uri(), wait_until="load")
+        deadline = time.monotonic() + 30
+        while with_script and visit.num_drawn() < visit.page.locator(".plot").count() and time.monotonic() < deadline:
+            visit.page.wait_for_timeout(50)
         yield visit
         browser.close()
 
