@@ -4,8 +4,8 @@ import fcntl
 import os
 import shutil
 import subprocess
-import time
 import tempfile
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -109,7 +109,8 @@ def visited(file: Path, width: int, theme: str = "light", with_script: bool = Tr
         visit.page.on("console", lambda message: _note(visit, message))
         visit.page.goto(file.absolute().as_uri(), wait_until="load")
         deadline = time.monotonic() + 30
-        while with_script and visit.num_drawn() < visit.page.locator(".plot").count() and time.monotonic() < deadline:
+        plots = visit.page.locator(".plot").count() if with_script else 0
+        while visit.num_drawn() < plots and time.monotonic() < deadline:
             visit.page.wait_for_timeout(50)
         yield visit
         browser.close()
