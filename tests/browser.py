@@ -110,7 +110,7 @@ def visited(file: Path, width: int, theme: str = "light", with_script: bool = Tr
         visit.page.goto(file.absolute().as_uri(), wait_until="load")
         deadline = time.monotonic() + 30
         plots = visit.page.locator(".plot").count() if with_script else 0
-        while visit.num_drawn() < plots and time.monotonic() < deadline:
+        while plots and visit.num_drawn() < plots and time.monotonic() < deadline:
             visit.page.wait_for_timeout(50)
         yield visit
         browser.close()
