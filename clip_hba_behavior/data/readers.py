@@ -44,7 +44,7 @@ def read_in_order(
     """
     loader: DataLoader[Any] = DataLoader(
         images,
-        batch_sampler=requests,  # type: ignore[arg-type]
+        batch_sampler=requests,
         num_workers=num_workers,
         collate_fn=_unchanged,
         worker_init_fn=_live_and_die_with_the_run,
