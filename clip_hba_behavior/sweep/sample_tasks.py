@@ -103,6 +103,7 @@ def work(folder: Path, index: int) -> int:
                 code = 1
                 continue
             publish(_result(folder, number), (json.dumps(asdict(found), indent=1) + "\n").encode())
+            _failure(folder, number).unlink(missing_ok=True)
             print(found.text(), flush=True)
     return code
 
