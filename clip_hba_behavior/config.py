@@ -467,10 +467,15 @@ def as_recorded(keys: Mapping[str, Any]) -> dict[str, Any]:
 
     A key that is still absent then had its default's effect.
     """
-    completed = {**keys, **{key: value for key, value in _BEFORE_THE_KEY.items() if key not in keys}}
-    if type(completed.get("tf32")) is bool and "precision" not in completed:
-        _understand_tf32(completed)
-    return completed
+    return respelled({**keys, **{key: value for key, value in _BEFORE_THE_KEY.items() if key not in keys}})
+
+
+def respelled(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return keys with `precision` for its earlier spelling, so that they can take the place of a run's own."""
+    found = dict(keys)
+    if type(found.get("tf32")) is bool and "precision" not in found:
+        _understand_tf32(found)
+    return found
 
 
 def as_digested(trajectory: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from clip_hba_behavior.config import (
     make_config,
     parse_settings,
     read_config_file,
+    respelled,
 )
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 
@@ -54,6 +55,15 @@ def test_the_earlier_spelling_of_precision_is_understood_and_written_nowhere() -
         (None, "bfloat16"),
     ]
     assert "precision" not in make_config({"arithmetic": "portable"}).trajectory()
+
+
+def test_the_earlier_spelling_of_precision_takes_the_place_of_a_runs_own() -> None:
+    own = make_config({"precision": "float32"}).model_dump()
+    with pytest.raises(BadInputError, match="are both given"):
+        make_config(own | {"tf32": True})
+    assert make_config(own | respelled({"tf32": True})).precision == "tf32"
+    assert respelled({"tf32": True, "precision": "bfloat16"}) == {"tf32": True, "precision": "bfloat16"}  # refused
+    assert respelled({"tf32": 1, "rank": 2}) == {"tf32": 1, "rank": 2}  # refused
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from clip_hba_behavior.config import make_config, read_config_file
+from clip_hba_behavior.config import make_config, read_config_file, respelled
 from clip_hba_behavior.report.certificates import Certificate, certificates_of
 from clip_hba_behavior.report.drawing import drawing
 from clip_hba_behavior.report.history import recorded_figures
@@ -59,7 +59,7 @@ def report(
         raise BadInputError(f"there is no file {split_half}\n  give --split-half RDM48_triplet_splithalf.mat")
     records = read_records(sources)
     if records[0].config is not None:
-        make_config(records[0].config.model_dump() | {**keys, "device": device})
+        make_config(records[0].config.model_dump() | {**respelled(keys), "device": device})
     certificates: list[Certificate] = []
     if of_one_run:
         certificates, notes = certificates_of(records[0], certificate)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip_hba_behavior.config import Config, make_config
+from clip_hba_behavior.config import Config, make_config, respelled
 from clip_hba_behavior.model.backbone_names import refuse_no_tokenizer, resolve_backbone
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints, name_epochs
@@ -162,7 +162,7 @@ def _changed(config: Config, settings: Mapping[str, Any], allow: Collection[str]
     before = config.model_dump()
     if "cuda" in settings:
         del before["device"]  # the old key stands for it
-    changed = resolve_config(make_config(before | dict(settings)))
+    changed = resolve_config(make_config(before | respelled(settings)))
     if changed.arithmetic != config.arithmetic:
         raise BadInputError(
             "a run cannot go on in another arithmetic: its optimizer's state is another\n"

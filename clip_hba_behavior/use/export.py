@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from clip_hba_behavior.config import respelled
 from clip_hba_behavior.reproducibility.record.judge import Verdict
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
@@ -51,7 +52,7 @@ def export_model(
     run, checkpoint = RunDirectory(path.parent.parent), read_named(path)
     certificates = _certificates(run, checkpoint, certificate)
     model = load_model(
-        path, config={**(keys or {}), "precision": "float32"}, device="cpu"
+        path, config={**respelled(keys or {}), "precision": "float32"}, device="cpu"
     )  # as the libraries compute
     try:
         held_out = held_out_of(model.config, run)

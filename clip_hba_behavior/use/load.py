@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clip_hba_behavior.config import Config, make_config
+from clip_hba_behavior.config import Config, make_config, respelled
 from clip_hba_behavior.data.things import read_prompts
 from clip_hba_behavior.model.backbone import load_backbone
 from clip_hba_behavior.reproducibility.state.digest import digest
@@ -52,7 +52,9 @@ def load_model(
             prompts cannot be read, or are not those that the run recorded; or the parameters do not fit.
     """
     given = (
-        config.model_dump(include=config.model_fields_set) if isinstance(config, Config) else dict(config or {})
+        config.model_dump(include=config.model_fields_set)
+        if isinstance(config, Config)
+        else respelled(config or {})
     )
     if source is None and config is None:
         raise BadInputError("load_model: give a run's directory, a checkpoint file, or config=")

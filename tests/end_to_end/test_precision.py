@@ -81,9 +81,10 @@ def test_another_precision_is_refused_at_a_resume_and_named_by_a_fork(
     clip_hba: ClipHba, keys: dict[str, Any], tmp_path: Path
 ) -> None:
     run = finished(clip_hba, tmp_path, keys, "plain")
-    outcome = clip_hba("resume", run, "--set", "precision=bfloat16", "--set", "epochs=3")
-    assert outcome.code == 2
-    assert "precision\n    in the run: 'float32'\n    given:      'bfloat16'" in outcome.output
+    for given, precision in (("precision=bfloat16", "bfloat16"), ("tf32=true", "tf32")):
+        outcome = clip_hba("resume", run, "--set", given, "--set", "epochs=3")
+        assert outcome.code == 2
+        assert f"precision\n    in the run: 'float32'\n    given:      '{precision}'" in outcome.output
     fork = tmp_path / "fork"
     outcome = clip_hba(
         "fork", run, "--at-epoch", 2, "--perturb", "none", "--set", "precision=bfloat16", "--run-dir", fork

@@ -261,7 +261,7 @@ def test_a_state_that_does_not_hold_gets_no_level_of_other_epochs(
 def test_the_card_tells_the_settings_of_the_run_not_those_given_to_the_export(
     finished_run: Path, tmp_path: Path
 ) -> None:
-    keys = {"random_seed": 77, "lr": 0.5, "arithmetic": "native"}
+    keys = {"random_seed": 77, "lr": 0.5, "arithmetic": "native", "tf32": True}
     export_model(last(finished_run), "peft", tmp_path / "out", None, keys, HERE)
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "lr 0.0003, batch_size 8, random_seed 1\n" in card
