@@ -33,7 +33,9 @@ def verified(clip_hba: ClipHba, folder: Path, processes: int, *arguments: object
     """Return a verification's exit code, output less what tells of the time, and certificate less the same."""
     certificate = folder / f"{processes}.json"
     outcome = clip_hba("verify", *arguments, "--json", certificate, "--processes", processes)
-    output = re.sub(r"^(epochs replayed|replaying epoch).*\n", "", outcome.output, flags=re.MULTILINE)
+    output = re.sub(
+        r"^(epochs replayed|replaying epoch|Computed the features).*\n", "", outcome.output, flags=re.MULTILINE
+    )
     content = json.loads(certificate.read_text()) if certificate.exists() else {}
     return outcome.code, output, {key: content[key] for key in content if key not in ("seconds", "date")}
 
