@@ -128,12 +128,18 @@ class SweepFile(BaseModel):
         default_factory=lambda: SlurmSettings.model_validate({}), description="For --engine slurm."
     )
 
+    @field_validator("baseline", mode="before")
+    @classmethod
+    def _baseline_is_one_or_a_list(cls, given: Any) -> Any:
+        paths = given if isinstance(given, list) else [given]
+        if not paths or not all(isinstance(each, str) and each for each in paths):
+            raise ValueError("expected a run's directory, or a list of some")
+        return given
+
     @field_validator("baseline")
     @classmethod
     def _baselines_are_several_runs(cls, given: str | list[str]) -> str | list[str]:
         paths = _as_list(given)
-        if not paths:
-            raise ValueError("expected a run's directory, or a list of some")
         resolved = [Path(each).expanduser().resolve() for each in paths]
         if twice := [str(path) for path, its in zip(paths, resolved, strict=True) if resolved.count(its) > 1]:
             raise ValueError(f"{', '.join(twice)}: one run is given more than once; leave out all but one")
@@ -390,7 +396,11 @@ def make_plan(file: SweepFile, number: int = 0) -> Plan:
     chosen = tuple(chain for chain in fitting if chain)
     plan = Plan(file, baseline.path, directory, last, chosen, left_out, arithmetic, prefix)
     for run in plan.runs():
-        plan.config_of(run)
+        try:
+            plan.config_of(run)
+        except BadInputError as error:
+            whose = f"a fork of {baseline.path} cannot be made: " if prefix else ""
+            raise BadInputError(f"{whose}{error}") from None
     return plan
 
 
