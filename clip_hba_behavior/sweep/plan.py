@@ -1,5 +1,6 @@
 """Which runs a sweep consists of, and which of them share a beginning."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,18 +35,21 @@ _SET_BY_THE_SWEEP = {
     "perturb_seed",
     "fork_reseed",
 }
+_NO_LIMIT = ("0", "-1", "UNLIMITED", "INFINITE")  # SLURM's words for none
 _SECONDS_OF_WORK = 60  # the least that a job has before the signal comes
 
 
-def seconds_of(limit: str) -> int:
-    """Return the seconds of a time limit in any of SLURM's forms.
+def seconds_of(limit: str) -> float:
+    """Return the seconds of a time limit in any of SLURM's forms; infinity where it is none.
 
     They are minutes, minutes:seconds, hours:minutes:seconds, and days-hours, days-hours:minutes,
-    days-hours:minutes:seconds.
+    days-hours:minutes:seconds; UNLIMITED is none.
 
     Raises:
         ValueError: it has none of them.
     """
+    if limit.upper() in _NO_LIMIT:
+        return math.inf
     days, dash, clock = limit.rpartition("-")
     parts = clock.split(":")
     numbers = [days, *parts] if dash else parts

@@ -1,6 +1,7 @@
 """Tasks of a job array, where no cluster is: what they read, and the limits of time that are understood."""
 
 import json
+import math
 import re
 import signal
 from collections.abc import Callable
@@ -131,9 +132,12 @@ def test_tasks_that_were_submitted_before_they_took_several_chains_are_understoo
         ("1-12", 129600),
         ("1-12:30", 131400),
         ("1-12:30:15", 131415),
+        ("UNLIMITED", math.inf),
+        ("infinite", math.inf),
+        ("0", math.inf),
     ],
 )
-def test_all_forms_of_a_time_limit_are_understood(limit: str, seconds: int) -> None:
+def test_all_forms_of_a_time_limit_are_understood(limit: str, seconds: float) -> None:
     assert seconds_of(limit) == seconds
     assert SlurmSettings.model_validate({"time": limit}).time == limit
 
