@@ -100,16 +100,20 @@ def submit_array(folder: Path, settings: SlurmSettings, num_tasks: int) -> str:
     Raises:
         BadInputError: SLURM is not here, or refuses.
     """
-    throttle = f"%{settings.throttle}" if settings.throttle is not None else ""
     options = [
         "--job-name=clip-hba-sweep",
-        f"--array=0-{num_tasks - 1}{throttle}",
+        array_option(settings, f"0-{num_tasks - 1}"),
         f"--output={folder}/task_%a.log",
     ]
     words = shlex.join([sys.executable, "-m", "clip_hba_behavior", "sweep", "task", str(folder)])
     script = batch_script(settings, options, f'{words} --index "$SLURM_ARRAY_TASK_ID"')
     publish(folder / "job.sh", script.encode())
     return submit_script(folder / "job.sh")
+
+
+def array_option(settings: SlurmSettings, tasks: str) -> str:
+    """Return the option of sbatch that names an array's tasks, such as `0-7`, and how many run at once."""
+    return f"--array={tasks}" + (f"%{settings.throttle}" if settings.throttle is not None else "")
 
 
 @dataclass(frozen=True)

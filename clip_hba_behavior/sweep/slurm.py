@@ -22,7 +22,7 @@ from clip_hba_behavior.sweep.status import status_of
 from clip_hba_behavior.sweep.sweep import SWEEP_FILE, Chain, Sweep
 
 CHAINS, SAMPLES = "chains.json", "samples.json"  # what an array's tasks do
-_MAX_ARRAY = 1000  # MaxArraySize's default
+MAX_ARRAY = 1000  # MaxArraySize's default
 
 
 def submit(sweep: Sweep) -> str:
@@ -49,8 +49,8 @@ def submit(sweep: Sweep) -> str:
     }
     shares = share_out_chains(sweep, chains, reached)
     lines = []
-    for start in range(0, len(shares.tasks), _MAX_ARRAY):
-        tasks = [[chains[number] for number in each] for each in shares.tasks[start : start + _MAX_ARRAY]]
+    for start in range(0, len(shares.tasks), MAX_ARRAY):
+        tasks = [[chains[number] for number in each] for each in shares.tasks[start : start + MAX_ARRAY]]
         job, folder = submit_tasks(sweep, CHAINS, _to_json(sweep, tasks), len(tasks))
         part = [chain for task in tasks for chain in task]
         num_runs = sum(len(runs) for _, runs in part)
