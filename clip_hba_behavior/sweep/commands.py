@@ -126,7 +126,8 @@ def run(sweep: Path, engine: str) -> int:
             print(f"  {_indented(status.detail)}", flush=True)
 
     with session() as here, hold(planned.directory):
-        remove_temporary_files(planned.directory, *(planned.directory / each for each in ("finished", "failed")))
+        kept = [planned.directory / each / its.prefix for each in ("finished", "failed") for its in planned.plans]
+        remove_temporary_files(planned.directory, *kept)
         replace(planned.copied_file(), sweep.read_bytes())
         progress = SweepProgress(planned, here.report)
         try:
