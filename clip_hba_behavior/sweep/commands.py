@@ -209,8 +209,8 @@ def status(sweep: Path) -> int:
 def cancel(sweep: Path) -> int:
     """Stop what runs of a sweep; each run saves its state first."""
     planned = read_sweep(sweep)
-    for line in (cancel_local(planned), slurm.cancel(planned)):
-        print(line)
+    print(cancel_local(planned), flush=True)  # told even where SLURM then refuses
+    print(slurm.cancel(planned))
     return 0
 
 

@@ -177,7 +177,11 @@ def describe_jobs(sweep: Sweep, not_done: Set[str]) -> Iterator[str]:
         sweep: the sweep.
         not_done: names of its runs.
     """
-    busy = busy_tasks(sweep)
+    try:
+        busy = busy_tasks(sweep)
+    except BadInputError as error:
+        yield f"which jobs wait or run cannot be told: {error}"
+        return
     for task in busy:
         yield f"job {task.name()} {task.state}"
     logs = _logs_of_ended(sweep, set(not_done), {task.name() for task in busy})
