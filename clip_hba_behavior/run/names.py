@@ -5,12 +5,13 @@ from pathlib import Path
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """Return the last parts of paths, as many as tell them apart."""
-    parts = [path.absolute().with_suffix("").parts if path.is_file() else path.absolute().parts for path in paths]
+    """Return the last parts of paths, as many as tell them apart; none begins with a slash or has a `..`."""
+    given = [path.with_suffix("") if path.is_file() else path for path in paths]
+    parts = [(path.resolve() if ".." in path.parts else path.absolute()).parts[1:] for path in given]
     for number in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(each[-number:]) for each in parts]
+        names = [_readable("/".join(each[-number:])) for each in parts]
         if len(set(names)) == len(names):
-            return [_readable(name) for name in names]
+            return names
     return [_readable(str(path)) for path in paths]
 
 

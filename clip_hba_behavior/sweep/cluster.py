@@ -76,9 +76,17 @@ def _requeue() -> bool:
     job = f"{array}_{task}" if array is not None else os.environ.get("SLURM_JOB_ID")
     if job is None:
         return False
-    done = subprocess.run(
-        ["scontrol", "requeue", job], capture_output=True, text=True, timeout=_SECONDS_FOR_A_COMMAND, check=False
-    )
+    try:
+        done = subprocess.run(
+            ["scontrol", "requeue", job],
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS_FOR_A_COMMAND,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        print(f"scontrol requeue {job}: {error}", file=sys.stderr)
+        return False
     is_back = done.returncode == 0 or "pending execution" in done.stderr
     if not is_back:
         print(f"scontrol requeue {job}: {done.stderr.strip()}", file=sys.stderr)
@@ -100,16 +108,20 @@ def submit_array(folder: Path, settings: SlurmSettings, num_tasks: int) -> str:
     Raises:
         BadInputError: SLURM is not here, or refuses.
     """
-    throttle = f"%{settings.throttle}" if settings.throttle is not None else ""
     options = [
         "--job-name=clip-hba-sweep",
-        f"--array=0-{num_tasks - 1}{throttle}",
+        array_option(settings, f"0-{num_tasks - 1}"),
         f"--output={folder}/task_%a.log",
     ]
     words = shlex.join([sys.executable, "-m", "clip_hba_behavior", "sweep", "task", str(folder)])
     script = batch_script(settings, options, f'{words} --index "$SLURM_ARRAY_TASK_ID"')
     publish(folder / "job.sh", script.encode())
     return submit_script(folder / "job.sh")
+
+
+def array_option(settings: SlurmSettings, tasks: str) -> str:
+    """Return the option of sbatch that names an array's tasks, such as `0-7`, and how many run at once."""
+    return f"--array={tasks}" + (f"%{settings.throttle}" if settings.throttle is not None else "")
 
 
 @dataclass(frozen=True)
@@ -184,7 +196,8 @@ def accounts_of(tasks: Sequence[str]) -> dict[str, Account]:
         BadInputError: there is no accounting here; says why.
     """
     options = ["--noheader", "--parsable2", f"--format={','.join(_ACCOUNTS)}"]
-    output = run_command(["sacct", *options, f"--jobs={','.join(tasks)}"])
+    jobs = dict.fromkeys(task.partition("_")[0] for task in tasks)  # thousands of tasks are too long a line
+    output = run_command(["sacct", *options, f"--jobs={','.join(jobs)}"])
     rows = [line.split("|") for line in output.splitlines() if line.count("|") == len(_ACCOUNTS) - 1]
     found: dict[str, Account] = {}
     for task, *values in rows:
@@ -208,6 +221,8 @@ def run_command(command: Sequence[str]) -> str:
         ).stdout
     except FileNotFoundError:
         raise BadInputError(f"{command[0]} is not here: this needs a machine of the cluster") from None
+    except subprocess.TimeoutExpired:
+        raise BadInputError(f"{command[0]}: SLURM gave no answer for {_SECONDS_FOR_A_COMMAND} s") from None
     except subprocess.CalledProcessError as error:
         if command[0] == "squeue" and "Invalid job id" in error.stderr:
             return ""

@@ -126,7 +126,8 @@ def run(sweep: Path, engine: str) -> int:
             print(f"  {_indented(status.detail)}", flush=True)
 
     with session() as here, hold(planned.directory):
-        remove_temporary_files(planned.directory, *(planned.directory / each for each in ("finished", "failed")))
+        kept = [planned.directory / each / its.prefix for each in ("finished", "failed") for its in planned.plans]
+        remove_temporary_files(planned.directory, *kept)
         replace(planned.copied_file(), sweep.read_bytes())
         progress = SweepProgress(planned, here.report)
         try:
@@ -208,8 +209,8 @@ def status(sweep: Path) -> int:
 def cancel(sweep: Path) -> int:
     """Stop what runs of a sweep; each run saves its state first."""
     planned = read_sweep(sweep)
-    for line in (cancel_local(planned), slurm.cancel(planned)):
-        print(line)
+    print(cancel_local(planned), flush=True)  # told even where SLURM then refuses
+    print(slurm.cancel(planned))
     return 0
 
 

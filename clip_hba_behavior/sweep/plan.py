@@ -1,5 +1,6 @@
 """Which runs a sweep consists of, and which of them share a beginning."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,18 +35,21 @@ _SET_BY_THE_SWEEP = {
     "perturb_seed",
     "fork_reseed",
 }
+_NO_LIMIT = ("0", "-1", "UNLIMITED", "INFINITE")  # SLURM's words for none
 _SECONDS_OF_WORK = 60  # the least that a job has before the signal comes
 
 
-def seconds_of(limit: str) -> int:
-    """Return the seconds of a time limit in any of SLURM's forms.
+def seconds_of(limit: str) -> float:
+    """Return the seconds of a time limit in any of SLURM's forms; infinity where it is none.
 
     They are minutes, minutes:seconds, hours:minutes:seconds, and days-hours, days-hours:minutes,
-    days-hours:minutes:seconds.
+    days-hours:minutes:seconds; UNLIMITED is none.
 
     Raises:
         ValueError: it has none of them.
     """
+    if limit.upper() in _NO_LIMIT:
+        return math.inf
     days, dash, clock = limit.rpartition("-")
     parts = clock.split(":")
     numbers = [days, *parts] if dash else parts
@@ -128,12 +132,18 @@ class SweepFile(BaseModel):
         default_factory=lambda: SlurmSettings.model_validate({}), description="For --engine slurm."
     )
 
+    @field_validator("baseline", mode="before")
+    @classmethod
+    def _baseline_is_one_or_a_list(cls, given: Any) -> Any:
+        paths = given if isinstance(given, list) else [given]
+        if not paths or not all(isinstance(each, str) and each for each in paths):
+            raise ValueError("expected a run's directory, or a list of some")
+        return given
+
     @field_validator("baseline")
     @classmethod
     def _baselines_are_several_runs(cls, given: str | list[str]) -> str | list[str]:
         paths = _as_list(given)
-        if not paths:
-            raise ValueError("expected a run's directory, or a list of some")
         resolved = [Path(each).expanduser().resolve() for each in paths]
         if twice := [str(path) for path, its in zip(paths, resolved, strict=True) if resolved.count(its) > 1]:
             raise ValueError(f"{', '.join(twice)}: one run is given more than once; leave out all but one")
@@ -390,7 +400,11 @@ def make_plan(file: SweepFile, number: int = 0) -> Plan:
     chosen = tuple(chain for chain in fitting if chain)
     plan = Plan(file, baseline.path, directory, last, chosen, left_out, arithmetic, prefix)
     for run in plan.runs():
-        plan.config_of(run)
+        try:
+            plan.config_of(run)
+        except BadInputError as error:
+            whose = f"a fork of {baseline.path} cannot be made: " if prefix else ""
+            raise BadInputError(f"{whose}{error}") from None
     return plan
 
 

@@ -24,7 +24,7 @@ class Sample:
         epoch: one that it trained itself.
         epochs: how many must be trained at most, if states before it are to be made again.
         baseline: directory of the run that it started from.
-        marks: of the files that held the epoch when it was chosen.
+        marks: of the files that held the epoch, and the state before it, when it was chosen.
     """
 
     run: str
@@ -40,7 +40,8 @@ class Sample:
 
 
 def _marks(run: RunDirectory, epoch: int) -> str:
-    return " ".join(str(mark_of(each)) for each in (run.ledger_file, checkpoint_path(run.checkpoints, epoch)))
+    states = (checkpoint_path(run.checkpoints, each) for each in (epoch - 1, epoch))
+    return " ".join(str(mark_of(each)) for each in (run.ledger_file, run.results_file, *states))
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from clip_hba_behavior.reproducibility.state.files import publish, replace
 from clip_hba_behavior.run.advice import go_on_with
 from clip_hba_behavior.run.kept import Kept
 from clip_hba_behavior.run.log import session
-from clip_hba_behavior.sweep.cluster import coming_back, submit_script
+from clip_hba_behavior.sweep.cluster import array_option, coming_back, submit_script
 from clip_hba_behavior.sweep.sample import Sample, Verified, exit_code, summary, verify
 from clip_hba_behavior.sweep.sizing import counted, seconds_per_epoch, share_out
-from clip_hba_behavior.sweep.slurm import SAMPLES, add_job, busy_tasks_of, folders_of, submit_tasks
+from clip_hba_behavior.sweep.slurm import MAX_ARRAY, SAMPLES, add_job, busy_tasks_of, folders_of, submit_tasks
 from clip_hba_behavior.sweep.sweep import Sweep
 
 
@@ -38,17 +38,22 @@ def submit_or_collect(sweep: Sweep, samples: Sequence[Sample], again: str) -> tu
         content = _read(folder)
         before = [Sample(**each) for each in content["samples"]]
         if content["again"] == again and all(each.is_current() for each in before):
-            return _collect(folder, before, again)
+            return _collect(sweep, folder, before, again)
     seconds = {str(plan.baseline): seconds_per_epoch(plan) for plan in sweep.plans}
     times = [None if (each := seconds[one.baseline]) is None else one.epochs * each for one in samples]
     shares = share_out(times, sweep.file.slurm, "epoch")
-    content = {"samples": [asdict(each) for each in samples], "tasks": shares.tasks, "again": again}
-    job, folder = submit_tasks(sweep, SAMPLES, content, len(shares.tasks))
-    counts = f"{counted(len(shares.tasks), 'task')}, {counted(len(samples), 'epoch')} to verify"
+    at_once = -(-len(shares.tasks) // MAX_ARRAY)  # of an array that may not have so many tasks
+    tasks = [
+        [number for task in shares.tasks[first : first + at_once] for number in task]
+        for first in range(0, len(shares.tasks), at_once)
+    ]
+    content = {"samples": [asdict(each) for each in samples], "tasks": tasks, "again": again}
+    job, folder = submit_tasks(sweep, SAMPLES, content, len(tasks))
+    counts = f"{counted(len(tasks), 'task')}, {counted(len(samples), 'epoch')} to verify"
     return [f"job {job}: {counts}; logs in {folder}", shares.reason, f"see what they find: {again}"], 0
 
 
-def _collect(folder: Path, samples: Sequence[Sample], again: str) -> tuple[list[str], int]:
+def _collect(sweep: Sweep, folder: Path, samples: Sequence[Sample], again: str) -> tuple[list[str], int]:
     lines, complete, missing = [], [], []
     for number, sample in enumerate(samples):
         found = _verified(folder, number)
@@ -67,7 +72,7 @@ def _collect(folder: Path, samples: Sequence[Sample], again: str) -> tuple[list[
     if busy := busy_tasks_of([folder]):
         return [*lines, f"jobs that wait or run: {len(busy)}; see what they find: {again}"], 1
     left = [index for index, its in enumerate(_read(folder)["tasks"]) if set(its) & set(missing)]
-    job = submit_script(folder / "job.sh", f"--array={','.join(map(str, left))}")
+    job = submit_script(folder / "job.sh", array_option(sweep.file.slurm, ",".join(map(str, left))))
     add_job(folder, job)
     return [*lines, f"no job works on them: submitted again as job {job}; logs in {folder}"], 1
 

@@ -22,7 +22,7 @@ from clip_hba_behavior.sweep.status import status_of
 from clip_hba_behavior.sweep.sweep import SWEEP_FILE, Chain, Sweep
 
 CHAINS, SAMPLES = "chains.json", "samples.json"  # what an array's tasks do
-_MAX_ARRAY = 1000  # MaxArraySize's default
+MAX_ARRAY = 1000  # MaxArraySize's default
 
 
 def submit(sweep: Sweep) -> str:
@@ -49,8 +49,8 @@ def submit(sweep: Sweep) -> str:
     }
     shares = share_out_chains(sweep, chains, reached)
     lines = []
-    for start in range(0, len(shares.tasks), _MAX_ARRAY):
-        tasks = [[chains[number] for number in each] for each in shares.tasks[start : start + _MAX_ARRAY]]
+    for start in range(0, len(shares.tasks), MAX_ARRAY):
+        tasks = [[chains[number] for number in each] for each in shares.tasks[start : start + MAX_ARRAY]]
         job, folder = submit_tasks(sweep, CHAINS, _to_json(sweep, tasks), len(tasks))
         part = [chain for task in tasks for chain in task]
         num_runs = sum(len(runs) for _, runs in part)
@@ -130,7 +130,7 @@ def _to_json(sweep: Sweep, tasks: Sequence[Sequence[Chain]]) -> dict[str, Any]:
 def _read_task(folder: Path, index: int) -> list[Plan]:
     """Read the plan of each of a task's chains: the sweep as it was submitted, with that chain alone."""
     try:
-        content = json.loads((folder / CHAINS).read_text(encoding="utf-8"))
+        content = _read(folder)
         file = make_sweep_file(content["sweep"])
         return [
             Plan(
@@ -142,16 +142,30 @@ def _read_task(folder: Path, index: int) -> list[Plan]:
                 arithmetic=plan["arithmetic"],
                 prefix=plan["prefix"],
             )
-            for chain in _tasks_of(content)[index]
+            for chain in content["tasks"][index]
             for plan in [content["plans"][chain["plan"]]]
         ]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise BadInputError(f"{folder} has no task {index}: {error}") from None
 
 
-def _tasks_of(content: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
-    """Return the chains of each task; one that was submitted by an earlier version had one."""
-    return list(content.get("tasks") or [[chain] for chain in content["chains"]])
+def _read(folder: Path) -> dict[str, Any]:
+    """Read what the tasks of a folder do, in today's form.
+
+    Raises:
+        BadInputError: it cannot be read.
+    """
+    try:
+        content = dict(json.loads((folder / CHAINS).read_text(encoding="utf-8")))
+        if "plans" not in content:  # submitted when a sweep had one baseline
+            plan = {"baseline": content["baseline"], "last_epoch": content["last_epoch"], "prefix": ""}
+            content["plans"] = [plan | {"arithmetic": content.get("arithmetic", "native")}]
+            content["chains"] = [{"plan": 0, "runs": runs} for runs in content["chains"]]
+        if "tasks" not in content:  # submitted when a task had one chain
+            content["tasks"] = [[chain] for chain in content["chains"]]
+        return content
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise BadInputError(f"{folder / CHAINS} cannot be read: {error}") from None
 
 
 def describe_jobs(sweep: Sweep, not_done: Set[str]) -> Iterator[str]:
@@ -163,7 +177,11 @@ def describe_jobs(sweep: Sweep, not_done: Set[str]) -> Iterator[str]:
         sweep: the sweep.
         not_done: names of its runs.
     """
-    busy = busy_tasks(sweep)
+    try:
+        busy = busy_tasks(sweep)
+    except BadInputError as error:
+        yield f"which jobs wait or run cannot be told: {error}"
+        return
     for task in busy:
         yield f"job {task.name()} {task.state}"
     logs = _logs_of_ended(sweep, set(not_done), {task.name() for task in busy})
@@ -184,8 +202,7 @@ def _logs_of_ended(sweep: Sweep, not_done: set[str], busy: Set[str]) -> dict[str
     """Return the log of each task that was the last to have some runs, and works no more."""
     found: dict[str, Path] = {}
     for folder in reversed(folders_of(sweep, CHAINS)):
-        content = json.loads((folder / CHAINS).read_text(encoding="utf-8"))
-        for index, chains in enumerate(_tasks_of(content)):
+        for index, chains in enumerate(_read(folder)["tasks"]):
             runs = {run["name"] for chain in chains for run in chain["runs"]} & not_done
             not_done -= runs
             name = f"{_job_of(folder)}_{index}"

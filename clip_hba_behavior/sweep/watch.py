@@ -4,6 +4,7 @@ import time
 
 from clip_hba_behavior.reproducibility.record.lease import holder_of
 from clip_hba_behavior.reproducibility.record.session import Session
+from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.sweep.cluster import Task
 from clip_hba_behavior.sweep.progress import SweepProgress
 from clip_hba_behavior.sweep.slurm import busy_tasks
@@ -25,7 +26,7 @@ def watch(sweep: Sweep, session: Session) -> None:
         session: told of the progress, and asked whether to stop.
 
     Raises:
-        BadInputError: there are jobs of SLURM's, but SLURM is not here.
+        BadInputError: there are jobs of SLURM's, but SLURM is not here, or refuses at the first question.
         InterruptedRunError: a signal came.
     """
     log, named = session.logger, set[str]()
@@ -43,7 +44,12 @@ def watch(sweep: Sweep, session: Session) -> None:
     while True:
         session.stop.check()
         if time.monotonic() >= next_question:
-            busy = busy_tasks(sweep)
+            try:
+                busy = busy_tasks(sweep)
+            except BadInputError as error:
+                if is_first:
+                    raise
+                log.warning("%s; the jobs are as they were, and asked for again", error)
             most = max(most, len(busy))
             next_question = time.monotonic() + _SECONDS_BETWEEN_QUESTIONS
             if most:

@@ -71,7 +71,7 @@ def trained_by(
                     found.clear()  # of epochs that nobody asked for
                     sent = io.BytesIO(_result(ahead.popleft(), session))
                     found.update(torch.load(sent, weights_only=False))  # our own process's
-            except BrokenProcessPool:
+            except (BrokenProcessPool, EOFError, ConnectionError):  # a process, or the server of all, was killed
                 raise StoppedError(
                     "a process that trained epochs again was ended by the system; is there enough memory?\n"
                     "  give fewer: --processes"
@@ -83,6 +83,8 @@ def trained_by(
             return epoch
 
         yield train
+        for future in ahead:  # of epochs that nobody asked for, such as those whose files are damaged
+            future.cancel()
 
 
 def _result(future: Future[bytes], session: Session) -> bytes:

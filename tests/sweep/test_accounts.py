@@ -80,7 +80,7 @@ def test_status_tells_how_tasks_ended_that_left_runs_undone(
         f"job 7_1 left runs undone: FAILED, exit code 1, after 00:00:14, used 323748K of 500M\n  its log: {log}\n"
     )
     assert expected in outcome.output
-    assert "--jobs=7_1\n" in asked.read_text()  # the first task did all that it had
+    assert "--jobs=7\n" in asked.read_text()  # the first task did all that it had
     assert "3 done, 3 missing" in outcome.output
 
     sacct('echo "Slurm accounting storage is disabled" >&2; exit 1')

@@ -64,3 +64,8 @@ def test_epochs_that_round_to_no_time_are_divided_all_the_same() -> None:
 def test_every_piece_is_in_one_task(number: int) -> None:
     shares = share_out([100.0 * (each % 7) for each in range(number)], settings(throttle=3), "chain")
     assert [each for task in shares.tasks for each in task] == list(range(number))
+
+
+def test_without_a_time_limit_as_few_tasks_as_may_run_at_once() -> None:
+    assert share_out([3.0, 4.0, 5.0], settings(time="UNLIMITED"), "chain").tasks == [[0, 1, 2]]
+    assert share_out([3.0, 4.0, 5.0], settings(time="UNLIMITED", throttle=2), "chain").tasks == [[0, 1], [2]]

@@ -1,6 +1,7 @@
 """Tasks of a job array, where no cluster is: what they read, and the limits of time that are understood."""
 
 import json
+import math
 import re
 import signal
 from collections.abc import Callable
@@ -12,7 +13,9 @@ import pytest
 import fresh_process
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.sweep import cluster, slurm
 from clip_hba_behavior.sweep.plan import SlurmSettings, make_sweep_file, seconds_of
+from clip_hba_behavior.sweep.sweep import read_sweep
 from fresh_process import Outcome
 from sweep_tools import clip_hba_with_signal, epochs_on_disk, table, write_sweep
 
@@ -105,14 +108,19 @@ def test_a_preempted_task_goes_on_with_what_is_left_and_what_is_done_counts_at_o
     assert "3 done" in clip_hba("sweep", "status", sweep).output
 
 
+@pytest.mark.parametrize("has_plans", [True, False])
 def test_tasks_that_were_submitted_before_they_took_several_chains_are_understood(
-    baseline: Path, clip_hba: ClipHba, requeued: Path, tmp_path: Path
+    has_plans: bool, baseline: Path, clip_hba: ClipHba, requeued: Path, tmp_path: Path
 ) -> None:
     sweep = write_sweep(tmp_path, baseline, **THREE_CHAINS)
     assert clip_hba("sweep", "run", sweep, "--engine", "slurm").code == 0
     file = tmp_path / "sweep/slurm/1/chains.json"
     content = json.loads(file.read_text())
     content["chains"] = content.pop("tasks")[0]
+    if not has_plans:  # as 0.2.0 wrote it
+        (plan,) = content.pop("plans")
+        content |= {key: plan[key] for key in ("baseline", "last_epoch", "arithmetic")}
+        content["chains"] = [chain["runs"] for chain in content["chains"]]
     file.write_text(json.dumps(content))
     outcome = clip_hba("sweep", "task", file.parent, "--index", 2)
     assert outcome.code == 0, outcome.output
@@ -120,6 +128,37 @@ def test_tasks_that_were_submitted_before_they_took_several_chains_are_understoo
     outcome = clip_hba("sweep", "task", file.parent, "--index", 3)
     assert outcome.code == 2
     assert f"{file.parent} has no task 3" in outcome.output
+    outcome = clip_hba("sweep", "status", sweep)
+    assert outcome.code == 1, outcome.output
+    assert f"{file.parent}/task_1.log\n" in outcome.output
+    assert f"{file.parent}/task_2.log\n" not in outcome.output
+    assert "2 missing, 1 done" in outcome.output
+
+
+def test_tasks_that_0_2_0_submitted_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "baseline"
+    (run / "dora_params").mkdir(parents=True)
+    (run / "config.yaml").write_text("epochs: 2\nnum_threads: 1\n")
+    for epoch in range(3):
+        (run / f"dora_params/epoch{epoch}_dora_params.pth").touch()
+    monkeypatch.setattr(cluster, "run_command", lambda command: "7\n" if command[0] == "sbatch" else "")
+    sweep = read_sweep(write_sweep(tmp_path, run, epochs=[1, 2], kinds=[], slurm={"chains_per_task": 1}))
+    slurm.submit(sweep)
+    file = tmp_path / "sweep/slurm/1/chains.json"
+    plans = [slurm._read_task(file.parent, index) for index in (0, 1)]
+    content = json.loads(file.read_text())
+    ((plan,), tasks) = content.pop("plans"), content.pop("tasks")
+    content |= {key: plan[key] for key in ("baseline", "last_epoch", "arithmetic")}
+    content["chains"] = [chain["runs"] for (chain,) in tasks]
+    file.write_text(json.dumps(content))
+    assert [slurm._read_task(file.parent, index) for index in (0, 1)] == plans
+    told = "\n".join(slurm.describe_jobs(sweep, {"e002_none"}))
+    assert (
+        told == f"job 7_1 left runs undone: SLURM's accounts do not have it\n  its log: {file.parent}/task_1.log"
+    )
+    file.write_text("{")
+    with pytest.raises(BadInputError, match=f"{file} cannot be read"):
+        list(slurm.describe_jobs(sweep, {"e002_none"}))
 
 
 @pytest.mark.parametrize(
@@ -131,9 +170,12 @@ def test_tasks_that_were_submitted_before_they_took_several_chains_are_understoo
         ("1-12", 129600),
         ("1-12:30", 131400),
         ("1-12:30:15", 131415),
+        ("UNLIMITED", math.inf),
+        ("infinite", math.inf),
+        ("0", math.inf),
     ],
 )
-def test_all_forms_of_a_time_limit_are_understood(limit: str, seconds: int) -> None:
+def test_all_forms_of_a_time_limit_are_understood(limit: str, seconds: float) -> None:
     assert seconds_of(limit) == seconds
     assert SlurmSettings.model_validate({"time": limit}).time == limit
 

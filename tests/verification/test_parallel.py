@@ -1,20 +1,30 @@
 """`verify checkpoints --processes N`: what one process says, to the letter; nothing is left of it when it ends."""
 
+import io
 import json
+import logging
 import os
 import re
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import fresh_process
+from clip_hba_behavior.reproducibility.record.session import Session
+from clip_hba_behavior.reproducibility.state.errors import StoppedError
 from clip_hba_behavior.reproducibility.state.process import process_start
+from clip_hba_behavior.verification import parallel
+from clip_hba_behavior.verification.replays import NoStartError
 from fresh_process import Outcome
 from run_tools import finished, recorded_run_keys, write_config
 from verification import sabotage
@@ -180,3 +190,52 @@ def descendants_of(process: int) -> dict[int, str | None]:
     while more := {each for each, parent in parents.items() if parent in found} - found:
         found |= more
     return {each: process_start(each) for each in found - {process}}
+
+
+class PoolOfNone:
+    """A pool whose processes cannot be started, as where their server was killed; or that do one task alone."""
+
+    def __init__(self, can_start: bool) -> None:
+        self.can_start, self.futures = can_start, list[Future[bytes]]()
+
+    def submit(self, *_: object) -> Future[bytes]:
+        if not self.can_start:
+            raise EOFError
+        self.futures.append(Future())
+        if len(self.futures) == 1:
+            with io.BytesIO() as sent:
+                torch.save({1: NoStartError("none")}, sent)
+                self.futures[0].set_result(sent.getvalue())
+        return self.futures[-1]
+
+
+@pytest.fixture
+def trained_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[PoolOfNone], AbstractContextManager[parallel.Train]]:
+    """Train three epochs in a pool."""
+
+    def begin(pool: PoolOfNone) -> AbstractContextManager[parallel.Train]:
+        monkeypatch.setattr(parallel, "workers", lambda *_: nullcontext(pool))
+        files: Any = SimpleNamespace(is_left_out=lambda epoch: False)
+        what = parallel.Replayed(Path("run"), {}, None, None, None)
+        return parallel.trained_by(2, what, files, [1, 2, 3], Session(logging.getLogger("trained")))
+
+    return begin
+
+
+def test_a_process_that_cannot_be_started_is_told(
+    trained_by: Callable[[PoolOfNone], AbstractContextManager[parallel.Train]],
+) -> None:
+    with (
+        trained_by(PoolOfNone(can_start=False)) as train,
+        pytest.raises(StoppedError, match="ended by the system"),
+    ):
+        train(1)
+
+
+def test_epochs_that_nobody_asked_for_are_not_waited_for(
+    trained_by: Callable[[PoolOfNone], AbstractContextManager[parallel.Train]],
+) -> None:
+    pool = PoolOfNone(can_start=True)
+    with trained_by(pool) as train, pytest.raises(NoStartError):
+        train(1)
+    assert [future.cancelled() for future in pool.futures] == [False, True, True]
