@@ -8,6 +8,8 @@ import weakref
 from collections.abc import Generator, Sequence
 from functools import cache
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from clip_hba_behavior.config import Arithmetic
 from clip_hba_behavior.data.things import DataError
+from clip_hba_behavior.reproducibility.state.errors import StoppedError
 from clip_hba_behavior.reproducibility.state.process import blocked, ignore, signals
 
 # A scheduler sends these to every process of a job; only the main one may act, by saving and stopping.
@@ -41,6 +44,7 @@ def read_in_order(
 
     Raises:
         DataError: that `__getitems__` returned.
+        StoppedError: one of the processes has ended.
     """
     loader: DataLoader[Any] = DataLoader(
         images,
@@ -52,26 +56,54 @@ def read_in_order(
         generator=torch.Generator(),
         multiprocessing_context=_context(arithmetic) if num_workers else None,
     )
-    found = _items_of(loader)
+    found = _items_of(loader, len(requests))
     if num_workers:
         _open_readers.add(found)
     return found
 
 
-def _items_of(loader: DataLoader[Any]) -> Generator[Any, None, None]:
+def _items_of(loader: DataLoader[Any], number: int) -> Generator[Any, None, None]:
     if loader.num_workers and _has_fork_server():
         # Its start, which would otherwise come within the next lines, unblocks SIGINT and SIGTERM.
         resource_tracker.ensure_running()
     with blocked(_SIGNALS_OF_THE_RUN):  # children inherit it, and the fork server hands it on
-        iterator = iter(loader)
+        iterator: Any = iter(loader)
+    is_over = threading.Event()
+    if loader.num_workers:
+        watched = (iterator._workers, iterator._worker_result_queue._writer, is_over)
+        threading.Thread(target=_end_all_if_one_does, args=watched, daemon=True).start()
     try:
-        for item in iterator:
+        for done, item in enumerate(iterator, start=1):
+            if done == number:
+                is_over.set()
             if isinstance(item, DataError):
                 raise item
             yield item
+    except RuntimeError as error:
+        if loader.num_workers and "exited unexpectedly" in str(error):
+            raise StoppedError(
+                "a process that reads images was ended by the system or could not start; what was complete stays\n"
+                "  is there enough memory? give fewer: num_workers\n"
+                '  a script of your own must start its work under `if __name__ == "__main__":`'
+            ) from None
+        raise
     finally:
+        is_over.set()
         # Its end stops the workers: now, not whenever a traceback that holds this frame goes.
         del iterator
+
+
+def _end_all_if_one_does(workers: Sequence[BaseProcess], writer: Connection, is_over: threading.Event) -> None:
+    """End the pipe that workers write to when one is killed: what it was in the midst of sending never ends."""
+    sentinels = [each.sentinel for each in workers]
+    wait(sentinels)
+    if is_over.is_set():
+        return
+    ended = wait(sentinels, timeout=0)
+    for each in workers:
+        if each.sentinel not in ended:
+            each.kill()
+    writer.close()  # the last one, once they are gone
 
 
 @cache

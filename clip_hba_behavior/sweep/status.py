@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from clip_hba_behavior.config import PERTURB_KEYS, Config, read_config_file
+from clip_hba_behavior.config import PERTURB_KEYS, Config, read_config_file, respelled
 from clip_hba_behavior.reproducibility.record.lease import is_released
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
@@ -87,7 +87,7 @@ def recorded_config_of(plan: Plan, run: Run, directory: RunDirectory) -> Config:
         BadInputError: it is another fork's than the plan's, or damaged.
     """
     try:
-        keys = read_config_file(directory.config_file)
+        keys = respelled(read_config_file(directory.config_file))
         recorded = directory.read_config()
     except BadInputError as error:
         raise _UnreadableConfigError(str(error)) from None

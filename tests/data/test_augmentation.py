@@ -15,6 +15,7 @@ from clip_hba_behavior.data.augmentation import Augmentation, AugmentedImages, _
 from clip_hba_behavior.data.images import Preprocessing, decoded_digest, to_pixels
 from clip_hba_behavior.data.jitter import change_brightness, change_contrast, change_saturation
 from clip_hba_behavior.data.things import DataError
+from clip_hba_behavior.reproducibility.state.errors import StoppedError
 
 SMALL = Preprocessing(image_size=32)
 ALL = Augmentation(random_resized_crop=True, horizontal_flip=True, color_jitter=True)
@@ -214,6 +215,20 @@ def test_an_unreadable_image_stops_with_its_own_message(paths: list[Path], num_w
     with pytest.raises(DataError) as caught:
         list(batches)
     assert str(caught.value).startswith(f"{paths[5]}: the image cannot be read: ")
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("size", [32, 224])  # 224: more than a pipe holds, so it is killed while it sends
+def test_a_worker_that_is_killed_stops_with_a_message(paths: list[Path], size: int) -> None:
+    batches = augmented_batches(paths, [[0, 1, 2]] * 40, Preprocessing(size), ALL, 1, 1, 2)
+    next(batches)
+    time.sleep(0.5)
+    multiprocessing.active_children()[0].kill()
+    with pytest.raises(StoppedError, match="a process that reads images was ended by the system"):
+        list(batches)
+    deadline = time.monotonic() + 10
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert multiprocessing.active_children() == []
 
 

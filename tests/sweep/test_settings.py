@@ -127,3 +127,17 @@ def test_a_key_that_shapes_nothing_in_portable_arithmetic_makes_no_other_fork(
     directory.write_config(resolve_config(make_config(plan.config_of(run).model_dump() | {"weight_decay": 0.2})))
     with pytest.raises(BadInputError, match="holds another fork than the sweep's\n  weight_decay"):
         recorded_config_of(plan, run, directory)
+
+
+def test_a_fork_that_recorded_the_earlier_spelling_of_precision_is_the_sweeps(
+    own_baseline: Path, tmp_path: Path
+) -> None:
+    plan = make_plan(read_sweep_file(write_sweep(tmp_path, own_baseline, settings={"tf32": True})))
+    run = plan.runs()[-1]
+    directory = RunDirectory(plan.path(run.name))
+    directory.path.mkdir(parents=True)
+    directory.write_config(resolve_config(plan.config_of(run)))
+    text = directory.config_file.read_text()
+    assert "\nprecision: tf32\n" in text
+    directory.config_file.write_text(text.replace("\nprecision: tf32\n", "\ntf32: true\n"))
+    assert recorded_config_of(plan, run, directory).precision == "tf32"
