@@ -131,13 +131,14 @@ class SweepTorture:
             blows, fault = ([], None) if kills >= min(MOST_KILLS_A_SWEEP, wanted) else self._aim(random_numbers)
             verb = random_numbers.choice(("run", "resume"))
             as_program = fault is None and random_numbers.random() < 0.1
-            attempt = self._attempt(["sweep", verb, str(self.file)], blows, fault, as_program)
+            at_work = random_numbers.random() < 0.8  # on a busy machine the others fall while it starts
+            attempt = self._attempt(["sweep", verb, str(self.file)], blows, fault, as_program, at_work)
             tally.fell.update(attempt.fell)
             kills += len(attempt.fell)
             tally.before_first_state += 0 if has_state else len(attempt.fell)
             if fault is not None and fault.target == "group" and random_numbers.random() < 0.5:
                 tally.lost += attempt.code == -signal.SIGKILL and lose_unsynced(attempt.trace, random_numbers)
-            given = f"{verb}{' as program' * as_program}: {blows}, {fault}"
+            given = f"{verb}{' as program' * as_program}{' at work' * at_work}: {blows}, {fault}"
             history.append(f"{given}, fell: {attempt.fell}, code {attempt.code}")
             problems += attempt.problems
             now = sweep_checks.marks_of_finished(self.directory / "runs")
@@ -196,16 +197,24 @@ class SweepTorture:
         )
 
     def _delay(self, random_numbers: random.Random) -> float:
-        return random_numbers.uniform(0, 0.1 * self.seconds)
+        return random_numbers.uniform(0, 0.2 * self.seconds)
 
     @staticmethod
     def _signal(random_numbers: random.Random) -> int:
         return signal.SIGTERM if random_numbers.random() < 0.2 else signal.SIGKILL
 
     def _attempt(
-        self, arguments: list[str], blows: list[Blow], fault: Fault | None, as_program: bool = False
+        self,
+        arguments: list[str],
+        blows: list[Blow],
+        fault: Fault | None,
+        as_program: bool = False,
+        at_work: bool = False,
     ) -> Attempt:
-        """Run a command line in a session of its own until its end, or until it is killed."""
+        """Run a command line in a session of its own until its end, or until it is killed.
+
+        The times of the blows count from its start, or from when it has workers.
+        """
         name = self.work / f"attempt{next(self._numbers)}"
         trace, output = name.with_suffix(".trace"), name.with_suffix(".txt")
 
@@ -220,6 +229,9 @@ class SweepTorture:
         output.touch()
         process = fork(work, output)
         attempt = Attempt(0, "", read_trace(trace))
+        if at_work:
+            while not workers_of(process) and not has_ended(process, 0.01):
+                pass
         for blow in blows:
             if has_ended(process, blow.after):
                 break
