@@ -328,7 +328,8 @@ class RunDirectory:
         """Write down that a fork begins with the state after `epoch`, so that its checkpoint stays."""
         if f"{epoch} {fork}" in self.forks():
             return  # it was killed before its first state, and begins again
-        is_torn = self.forks_file.exists() and not self.forks_file.read_bytes().endswith(b"\n")
+        noted = self.forks_file.read_bytes() if self.forks_file.exists() else b""
+        is_torn = noted != b"" and not noted.endswith(b"\n")  # empty: another fork is about to write
         with self.forks_file.open("a", encoding="utf-8", newline="\n") as file:
             file.write(("\n" if is_torn else "") + f"{epoch} {fork}\n")
             file.flush()

@@ -80,6 +80,7 @@ def test_a_sweep_that_another_process_executes_keeps_its_file(
 
 def test_a_fork_that_begins_again_is_noted_once(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
+    run.forks_file.touch()  # by another fork that is about to write
     for epoch in (1, 1, 2, 1):
         run.note_fork(epoch, tmp_path / "fork")
     assert run.forks() == [f"1 {tmp_path / 'fork'}", f"2 {tmp_path / 'fork'}"]

@@ -243,6 +243,8 @@ class SweepTorture:
             attempt.at_workers += fault.target == "caller"
             fault.once.unlink()
         self._judge(process, attempt)
+        if fault is not None and fault.once is not None:
+            fault.once.unlink(missing_ok=True)  # by a worker that outlived the command for a moment
         for path in (trace, output):
             path.unlink(missing_ok=True)
         return attempt
