@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,7 +66,8 @@ def _start_fork_server() -> None:
     """
     from multiprocessing import forkserver, resource_tracker
 
-    resource_tracker.ensure_running()  # started within the block, it would end that: it unblocks SIGTERM
+    with blocked(SIGNALS):  # its own, which it ends: it unblocks SIGTERM
+        resource_tracker.ensure_running()
     with blocked(SIGNALS):
         forkserver.ensure_running()
 
@@ -77,7 +79,21 @@ def _end_workers(pool: ProcessPoolExecutor) -> None:
         for each in alive:
             each.terminate()
         alive[0].join(SECONDS_BETWEEN_LOOKS)
+    # One that ended in the midst of sending a result left the pool reading; now it learns that nothing comes.
+    pool._result_queue._writer.close()  # type: ignore[attr-defined]
     pool.shutdown(cancel_futures=True)
+
+
+def check_workers(pool: ProcessPoolExecutor) -> None:
+    """Return if no worker has ended. To be asked again and again while results are waited for.
+
+    The pool finds out by itself, but for one that was killed in the midst of sending a result: it reads on.
+
+    Raises:
+        BrokenProcessPool: one has.
+    """
+    if not all(each.is_alive() for each in (pool._processes or {}).values()):
+        raise BrokenProcessPool("a worker has ended")
 
 
 def _begin(begin: Callable[..., None], arguments: Sequence[Any]) -> None:

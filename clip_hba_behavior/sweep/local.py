@@ -12,7 +12,7 @@ from clip_hba_behavior.reproducibility.record.lease import holder_of
 from clip_hba_behavior.reproducibility.record.signals import INTERRUPTED, StopRequest, stopping_on_signals
 from clip_hba_behavior.reproducibility.state.errors import InterruptedRunError, StoppedError
 from clip_hba_behavior.run.advice import command_line, go_on_with
-from clip_hba_behavior.run.workers import SECONDS_BETWEEN_LOOKS, workers
+from clip_hba_behavior.run.workers import SECONDS_BETWEEN_LOOKS, check_workers, workers
 from clip_hba_behavior.sweep.plan import Run
 from clip_hba_behavior.sweep.status import Status
 from clip_hba_behavior.sweep.sweep import Chain, Sweep
@@ -97,6 +97,11 @@ def _pass(
                 for run, status in outcomes:
                     report(run, status)
                 del left[futures[future]]
+            if running and not done:
+                try:
+                    check_workers(pool)
+                except BrokenProcessPool:
+                    raise _BrokenPassError(list(left.values())) from None
             look()
     return list(left.values())
 

@@ -3,7 +3,7 @@
 import io
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.errors import StoppedError
 from clip_hba_behavior.run.log import logging_to
 from clip_hba_behavior.run.replayer import Replayer
-from clip_hba_behavior.run.workers import SECONDS_BETWEEN_LOOKS, workers
+from clip_hba_behavior.run.workers import SECONDS_BETWEEN_LOOKS, check_workers, workers
 from clip_hba_behavior.training.trainer import NonFiniteLossError
 from clip_hba_behavior.verification.files import RunFiles
 from clip_hba_behavior.verification.replays import NoStartError, ReplayHistory, recorded_config
@@ -69,7 +69,7 @@ def trained_by(
                     while groups and len(ahead) < _GROUPS_AHEAD * processes:
                         ahead.append(pool.submit(_train, groups.popleft()))
                     found.clear()  # of epochs that nobody asked for
-                    sent = io.BytesIO(_result(ahead.popleft(), session))
+                    sent = io.BytesIO(_result(ahead.popleft(), pool, session))
                     found.update(torch.load(sent, weights_only=False))  # our own process's
             except (BrokenProcessPool, EOFError, ConnectionError):  # a process, or the server of all, was killed
                 raise StoppedError(
@@ -87,11 +87,12 @@ def trained_by(
             future.cancel()
 
 
-def _result(future: Future[bytes], session: Session) -> bytes:
+def _result(future: Future[bytes], pool: ProcessPoolExecutor, session: Session) -> bytes:
     while True:
         session.stop.check()
         if wait([future], SECONDS_BETWEEN_LOOKS).done:
             return future.result()
+        check_workers(pool)
 
 
 def _groups(files: RunFiles, epochs: Sequence[int]) -> list[list[int]]:
