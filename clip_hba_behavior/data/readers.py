@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from clip_hba_behavior.config import Arithmetic
 from clip_hba_behavior.data.things import DataError
 from clip_hba_behavior.reproducibility.state.errors import StoppedError
-from clip_hba_behavior.reproducibility.state.process import blocked, ignore, signals
+from clip_hba_behavior.reproducibility.state.process import blocked, ignore, keep_socket_paths_short, signals
 
 # A scheduler sends these to every process of a job; only the main one may act, by saving and stopping.
 _SIGNALS_OF_THE_RUN = signals("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGBREAK")
@@ -63,6 +63,8 @@ def read_in_order(
 
 
 def _items_of(loader: DataLoader[Any], number: int) -> Generator[Any, None, None]:
+    if loader.num_workers:
+        keep_socket_paths_short()
     if loader.num_workers and _has_fork_server():
         # Its start, which would otherwise come within the next lines, unblocks SIGINT and SIGTERM.
         resource_tracker.ensure_running()

@@ -12,7 +12,7 @@ from typing import Any
 
 from clip_hba_behavior.reproducibility.record.signals import SIGNALS
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
-from clip_hba_behavior.reproducibility.state.process import blocked
+from clip_hba_behavior.reproducibility.state.process import blocked, keep_socket_paths_short
 from clip_hba_behavior.run.log import silent
 
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -66,6 +66,7 @@ def _start_fork_server() -> None:
     """
     from multiprocessing import forkserver, resource_tracker
 
+    keep_socket_paths_short()
     with blocked(SIGNALS):  # its own, which it ends: it unblocks SIGTERM
         resource_tracker.ensure_running()
     with blocked(SIGNALS):

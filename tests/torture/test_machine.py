@@ -1,8 +1,10 @@
 """Faults of the clock and of other processes, and what a long run takes of the machine."""
 
 import functools
+import itertools
 import os
 import socket
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -111,7 +113,8 @@ def test_memory_and_open_files_stay_as_they_are_over_500_epochs(keys: dict[str, 
     assert outcome.code == 0, outcome.output
     epochs = [[int(each) for each in line.split()] for line in log.read_text().splitlines()]
     assert len(epochs) == 500
-    (memory, files), (later_memory, later_files) = epochs[99], epochs[499]
-    print(f"epoch 100: {memory} kB, {files} files; epoch 500: {later_memory} kB, {later_files} files")
-    assert later_memory - memory < 5000
-    assert later_files == files
+    memory, files = zip(*epochs[99::100], strict=True)
+    print(f"epochs 100 to 500: {memory} kB, {files} files")
+    growths = [after - before for before, after in itertools.pairwise(memory)]
+    assert statistics.median(growths) < 1000  # a block that found no room comes once, a leak every time
+    assert len(set(files)) == 1

@@ -11,16 +11,19 @@ import shlex
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from multiprocessing import util
 from pathlib import Path
 
 from clip_hba_behavior.reproducibility.state.system import IS_WINDOWS
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # names of glibc's mallopt
+_LONGEST_SOCKET_PATH = 103  # bytes on macOS; Linux has 107
 
 
 def usable_cores() -> int:
@@ -45,6 +48,21 @@ def keep_freed_memory() -> bool:
     except (OSError, TypeError, AttributeError):  # Windows has no such handle, other libraries no such function
         return False
     return bool(set_option(_MMAP_MAX, 0)) and bool(set_option(_TRIM_THRESHOLD, -1))
+
+
+@cache
+def keep_socket_paths_short() -> None:
+    """Let multiprocessing keep its sockets in `/tmp` where TMPDIR's path is too long for one.
+
+    To be called before the first process is started: this one and its children keep the directory chosen then.
+    """
+    socket_path = Path(tempfile.gettempdir(), "pymp-12345678", "listener-12345678")
+    if not IS_WINDOWS and len(os.fsencode(socket_path)) > _LONGEST_SOCKET_PATH:
+        given, tempfile.tempdir = tempfile.tempdir, "/tmp"
+        try:
+            util.get_temp_dir()
+        finally:
+            tempfile.tempdir = given
 
 
 def this_boot() -> tuple[str, str]:
