@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from clip_hba_behavior.config import Config, make_config
 from clip_hba_behavior.data.images import load_pixels
-from clip_hba_behavior.data.standin import write_standin_dataset
+from clip_hba_behavior.data.standin import data_keys, write_standin_dataset
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.numerics import resolve_device
 from clip_hba_behavior.run.assembly import build_trainer
@@ -60,15 +60,8 @@ def main() -> None:
         folder = Path(temporary)
         write_standin_dataset(folder / "data", num_images=arguments.images, image_size=arguments.image_size)
         write_backbone(folder / "backbone", arguments.size)
-        names = {
-            "csv_file": "annotations.csv",
-            "img_dir": "images",
-            "inference_csv_file": "inference48.csv",
-            "RDM48_triplet_dir": "RDM48_triplet.mat",
-            "prompts_file": "prompts.txt",
-        }
-        keys = {key: folder / "data" / name for key, name in names.items()}
-        keys |= {"backbone": folder / "backbone", "num_threads": arguments.threads, "device": arguments.device}
+        keys = {**data_keys(folder / "data"), "backbone": folder / "backbone"}
+        keys |= {"num_threads": arguments.threads, "device": arguments.device}
         print(f"{arguments.size}, {arguments.threads} threads, {resolve_device(arguments.device)}")
         print(f"{'num_workers':>11}{'filling':>14}{'bare forward':>16}{'share':>8}{'waiting':>10}")
         caches = []

@@ -24,8 +24,7 @@ import torch
 from PIL import Image
 
 from clip_hba_behavior import load_model
-from clip_hba_behavior.config import DATA_KEYS
-from clip_hba_behavior.data.standin import write_standin_dataset
+from clip_hba_behavior.data.standin import data_keys, write_standin_dataset
 from clip_hba_behavior.use.formats import write_merged, write_preprocessing
 from sizes import SIZES
 from step_time import write_backbone
@@ -70,9 +69,7 @@ def main() -> None:
         write_backbone(folder / "backbone", options.size)
         write_standin_dataset(folder / "data", num_images=options.images)
         paths = sorted((folder / "data" / "images").iterdir())[: options.images]
-        names = ("annotations.csv", "images", "inference48.csv", "RDM48_triplet.mat", "prompts.txt")
-        keys = {key: str(folder / "data" / file) for key, file in zip(DATA_KEYS, names, strict=True)}
-        keys |= {"backbone": str(folder / "backbone")}
+        keys = data_keys(folder / "data") | {"backbone": str(folder / "backbone")}
         native, portable = (
             load_model(config=keys | {"arithmetic": kind}, device="cpu") for kind in ("native", "portable")
         )

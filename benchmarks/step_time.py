@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 
 from clip_hba_behavior.config import make_config
-from clip_hba_behavior.data.standin import standin_backbone_directory, write_standin_dataset
+from clip_hba_behavior.data.standin import data_keys, standin_backbone_directory, write_standin_dataset
 from clip_hba_behavior.model.architecture import ClipConfig, weight_shapes
 from clip_hba_behavior.model.backbone import load_backbone
 from clip_hba_behavior.model.tokenizer import tokenize_prompts
@@ -69,11 +69,7 @@ def build(folder: Path, num_threads: int, device: str, batch_size: int, precisio
     """Make the project's trainer on the benchmark's files."""
     config = make_config(
         {
-            "csv_file": folder / "data/annotations.csv",
-            "img_dir": folder / "data/images",
-            "inference_csv_file": folder / "data/inference48.csv",
-            "RDM48_triplet_dir": folder / "data/RDM48_triplet.mat",
-            "prompts_file": folder / "data/prompts.txt",
+            **data_keys(folder / "data"),
             "backbone": folder / "backbone",
             "cache_dir": folder / "cache",
             "batch_size": batch_size,

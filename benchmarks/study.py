@@ -17,8 +17,7 @@ from typing import Any
 import yaml
 
 from clip_hba_behavior.cli import main as run_command
-from clip_hba_behavior.config import DATA_KEYS
-from clip_hba_behavior.data.standin import write_standin_dataset
+from clip_hba_behavior.data.standin import data_keys, write_standin_dataset
 from clip_hba_behavior.report.sources import Source, read_records
 from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.sweep.columns import read_table
@@ -26,7 +25,6 @@ from clip_hba_behavior.sweep.effect import MEASURES
 from clip_hba_behavior.sweep.plan import KINDS
 from study_tables import print_changes, print_kinds, print_nothing
 
-FILES = ("annotations.csv", "images", "inference48.csv", "RDM48_triplet.mat", "prompts.txt")
 TRAINING = {"batch_size": 16, "rank": 8, "lr": 1e-3, "num_threads": 1, "device": "cpu"}
 
 
@@ -48,9 +46,8 @@ def write_once(path: Path, keys: dict[str, Any]) -> Path:
 def train_baselines(folder: Path, number: int, images: int, epochs: int) -> list[Path]:
     """Train runs that differ in their seed alone; return their directories."""
     write_standin_dataset(folder / "data", num_images=images)
-    data = {key: str(folder / "data" / name) for key, name in zip(DATA_KEYS, FILES, strict=True)}
     training = {**TRAINING, "epochs": epochs, "early_stopping_patience": max(100, epochs)}
-    base = write_once(folder / "base.yaml", data | training)
+    base = write_once(folder / "base.yaml", data_keys(folder / "data") | training)
     baselines = [folder / f"baseline{seed}" for seed in range(1, number + 1)]
     for seed, baseline in enumerate(baselines, start=1):
         if not baseline.exists():

@@ -22,7 +22,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from clip_hba_behavior.data.standin import write_standin_dataset
+from clip_hba_behavior.data.standin import data_keys, write_standin_dataset
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.run.assembly import build_trainer
 from clip_hba_behavior.run.directory import RunDirectory
@@ -90,22 +90,13 @@ def beside_epochs_alone(plan: Plan, runs: list[Run]) -> tuple[float, float]:
     return of_sweep, of_epochs
 
 
-def data_keys(folder: Path, size: str) -> dict[str, str]:
+def keys_of(folder: Path, size: str) -> dict[str, str]:
     """Return the keys of a data set and a backbone of a size, which are written; of `synthetic` none."""
     if size == "synthetic":
         return {}
     write_backbone(folder / "backbone", size)
     write_standin_dataset(folder / "data", num_images=160)
-    names = {
-        "csv_file": "annotations.csv",
-        "img_dir": "images",
-        "inference_csv_file": "inference48.csv",
-        "RDM48_triplet_dir": "RDM48_triplet.mat",
-        "prompts_file": "prompts.txt",
-    }
-    return {key: str(folder / "data" / name) for key, name in names.items()} | {
-        "backbone": str(folder / "backbone")
-    }
+    return data_keys(folder / "data") | {"backbone": str(folder / "backbone")}
 
 
 def alone(folder: Path, plan: Plan, run: Run) -> tuple[float, int]:
@@ -146,7 +137,7 @@ def main() -> None:
         folder = Path(temporary)
         config = folder / "config.yaml"
         keys = {"epochs": arguments.epochs, "batch_size": 32, "lr": 1e-3, "num_threads": 1}
-        keys |= {"cache_dir": str(folder / "cache"), **data_keys(folder, arguments.size)}
+        keys |= {"cache_dir": str(folder / "cache"), **keys_of(folder, arguments.size)}
         config.write_text(yaml.safe_dump(keys))
         clip_hba("train", config, "--run-dir", folder / "baseline")
         in_process = make_plan(read_sweep_file(write_sweep(folder, "in_process", arguments.lengths)))

@@ -27,13 +27,12 @@ from PIL import Image
 
 from clip_hba_behavior import exact
 from clip_hba_behavior.cli import exit_code_of
-from clip_hba_behavior.config import DATA_KEYS, make_config
-from clip_hba_behavior.data.standin import write_standin_dataset
+from clip_hba_behavior.config import make_config
+from clip_hba_behavior.data.standin import data_keys, write_standin_dataset
 from clip_hba_behavior.run.checkpoint import read_checkpoint
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.life import start
 
-_FILES = ("annotations.csv", "images", "inference48.csv", "RDM48_triplet.mat", "prompts.txt")
 _SMALL = (10, 1)
 # By numbers of images and epochs. Other ones only with another definition of portable arithmetic, or data set.
 GOLDEN = {
@@ -94,7 +93,7 @@ def trained_run(arguments: argparse.Namespace, directory: Path) -> Path:
         Image.open(path).save(path.with_suffix(".bmp"))
     config = make_config(
         {
-            **{key: str(data / name) for key, name in zip(DATA_KEYS, _FILES, strict=True)},
+            **data_keys(data),
             "image_suffix": ".bmp",
             "arithmetic": arguments.arithmetic,
             "epochs": arguments.epochs,

@@ -11,8 +11,7 @@ import fresh_process
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
 
-from clip_hba_behavior.data.standin import write_standin_dataset
-from run_tools import data_keys
+from clip_hba_behavior.data.standin import data_keys, write_standin_dataset
 
 torch.set_num_threads(1)  # tests side by side have a core each; more threads would wait for one another
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup every process of a test would ignore it

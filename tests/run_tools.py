@@ -9,18 +9,11 @@ from typing import Any
 
 import yaml
 
-from clip_hba_behavior.config import DATA_KEYS
 from clip_hba_behavior.reproducibility.state.compare import compare
 from clip_hba_behavior.run.checkpoint import read_checkpoint, to_bytes, to_content
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.training.state import TrainingState
 from fresh_process import Outcome
-
-
-def data_keys(directory: Path) -> dict[str, str]:
-    """The configuration's data keys for a synthetic data set."""
-    names = ("annotations.csv", "images", "inference48.csv", "RDM48_triplet.mat", "prompts.txt")
-    return {key: str(directory / name) for key, name in zip(DATA_KEYS, names, strict=True)}
 
 
 def write_config(path: Path, keys: dict[str, Any], **changes: Any) -> Path:

@@ -11,8 +11,8 @@ import pytest
 import scipy.io
 import yaml
 
-from clip_hba_behavior.data.standin import write_standin_dataset
-from run_tools import data_keys, write_config
+from clip_hba_behavior.data.standin import data_keys, write_standin_dataset
+from run_tools import write_config
 from test_docs_commands import DOCS, REPOSITORY, Block, Reader, blocks, reader  # noqa: F401
 from test_docs_examples import is_listed
 

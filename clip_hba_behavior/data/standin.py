@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from clip_hba_behavior.config import DATA_KEYS
 from clip_hba_behavior.data.drawing import NUM_DIMENSIONS, colour_and_shape, draw_image
 from clip_hba_behavior.data.standin_record import digest_of, digest_on_disk, recorded_digest, write_record
 from clip_hba_behavior.reproducibility.state.files import replace
@@ -23,6 +24,7 @@ from clip_hba_behavior.reproducibility.state.philox import stream, uniform
 
 __all__ = [
     "PROMPTS",
+    "data_keys",
     "draw_image",
     "draw_latents",
     "standin_backbone_directory",
@@ -40,6 +42,7 @@ MAT_HEADER = b"MATLAB 5.0 MAT-file, the stand-in for RDM48_triplet.mat".ljust(11
 
 
 _TABLES = ("annotations.csv", "inference48.csv", "prompts.txt", "RDM48_triplet.mat")
+_FILES = ("annotations.csv", "images", "inference48.csv", "RDM48_triplet.mat", "prompts.txt")  # as DATA_KEYS
 
 
 class _Purpose(IntEnum):
@@ -238,6 +241,11 @@ def write_standin_dataset(
     with suppress(OSError):  # all files may be in a directory that cannot be written to
         write_record(directory, numbers, digest_of(drawn))
     return tuple(written) if recorded is not None else ()
+
+
+def data_keys(directory: Path) -> dict[str, str]:
+    """Gives the configuration's keys for a data set that `write_standin_dataset` wrote to a directory."""
+    return {key: str(directory / name) for key, name in zip(DATA_KEYS, _FILES, strict=True)}
 
 
 def standin_backbone_directory() -> Path:

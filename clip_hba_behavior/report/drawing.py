@@ -13,6 +13,7 @@ from clip_hba_behavior.report.figure import Figure
 from clip_hba_behavior.reproducibility.state.process import usable_cores
 
 Files = dict[str, bytes]
+_WORTH_AN_IMPORT = 4  # figures that this process draws while it imports matplotlib and warms it up
 
 
 class Drawer:
@@ -35,10 +36,17 @@ class Drawer:
         return figure
 
     def files(self, figure: Figure) -> Files:
-        """Return a figure's files, as `paper_files` does; those that nobody has begun are drawn here."""
+        """Return a figure's files, as `paper_files` does; drawn here if the other process has much to do."""
         begun = self._begun.get(figure.name)
-        made = None if begun is None or begun.cancel() else begun.result()
+        if begun is None:
+            return _draw(figure)
+        if self._num_waiting() > _WORTH_AN_IMPORT and begun.cancel():
+            return _draw(figure)
+        made = begun.result()
         return _draw(figure) if made is None else made
+
+    def _num_waiting(self) -> int:
+        return sum(not each.running() and not each.done() for each in self._begun.values())
 
     def close(self) -> None:
         """Let the other process end."""

@@ -9,7 +9,7 @@ import torch
 
 from clip_hba_behavior.config import DATA_KEYS, ORIGIN_KEYS, PERTURB_KEYS, STANDIN, Config, make_config
 from clip_hba_behavior.data.check import DataReport, check_data
-from clip_hba_behavior.data.standin import standin_backbone_directory, write_standin_dataset
+from clip_hba_behavior.data.standin import data_keys, standin_backbone_directory, write_standin_dataset
 from clip_hba_behavior.model.architecture import ClipConfig
 from clip_hba_behavior.model.clip import Clip
 from clip_hba_behavior.model.clip_hba import CLIPHBA
@@ -49,8 +49,7 @@ def with_standin(config: Config) -> Config:
             logging.getLogger(LOGGER_NAME).warning(
                 "The synthetic data set in %s had been changed; as drawn again: %s", directory, some
             )
-        names = ("annotations.csv", "images", "inference48.csv", "RDM48_triplet.mat", "prompts.txt")
-        values |= {key: str(directory / name) for key, name in zip(DATA_KEYS, names, strict=True)}
+        values |= data_keys(directory)
     if config.backbone == STANDIN:
         values["backbone"] = str(standin_backbone_directory())
     return make_config(config.model_dump() | values)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_hba_behavior.config import Config, make_config
-from clip_hba_behavior.data.standin import write_standin_dataset
+from clip_hba_behavior.data.standin import data_keys, write_standin_dataset
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state import safe_load
 from clip_hba_behavior.reproducibility.state.compare import Comparison, compare
@@ -170,11 +170,7 @@ def _config(directory: Path) -> Config:
     return resolve_config(
         make_config(
             {
-                "csv_file": directory / "annotations.csv",
-                "img_dir": directory / "images",
-                "inference_csv_file": directory / "inference48.csv",
-                "RDM48_triplet_dir": directory / "RDM48_triplet.mat",
-                "prompts_file": directory / "prompts.txt",
+                **data_keys(directory),
                 "cache_dir": directory / "cache",
                 "batch_size": 8,
                 "dora_dropout": 0.2,

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 import fresh_process
-from clip_hba_behavior.data.standin import write_standin_dataset
+from clip_hba_behavior.data.standin import data_keys, write_standin_dataset
 from clip_hba_behavior.report.output import write_report
 from fresh_process import Outcome
-from run_tools import data_keys, write_config
+from run_tools import write_config
 
 Called = Callable[..., Outcome]
 

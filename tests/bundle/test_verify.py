@@ -11,10 +11,10 @@ import pytest
 
 from clip_hba_behavior.bundle.archive import digest_of, in_order, write_archive
 from clip_hba_behavior.bundle.manifest import MANIFEST, read_manifest
-from clip_hba_behavior.data.standin import write_standin_dataset
+from clip_hba_behavior.data.standin import data_keys, write_standin_dataset
 from clip_hba_behavior.run.checkpoint import read_checkpoint
 from fresh_process import Outcome
-from run_tools import data_keys, rewrite_state, write_config
+from run_tools import rewrite_state, write_config
 
 Called = Callable[..., Outcome]
 Change = Callable[[dict[str, Any]], None]

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 import fresh_process
+from clip_hba_behavior.data.standin import data_keys
 from clip_hba_behavior.run.checkpoint import read_checkpoint
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path
 from fresh_process import Outcome
-from run_tools import data_keys, differences, recorded_run_keys, rewrite_state, trained, write_config
+from run_tools import differences, recorded_run_keys, rewrite_state, trained, write_config
 
 ClipHba = Callable[..., Outcome]
 Lines = list[bytes]

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 import fresh_process
+from clip_hba_behavior.data.standin import data_keys
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
-from run_tools import data_keys, differences, write_config
+from run_tools import differences, write_config
 
 OTHER_SYSTEM = Path(__file__).parents[1] / "other_system"
 REPOSITORY = Path(__file__).parents[2]

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 import fresh_process
-from clip_hba_behavior.data.standin import write_standin_dataset
+from clip_hba_behavior.data.standin import data_keys, write_standin_dataset
 from clip_hba_behavior.reproducibility.record.epoch import Difference
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.run.checkpoint import read_checkpoint
 from clip_hba_behavior.verification.causes import cause_of_training
 from fresh_process import Outcome
-from run_tools import data_keys, differences, finished, rewrite_state, trained, write_config
+from run_tools import differences, finished, rewrite_state, trained, write_config
 
 ClipHba = Callable[..., Outcome]
 EPOCHS = 2

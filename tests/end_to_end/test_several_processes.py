@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 import fresh_process
+from clip_hba_behavior.data.standin import data_keys
 from clip_hba_behavior.run.checkpoint_files import list_step_checkpoints
 from fresh_process import Outcome
 from old_run_tools import restored
 from rank_tools import Ranks, run_ranks, start_ranks, torchrun
-from run_tools import data_keys, differences, trained, write_config
+from run_tools import differences, trained, write_config
 
 ClipHba = Callable[..., Outcome]
 

@@ -12,12 +12,13 @@ import pytest
 import fresh_process
 from clip_hba_behavior.cli import main
 from clip_hba_behavior.config import make_config
+from clip_hba_behavior.data.standin import data_keys
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run import event_file
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.life import run_behavioral_training
 from fresh_process import Outcome
-from run_tools import data_keys, differences, trained, write_config
+from run_tools import differences, trained, write_config
 from tracker_tools import Watching, recorded, served
 
 ClipHba = Callable[..., Outcome]

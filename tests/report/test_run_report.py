@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 import fresh_process
-from clip_hba_behavior.data.standin import write_standin_dataset
+from clip_hba_behavior.data.standin import data_keys, write_standin_dataset
 from clip_hba_behavior.data.things import read_human_halves, read_human_rdm
 from clip_hba_behavior.report import drawing
 from clip_hba_behavior.report.figure import Figure, Panel, Series
@@ -29,7 +29,6 @@ from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.rsa.noise_ceiling import noise_ceiling
 from clip_hba_behavior.run.directory import RunDirectory
 from fresh_process import Outcome
-from run_tools import data_keys
 
 ClipHba = Callable[..., Outcome]
 FIGURES = ("losses", "trajectory", "alignment", "rdms", "pairs", "dimensions", "movement", "times")

@@ -15,6 +15,7 @@ import yaml
 import fresh_process
 from browser import axe_problems, find_axe, visited
 from clip_hba_behavior.config import PerturbType
+from clip_hba_behavior.data.standin import data_keys
 from clip_hba_behavior.report.blocks import Titled
 from clip_hba_behavior.report.figure import Heat, Series
 from clip_hba_behavior.report.paper import paper_files
@@ -30,7 +31,7 @@ from clip_hba_behavior.report.sweeps.record import KIND_NAMES, SweepRecord, read
 from clip_hba_behavior.report.sweeps.recovery import recovery_curves, recovery_medians
 from clip_hba_behavior.sweep.nulls import p_value
 from fresh_process import Outcome
-from run_tools import data_keys, trained
+from run_tools import trained
 from sweep_tools import write_sweep
 
 ClipHba = Callable[..., Outcome]

@@ -13,9 +13,9 @@ import torch
 import yaml
 
 import fresh_process
-from clip_hba_behavior.data.standin import standin_backbone_directory
+from clip_hba_behavior.data.standin import data_keys, standin_backbone_directory
 from clip_hba_behavior.run.checkpoint import read_checkpoint
-from run_tools import data_keys, trained
+from run_tools import trained
 from second_implementation import model, numerics
 from second_implementation.numerics import Array
 from second_implementation.training import Run, digest

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 import fresh_process
+from clip_hba_behavior.data.standin import data_keys
 from fresh_process import Outcome
-from run_tools import data_keys, trained
+from run_tools import trained
 
 
 @pytest.fixture(scope="package", autouse=True)

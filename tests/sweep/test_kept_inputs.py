@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clip_hba_behavior.config import make_config
-from clip_hba_behavior.data.standin import standin_backbone_directory
+from clip_hba_behavior.data.standin import data_keys, standin_backbone_directory
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run import assembly
 from clip_hba_behavior.run.kept import Kept
@@ -19,7 +19,6 @@ from clip_hba_behavior.sweep import work
 from clip_hba_behavior.sweep.finished import recall
 from clip_hba_behavior.sweep.plan import Plan, make_plan, read_sweep_file
 from clip_hba_behavior.training.inputs import LazyBackbone, load_inputs
-from run_tools import data_keys
 from sweep_tools import write_sweep
 
 ALIKE = ("steps.jsonl", "training_res.csv", "dora_params")

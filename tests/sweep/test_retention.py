@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from clip_hba_behavior.config import make_config
+from clip_hba_behavior.data.standin import data_keys
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
 from clip_hba_behavior.run.life import resume, start
 from clip_hba_behavior.verification.missing_states import make_again
 from clip_hba_behavior.verification.state_request import missing_state
 from fresh_process import Outcome
-from run_tools import data_keys
 from sweep_tools import epochs_on_disk, write_sweep
 
 ClipHba = Callable[..., Outcome]

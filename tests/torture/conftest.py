@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import fresh_process
-from clip_hba_behavior.data.standin import write_standin_dataset
-from run_tools import data_keys, write_config
+from clip_hba_behavior.data.standin import data_keys, write_standin_dataset
+from run_tools import write_config
 
 
 @pytest.fixture(scope="package")

@@ -25,9 +25,8 @@ from typing import Any, Literal
 
 import yaml
 
-from clip_hba_behavior.data.standin import write_standin_dataset
+from clip_hba_behavior.data.standin import data_keys, write_standin_dataset
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
-from run_tools import data_keys
 from torture import sweep_checks
 from torture.artefacts import differences
 from torture.faults import Fault, watched_clip_hba

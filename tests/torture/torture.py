@@ -26,9 +26,8 @@ from typing import Any
 
 import yaml
 
-from clip_hba_behavior.data.standin import write_standin_dataset
+from clip_hba_behavior.data.standin import data_keys, write_standin_dataset
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
-from run_tools import data_keys
 from torture.artefacts import artefacts, differences
 from torture.defects import DEFECTS
 from torture.faults import Fault, watched_clip_hba

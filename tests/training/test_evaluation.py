@@ -9,12 +9,12 @@ import torch
 from torch.nn import functional
 
 from clip_hba_behavior.config import make_config
+from clip_hba_behavior.data.standin import data_keys
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.run.assembly import build_trainer
 from clip_hba_behavior.run.resolution import resolve_config
 from clip_hba_behavior.training.evaluation import Evaluation, evaluate, in_batches_that_fit
 from clip_hba_behavior.training.trainer import Trainer
-from run_tools import data_keys
 
 BATCH = 5  # neither 12 test images nor 48 held-out ones are a multiple
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from clip_hba_behavior.config import make_config
+from clip_hba_behavior.data.standin import data_keys
 from clip_hba_behavior.reproducibility.record.recorder import Recorder
 from clip_hba_behavior.reproducibility.record.session import Session
 from clip_hba_behavior.reproducibility.state.errors import InterruptedRunError
@@ -23,7 +24,6 @@ from clip_hba_behavior.training import pending
 from clip_hba_behavior.training.pending import PendingStep
 from clip_hba_behavior.training.trainer import NonFiniteLossError, Trainer
 from conftest import REPOSITORY
-from run_tools import data_keys
 
 LATE = 3
 STEPS = 12  # of an epoch

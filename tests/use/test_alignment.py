@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from clip_hba_behavior import load_model
 from clip_hba_behavior.config import DATA_KEYS
+from clip_hba_behavior.data.standin import data_keys
 from clip_hba_behavior.data.things import read_annotations, read_human_rdm
 from clip_hba_behavior.rsa.rank_correlation import correlation_distances
 from clip_hba_behavior.rsa.resampling import bootstrap, mantel, spread
 from clip_hba_behavior.run.results import P_VALUE_CAVEAT
 from clip_hba_behavior.use.alignment import alignment_of
 from fresh_process import Outcome
-from run_tools import data_keys, finished
+from run_tools import finished
 
 ClipHba = Callable[..., Outcome]
 

@@ -13,12 +13,13 @@ import torch
 import yaml
 
 import fresh_process
+from clip_hba_behavior.data.standin import data_keys
 from clip_hba_behavior.reproducibility.state.digest import digest
 from clip_hba_behavior.reproducibility.state.rng import MISSING, RESTORED
 from clip_hba_behavior.run.checkpoint import read_checkpoint, to_bytes
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path
 from fresh_process import Outcome
-from run_tools import data_keys, finished, recorded_run_keys, rewrite_state, trained, write_config
+from run_tools import finished, recorded_run_keys, rewrite_state, trained, write_config
 
 ClipHba = Callable[..., Outcome]
 

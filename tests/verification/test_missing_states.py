@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from clip_hba_behavior.config import make_config
+from clip_hba_behavior.data.standin import data_keys
 from clip_hba_behavior.reproducibility.state.errors import BadInputError, NotReproducibleError
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
@@ -18,7 +19,7 @@ from clip_hba_behavior.run.life import resume, start, start_fork
 from clip_hba_behavior.verification.missing_states import make_again, put_back
 from clip_hba_behavior.verification.state_request import missing_state
 from fresh_process import Outcome
-from run_tools import data_keys, differences
+from run_tools import differences
 
 ClipHba = Callable[..., Outcome]
 LAST = 6

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from clip_hba_behavior.data.standin import data_keys
 from fork_tools import KEYS, command
-from run_tools import data_keys, write_config
+from run_tools import write_config
 
 
 @pytest.fixture(scope="package")
