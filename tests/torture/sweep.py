@@ -9,7 +9,6 @@ the slow imports; some are the program itself. Nothing waits for the orphans bef
 
 import argparse
 import itertools
-import json
 import os
 import random
 import shutil
@@ -31,7 +30,7 @@ from torture import sweep_checks
 from torture.artefacts import differences
 from torture.faults import Fault, watched_clip_hba
 from torture.processes import fork, has_ended, members, wait, workers_of
-from torture.tally import Tally
+from torture.tally import Tally, conclude
 from torture.trace import Trace, lose_unsynced, read_trace
 
 BASELINE: dict[str, Any] = {
@@ -315,17 +314,7 @@ def main() -> int:
             break
         torture.sweep_until_done(number, arguments.kills - tally.kills(), tally)
         print(tally.kills(), "kills,", tally.completed.total(), "sweeps", flush=True)
-    seconds = time.monotonic() - began
-    print(tally)
-    print(f"{seconds:.0f} s, {seconds / max(1, tally.kills()):.2f} s a kill")
-    if arguments.json:
-        numbers = {"kills": tally.kills(), "sweeps": tally.completed.total(), "mismatches": len(tally.problems)}
-        arguments.json.write_text(json.dumps(numbers))
-    if tally.problems:
-        print(f"what is left of those sweeps is in {work}")
-    else:
-        shutil.rmtree(work)
-    return 1 if tally.problems else 0
+    return conclude(tally, "sweeps", time.monotonic() - began, work, arguments.json)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """What came of many kills."""
 
+import json
+import shutil
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass
@@ -56,3 +59,28 @@ class Tally:
 
     def _at(self, place: str) -> int:
         return sum(number for (_, each), number in self.fell.items() if each == place)
+
+
+def conclude(tally: Tally, noun: str, seconds: float, work: Path, numbers: Path | None) -> int:
+    """Print what a tool has found, and write its numbers; keep its files where something is wrong.
+
+    Args:
+        tally: of all kills.
+        noun: what was killed, in the plural.
+        seconds: that it took.
+        work: the tool's directory.
+        numbers: where to write the numbers as JSON; None to write none.
+
+    Returns:
+        The exit code: 1 if something is wrong.
+    """
+    print(tally)
+    print(f"{seconds:.0f} s, {seconds / max(1, tally.kills()):.2f} s a kill")
+    if numbers is not None:
+        found = {"kills": tally.kills(), noun: tally.completed.total(), "mismatches": len(tally.problems)}
+        numbers.write_text(json.dumps(found))
+    if tally.problems:
+        print(f"what is left of those {noun} is in {work}")
+    else:
+        shutil.rmtree(work)
+    return 1 if tally.problems else 0

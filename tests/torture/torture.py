@@ -9,7 +9,6 @@ system call under strace. Behind some kills, what was not synced is lost too, as
 
 import argparse
 import itertools
-import json
 import os
 import pickle
 import random
@@ -32,7 +31,7 @@ from torture.artefacts import artefacts, differences
 from torture.defects import DEFECTS
 from torture.faults import Fault, watched_clip_hba
 from torture.processes import fork, wait
-from torture.tally import Tally
+from torture.tally import Tally, conclude
 from torture.trace import Trace, lose_unsynced, read_trace
 
 STEPS = {"checkpoint_every_steps": 2}
@@ -292,17 +291,7 @@ def main() -> int:
         use_strace,
         arguments.until_found,
     )
-    seconds = time.monotonic() - began
-    print(tally)
-    print(f"{seconds:.0f} s, {seconds / max(1, tally.kills()):.2f} s a kill")
-    if arguments.json:
-        numbers = {"kills": tally.kills(), "runs": tally.completed.total(), "mismatches": len(tally.problems)}
-        arguments.json.write_text(json.dumps(numbers))
-    if tally.problems:
-        print(f"what is left of those runs is in {work}")
-    else:
-        shutil.rmtree(work)
-    return 1 if tally.problems else 0
+    return conclude(tally, "runs", time.monotonic() - began, work, arguments.json)
 
 
 if __name__ == "__main__":
