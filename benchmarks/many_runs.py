@@ -88,7 +88,8 @@ def main() -> None:
             if recall(plan, run) is None:
                 raise SystemExit(f"{run.name} does not count as done")
         print(f"{len(plan.runs())} runs planned, {arguments.done} done")
-        for command, codes in (("plan", (0,)), ("status", (1,)), ("table", (1,)), ("verify", (0,))):
+        # The sample is of copies, and their checkpoints say whose: verification replays them, and tells.
+        for command, codes in (("plan", (0,)), ("status", (1,)), ("table", (1,)), ("verify", (1,))):
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             seconds = clip_hba("sweep", command, sweep, codes=codes)
             usage = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -33,6 +33,7 @@ from clip_hba_behavior.reproducibility.record.ledger import END_OF_EPOCH, LEDGER
 from clip_hba_behavior.reproducibility.record.protocol import EpochDone, StepDone, end_record, step_record
 from clip_hba_behavior.reproducibility.record.record_file import RecordFile
 from clip_hba_behavior.reproducibility.record.session import Session
+from clip_hba_behavior.reproducibility.state.process import keep_freed_memory
 from clip_hba_behavior.run.assembly import build_trainer
 from clip_hba_behavior.run.checkpoint import save_dora_parameters
 from clip_hba_behavior.run.directory import RunDirectory
@@ -230,6 +231,7 @@ def report(arguments: argparse.Namespace, folder: Path) -> None:
     print(f"images: {len(trainer.split.train)} train, {len(trainer.split.test)} test, 48 held out")
     print(f"start, with the frozen features computed once: {time.perf_counter() - began:.1f} s")
     baseline = build_baseline(trainer, arguments.batch)
+    keep_freed_memory()  # as training does, for both ways
     rows = trainer.split.train[: arguments.batch]
 
     times: dict[str, list[float]] = {name: [] for name in ("step", "epoch", "base step", "base epoch", "files")}
