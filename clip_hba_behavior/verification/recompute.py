@@ -10,7 +10,7 @@ from clip_hba_behavior.reproducibility.state.numerics import numerics_left_as_th
 from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.run.checkpoint import publish_state
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
-from clip_hba_behavior.run.environment import changed_data
+from clip_hba_behavior.run.environment import changed_data, provenance
 from clip_hba_behavior.run.kept import Kept
 from clip_hba_behavior.run.log import duration, epoch_seconds
 from clip_hba_behavior.run.replayer import Replayer
@@ -26,7 +26,8 @@ def recompute(
 ) -> str:
     """Train up to a state, compare the end of each epoch with the ledger, and write the state's checkpoint.
 
-    The file has the bytes that the run's own has or had: what it says of its origin is of the run's next file.
+    The file has the bytes that the run's own has or had: what it says of its origin is of the run's next file, or
+    of the run as it is now where that file cannot be read.
 
     Args:
         missing: the state.
@@ -54,6 +55,9 @@ def recompute(
     )  # fmt: skip
     replayer = Replayer(recorded_config(files, given), session, kept=kept)
     origin = files.origin(epoch)
+    if "digests" not in origin:  # a file that cannot be read
+        origin = provenance(run.read_config(), run.read_environment())
+        session.logger.warning("The file that tells where it comes from cannot be read: %s tells it", run.path)
     if changed := changed_data(origin, replayer.environment()):
         raise BadInputError(
             f"{missing.name()} of {run.path} cannot be made again: data or weights are not what the run was made "

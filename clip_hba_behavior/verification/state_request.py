@@ -54,10 +54,11 @@ def missing_state(path: Path, epoch: int, step: int | None = None, out: Path | N
     run.refuse_if_no_run()
     last, found = run.newest_epoch(), list_checkpoints(run.checkpoints)
     if not min(found) < epoch <= last:
+        possible = range(min(found) + 1, last + 1)
         raise BadInputError(
             f"--epoch {epoch}: there is no state of {run.path} from which it could be trained again\n"
             f"  found:    checkpoints of {name_epochs(found)}\n"
-            f"  expected: one of epochs {min(found) + 1} to {last}"
+            f"  expected: {f'one of {name_epochs(possible)}' if possible else 'one before it, and one after it'}"
         )
     recorded = read_ledger(run.ledger_file).steps(epoch)
     if END_OF_EPOCH not in recorded:
@@ -69,7 +70,7 @@ def missing_state(path: Path, epoch: int, step: int | None = None, out: Path | N
     if step is not None:
         own = step_checkpoint_path(run.step_checkpoints, epoch, step)
     file = own if out is None else out.expanduser().absolute()
-    if file.exists():
+    if os.path.lexists(file):
         elsewhere = "\n  to make it again all the same, give --out FILE" if out is None else ""
         raise BadInputError(f"{file} is there already, and is not replaced{elsewhere}")
     if out is not None and not file.parent.is_dir():
