@@ -66,8 +66,9 @@ def first_state_file(config: Config) -> Path | None:
         return None
     directory = Path(config.baseline_dora_directory).expanduser().absolute()
     epoch = config.training_run - 1
-    found = list_checkpoints(directory)
-    if epoch not in found and epoch not in RunDirectory(directory.parent).removed_epochs():
+    found, run = list_checkpoints(directory), RunDirectory(directory.parent)
+    removed = run.removed_epochs() if directory == run.checkpoints else set()
+    if epoch not in found and epoch not in removed:
         # an earlier configuration may name a directory with training_run 1, and mean no fork
         hint = ", or leave it out for a run that is no fork" if epoch == 0 else ""
         raise BadInputError(

@@ -14,10 +14,11 @@ from clip_hba_behavior.reproducibility.state.files import publish
 from clip_hba_behavior.run.advice import command_line, go_on_with
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
-from clip_hba_behavior.run.request import refuse_bad_start
+from clip_hba_behavior.run.request import first_state_file, refuse_bad_start
 from clip_hba_behavior.run.resolution import run_directory_of
 from clip_hba_behavior.sweep.cluster import batch_script, coming_back, submit_script
 from clip_hba_behavior.sweep.plan import SlurmSettings
+from clip_hba_behavior.verification.missing_states import put_back
 
 
 def _resources_of(given: Mapping[str, Any]) -> SlurmSettings:
@@ -96,4 +97,6 @@ def work(config_file: Path, settings: list[str], run_dir: Path) -> Path:
         if list_checkpoints(run.checkpoints):
             return resume(run.path)
         keys = read_config_file(config_file) | parse_settings(settings) | {"run_dir": str(run.path)}
-        return start(make_config(keys))
+        config = make_config(keys)
+        put_back(first_state_file(config))
+        return start(config)

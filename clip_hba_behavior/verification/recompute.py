@@ -57,7 +57,7 @@ def recompute(
     origin = files.origin(epoch)
     if "digests" not in origin:  # a file that cannot be read
         origin = provenance(run.read_config(), run.read_environment())
-        session.logger.warning("The file that tells where it comes from cannot be read: %s tells it", run.path)
+        session.logger.warning("The file that tells its origin cannot be read: %s tells it", run.environment_file)
     if changed := changed_data(origin, replayer.environment()):
         raise BadInputError(
             f"{missing.name()} of {run.path} cannot be made again: data or weights are not what the run was made "

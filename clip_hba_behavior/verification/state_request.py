@@ -58,7 +58,7 @@ def missing_state(path: Path, epoch: int, step: int | None = None, out: Path | N
         raise BadInputError(
             f"--epoch {epoch}: there is no state of {run.path} from which it could be trained again\n"
             f"  found:    checkpoints of {name_epochs(found)}\n"
-            f"  expected: {f'one of {name_epochs(possible)}' if possible else 'one before it, and one after it'}"
+            f"  expected: {f'one of {name_epochs(possible)}' if possible else 'one of an earlier epoch too'}"
         )
     recorded = read_ledger(run.ledger_file).steps(epoch)
     if END_OF_EPOCH not in recorded:
@@ -77,5 +77,8 @@ def missing_state(path: Path, epoch: int, step: int | None = None, out: Path | N
         raise BadInputError(f"--out {out}: {file.parent} is no directory")
     folder = next(each for each in file.parents if each.is_dir())
     if not os.access(folder, os.W_OK):  # before an hour of training, not behind it
-        raise BadInputError(f"{file} cannot be written: nothing can be in {folder}\n  give another --out FILE")
+        raise BadInputError(
+            f"{file} cannot be written: nothing can be in {folder}\n  give another --out FILE"
+            "\n  to fork or continue it from that state, copy the run to where it can be written"
+        )
     return MissingState(run, epoch, step, file)

@@ -115,13 +115,37 @@ def test_the_command_puts_a_state_into_its_run_which_removes_it_when_it_goes_on(
         (4, 99, None, "--step 99: epoch 4 of"),
         (4, None, "none/state.pth", "none is no directory"),
         (4, None, "best", "is there already, and is not replaced"),
+        (4, None, "dangling", "is there already, and is not replaced"),
     ],
 )
 def test_what_cannot_be_made_is_refused_before_anything_is_trained(
     epoch: int, step: int | None, out: str | None, message: str, thinned: Path, tmp_path: Path
 ) -> None:
+    (tmp_path / "dangling").symlink_to("nowhere")
     with pytest.raises(BadInputError, match=message):
         missing_state(thinned, epoch, step, None if out is None else tmp_path / out)
+
+
+def test_a_run_without_its_first_checkpoint_is_told_what_is_missing(thinned: Path) -> None:
+    for epoch, path in list_checkpoints(thinned / "dora_params").items():
+        if epoch < LAST:
+            path.unlink()
+    with pytest.raises(BadInputError, match=f"of epoch {LAST}\n  expected: one of an earlier epoch"):
+        missing_state(thinned, 2)
+
+
+@pytest.mark.parametrize("epoch", [3, LAST])
+def test_a_state_is_made_again_where_the_file_that_tells_its_origin_cannot_be_read(
+    epoch: int, thinned: Path, runs: Path, tmp_path: Path, clip_hba: ClipHba
+) -> None:
+    """The run's next file, and its own."""
+    for later, path in list_checkpoints(thinned / "dora_params").items():
+        if later >= epoch:
+            path.write_bytes(b"damaged")
+    outcome = clip_hba("state", thinned, "--epoch", epoch, "--out", tmp_path / "made.pth")
+    assert outcome.code == 0, outcome.output
+    assert f"cannot be read: {thinned}/environment.json tells it" in outcome.output
+    assert (tmp_path / "made.pth").read_bytes() == checkpoint_path(runs / "all/dora_params", epoch).read_bytes()
 
 
 def test_another_state_than_the_ledgers_is_refused_with_both_digests(thinned: Path, clip_hba: ClipHba) -> None:
@@ -217,6 +241,26 @@ def test_a_state_that_was_lost_is_made_again_on_request_alone(
     assert f"or make it again: clip-hba state {run} --epoch 2" in outcome.output
     assert clip_hba("state", run, "--epoch", 2).code == 0
     assert lost.read_bytes() == checkpoint_path(runs / "all/dora_params", 2).read_bytes()
+
+
+def test_a_state_is_put_back_for_a_job_and_never_for_another_directory(
+    thinned: Path, standin_data: Path, tmp_path: Path, clip_hba: ClipHba
+) -> None:
+    some = Path(shutil.copytree(thinned / "dora_params", thinned / "some"))
+    config = tmp_path / "fork.yaml"
+    before = sorted(thinned.rglob("*"))
+    for directory, command, code in (
+        (some, "train", 2),
+        (some, "slurm-task", 2),
+        (thinned / "dora_params", "slurm-task", 0),
+    ):
+        keys = {**data_keys(standin_data), "training_run": 3, "epochs": 3, "baseline_dora_directory": directory}
+        config.write_text("".join(f"{key}: {value}\n" for key, value in keys.items()))
+        outcome = clip_hba(command, config, "--run-dir", tmp_path / "fork")
+        assert outcome.code == code, outcome.output
+        assert ("expected: epoch 2" in outcome.output) == (directory == some)
+        assert checkpoint_path(thinned / "dora_params", 2).exists() == (code == 0)
+        assert (sorted(thinned.rglob("*")) == before) == (code != 0)
 
 
 def test_python_callers_are_told_the_command(thinned: Path, tmp_path: Path) -> None:
