@@ -12,7 +12,7 @@ from clip_hba_behavior.reproducibility.state.errors import BadInputError, NotRep
 from clip_hba_behavior.reproducibility.state.files import publish
 from clip_hba_behavior.reproducibility.state.rng import load_and_restore_rng_state, seed_generators
 from clip_hba_behavior.run.checkpoint import Checkpoint, read_checkpoint, read_named
-from clip_hba_behavior.run.checkpoint_files import checkpoint_path
+from clip_hba_behavior.run.checkpoint_files import list_checkpoints
 from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.fork_request import end_of_fork, fork_config
 from clip_hba_behavior.run.request import FORK_KEYS, first_state_file
@@ -101,17 +101,20 @@ def run_of(checkpoint: Checkpoint) -> RunDirectory | None:
 def keys_of(parent: Checkpoint) -> dict[str, Any]:
     """Return the keys with which the parent's run went on from a checkpoint; empty if nothing tells them.
 
-    They stand in the next epoch's file. The file itself names those that led to it, which are another run's
-    where it is the first of a fork, and others where the run was taken up with `--allow`.
+    They stand in the next file: of the next epoch, or of a later one where `keep_checkpoints` removed some. The
+    file itself names those that led to it, which are another run's where it is the first of a fork, and others
+    where the run was taken up with `--allow`.
     """
     run, state = run_of(parent), parent.state
     if run is not None and state is not None:
-        try:
-            following = read_checkpoint(checkpoint_path(run.checkpoints, state.epoch + 1))
-            if following.provenance.get("config"):
-                return dict(following.provenance["config"])
-        except BadInputError:
-            pass  # there is none, or it is damaged
+        for epoch, file in list_checkpoints(run.checkpoints).items():
+            if epoch > state.epoch:
+                try:
+                    following = read_checkpoint(file)
+                except BadInputError:  # it is damaged
+                    continue
+                if following.provenance.get("config"):
+                    return dict(following.provenance["config"])
         return run.read_config().trajectory()
     return dict(parent.provenance.get("config", {}))
 

@@ -243,6 +243,24 @@ def test_a_state_that_was_lost_is_made_again_on_request_alone(
     assert lost.read_bytes() == checkpoint_path(runs / "all/dora_params", 2).read_bytes()
 
 
+def test_a_fork_from_before_an_allowed_change_goes_on_as_its_baseline_did_then(
+    standin_data: Path, tmp_path: Path
+) -> None:
+    keys = {**data_keys(standin_data), "batch_size": 16, "num_threads": 1, "rank": 4, "lr": 1e-3, "device": "cpu"}
+    run, fork = tmp_path / "run", tmp_path / "fork"
+    start(make_config({**keys, "epochs": 3, "keep_checkpoints": "every 3", "run_dir": str(run)}))
+    resume(run, {"epochs": 4, "lr": 1e-2}, allow=["lr"])
+    assert list(list_checkpoints(run / "dora_params")) == [0, 3, 4]
+    put_back(checkpoint_path(run / "dora_params", 1))
+    start_fork(run, 2, {"perturb_type": "none", "epochs": 2}, fork)
+    assert RunDirectory(fork).read_config().lr == 1e-3
+    ledgers = [(each / "steps.jsonl").read_text().splitlines() for each in (run, fork)]
+    of_epoch_2 = [[line for line in lines if json.loads(line)["epoch"] == 2] for lines in ledgers]
+    assert of_epoch_2[0] == of_epoch_2[1]
+    start_fork(run, 4, {"perturb_type": "none", "epochs": 4}, tmp_path / "behind")
+    assert RunDirectory(tmp_path / "behind").read_config().lr == 1e-2
+
+
 def test_a_state_is_put_back_for_a_job_and_never_for_another_directory(
     thinned: Path, standin_data: Path, tmp_path: Path, clip_hba: ClipHba
 ) -> None:
