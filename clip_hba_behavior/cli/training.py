@@ -37,7 +37,7 @@ def train(
         print(resolve_config(checked).to_yaml(), end="")
         return
     refuse_bad_start(checked)
-    put_back(first_state_file(checked))
+    put_back(first_state_file(checked), checked)
     from clip_hba_behavior.run.life import start
 
     print(f"The run is in {start(checked)}")
@@ -76,7 +76,7 @@ def resume(
     changes = parse_settings(settings or [])
     asked = resumption(run, changes, from_epoch, run_dir, allowed)
     if asked.elsewhere is not None:
-        put_back(checkpoint_path(asked.source.checkpoints, asked.elsewhere[1]))
+        put_back(checkpoint_path(asked.source.checkpoints, asked.elsewhere[1]), asked.config)
     from clip_hba_behavior.run.life import resume
 
     path = resume(run, changes, from_epoch, run_dir, allowed, accept_mismatch)
@@ -140,7 +140,7 @@ def fork(
     keys |= {key: value for key, value in options.items() if value is not None}
     checked = fork_config(baseline, at_epoch, {**keys, "run_dir": str(run_dir)})
     refuse_bad_start(checked)
-    put_back(first_state_file(checked))
+    put_back(first_state_file(checked), checked)
     from clip_hba_behavior.run.life import start_fork
 
     print(f"The run is in {start_fork(baseline, at_epoch, keys, run_dir)}")

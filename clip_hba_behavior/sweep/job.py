@@ -98,5 +98,5 @@ def work(config_file: Path, settings: list[str], run_dir: Path) -> Path:
             return resume(run.path)
         keys = read_config_file(config_file) | parse_settings(settings) | {"run_dir": str(run.path)}
         config = make_config(keys)
-        put_back(first_state_file(config))
+        put_back(first_state_file(config), config)
         return start(config)

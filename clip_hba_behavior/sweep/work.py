@@ -41,7 +41,7 @@ def execute(plan: Plan, run: Run) -> Status:
             resume(plan.path(run.name), {"epochs": plan.last_epoch, **patience}, kept=_KEPT)
         else:
             first = checkpoint_path(RunDirectory(plan.source(run)).checkpoints, plan.first_own_epoch(run) - 1)
-            put_back(first, _KEPT)
+            put_back(first, plan.config_of(run), _KEPT)
             start_fork(
                 plan.source(run),
                 plan.first_own_epoch(run),

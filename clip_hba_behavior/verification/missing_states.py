@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clip_hba_behavior.config import make_config
+from clip_hba_behavior.config import DATA_KEYS, Config, make_config
 from clip_hba_behavior.reproducibility.record.signals import stopping_on_signals
 from clip_hba_behavior.reproducibility.state.system import locked_directory
 from clip_hba_behavior.run.checkpoint_files import position_in_name
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from clip_hba_behavior.training.inputs import Inputs
 
 _SECONDS_BETWEEN_TRIES = 0.1
+_WHERE = (*DATA_KEYS, "image_suffix", "backbone", "tokenizer", "trust_backbone_file", "cache_dir")
 
 
 def make_again(
@@ -33,11 +34,12 @@ def make_again(
         return recompute(missing, given or {}, here, kept)
 
 
-def put_back(file: Path | None, kept: "Kept[Inputs] | None" = None) -> None:
+def put_back(file: Path | None, config: Config | None = None, kept: "Kept[Inputs] | None" = None) -> None:
     """Make a checkpoint again that `keep_checkpoints` removed; any other is left to whoever reads it.
 
     Args:
         file: the checkpoint, in its run; None for none.
+        config: of whoever needs it: where data and backbone are now. Without it they are where they were.
         kept: the inputs of an earlier run of this process.
 
     Raises:
@@ -49,6 +51,12 @@ def put_back(file: Path | None, kept: "Kept[Inputs] | None" = None) -> None:
     run, (epoch, _) = RunDirectory(file.parent.parent), position_in_name(file.name)
     if epoch not in run.removed_epochs():
         return
+    keys = (
+        {}
+        if config is None
+        else {key: getattr(config, key) for key in config.model_fields_set.intersection(_WHERE)}
+    )
+    given = {key: value for key, value in keys.items() if value is not None}
     with stopping_on_signals() as stop:
 
         def wait() -> None:
@@ -60,4 +68,4 @@ def put_back(file: Path | None, kept: "Kept[Inputs] | None" = None) -> None:
                 for left in file.parent.glob(f".{file.name}.*.tmp"):  # by a process that was killed
                     left.unlink(missing_ok=True)
             if not file.exists():
-                make_again(missing_state(run.path, epoch), kept=kept)
+                make_again(missing_state(run.path, epoch), given, kept)

@@ -115,7 +115,7 @@ def test_a_state_that_another_process_puts_back_is_waited_for(
     left = file.parent / f".{file.name}.x.tmp"
     left.touch()  # by one that was killed
     made = []
-    monkeypatch.setattr(missing_states, "make_again", lambda missing, kept: made.append(missing.epoch))
+    monkeypatch.setattr(missing_states, "make_again", lambda missing, *others: made.append(missing.epoch))
     with locked_directory(run.path, lambda: None):
         waiting = threading.Thread(target=missing_states.put_back, args=(file,))
         waiting.start()

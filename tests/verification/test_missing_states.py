@@ -243,6 +243,23 @@ def test_a_state_that_was_lost_is_made_again_on_request_alone(
     assert lost.read_bytes() == checkpoint_path(runs / "all/dora_params", 2).read_bytes()
 
 
+def test_a_state_is_put_back_where_the_data_are_now(
+    thinned: Path, standin_data: Path, tmp_path: Path, clip_hba: ClipHba
+) -> None:
+    config, where = thinned / "config.yaml", tmp_path / "where.yaml"
+    config.write_text(config.read_text().replace(str(standin_data), str(tmp_path / "gone")))
+    where.write_text("".join(f"{key}: {value}\n" for key, value in data_keys(standin_data).items()))
+    own = make_config(data_keys(standin_data) | {"lr": 5.0, "keep_checkpoints": "all"})
+    put_back(checkpoint_path(thinned / "dora_params", 4), own)  # of its keys only those
+    fork = ["fork", thinned, "--at-epoch", 3, "--epochs", 3, "--perturb", "none", "--run-dir", tmp_path / "fork"]
+    outcome = clip_hba(*fork)
+    assert outcome.code == 2, outcome.output
+    assert "say where they are now: --config FILE" in outcome.output
+    outcome = clip_hba(*fork, "--config", where)
+    assert outcome.code == 0, outcome.output
+    assert checkpoint_path(thinned / "dora_params", 2).exists()
+
+
 def test_a_fork_from_before_an_allowed_change_goes_on_as_its_baseline_did_then(
     standin_data: Path, tmp_path: Path
 ) -> None:
