@@ -4,7 +4,12 @@ import logging
 import traceback
 from contextlib import suppress
 
-from clip_hba_behavior.reproducibility.state.errors import BadInputError, InterruptedRunError
+from clip_hba_behavior.reproducibility.state.errors import (
+    BadInputError,
+    InterruptedRunError,
+    NotReproducibleError,
+    StoppedError,
+)
 from clip_hba_behavior.reproducibility.state.files import replace
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path
 from clip_hba_behavior.run.directory import RunDirectory
@@ -55,7 +60,8 @@ def execute(plan: Plan, run: Run) -> Status:
     except InterruptedRunError:
         raise
     except Exception as error:  # one run that fails must not stop the others; it is shown by `sweep status`
-        lines = (str(error) if isinstance(error, BadInputError) else traceback.format_exc()).splitlines()
+        is_foreseen = isinstance(error, BadInputError | NotReproducibleError | StoppedError)
+        lines = (str(error) if is_foreseen else traceback.format_exc()).splitlines()
         failure.parent.mkdir(parents=True, exist_ok=True)
         replace(failure, ("\n".join(lines[-_LINES_KEPT:]) + "\n").encode())
         logging.getLogger("clip_hba_behavior").error("%s failed: %s", run.name, lines[-1] if lines else error)

@@ -6,16 +6,18 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from clip_hba_behavior.reproducibility.record.lease import describe_this_process
 from clip_hba_behavior.reproducibility.record.signals import StopRequest
-from clip_hba_behavior.reproducibility.state.errors import StoppedError
+from clip_hba_behavior.reproducibility.state.errors import NotReproducibleError, StoppedError
 from clip_hba_behavior.reproducibility.state.system import locked_directory
 from clip_hba_behavior.run.checkpoint_files import checkpoint_path
 from clip_hba_behavior.run.directory import RunDirectory
-from clip_hba_behavior.sweep import local
+from clip_hba_behavior.sweep import local, work
+from clip_hba_behavior.sweep.plan import make_plan, read_sweep_file
 from clip_hba_behavior.sweep.sweep import read_sweep
 from clip_hba_behavior.verification import missing_states
 from fresh_process import Outcome
@@ -128,3 +130,15 @@ def test_a_state_that_another_process_puts_back_is_waited_for(
     file.unlink()
     missing_states.put_back(file)  # where nobody does, it is made
     assert made == [2]
+
+
+def test_a_state_that_cannot_be_made_again_fails_its_run_with_the_message_alone(
+    own_baseline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*arguments: Any) -> None:
+        raise NotReproducibleError("another state was reached\n  find out why: verify")
+
+    monkeypatch.setattr(work, "put_back", cannot)
+    plan = make_plan(read_sweep_file(write_sweep(tmp_path, own_baseline, epochs=[2], lengths=[1])))
+    status = work.execute(plan, plan.runs()[0])
+    assert (status.state, status.detail) == ("failed", "another state was reached\n  find out why: verify")
