@@ -119,6 +119,8 @@ WRONG = {
     "publish sweep.yaml --to tensorboard": "the sweep has not begun",
     "sweep plan none.yaml": "there is no YAML file of a sweep at the path none.yaml",
     "sweep plan good.yaml": "the sweep file is wrong",
+    "sweep plan run": "run is a directory: expected the YAML file of a sweep",
+    "sweep status begun": "give the copy of it that is there: begun/sweep.yaml",
     "sweep run sweep.yaml --engine cloud": "--engine cloud: expected local or slurm",
     "sweep verify sweep.yaml --engine cloud": "--engine cloud: expected local or slurm",
     "sweep run lost_sweep.yaml": "the sweep's baseline has no config.yaml",
@@ -199,6 +201,8 @@ def place(tmp_path: Path) -> Path:
     sweep = {"baseline": "run", "directory": "sweep", "kinds": [], "controls": True}
     write_config(tmp_path / "sweep.yaml", sweep)
     write_config(tmp_path / "lost_sweep.yaml", sweep, baseline="nowhere")
+    (tmp_path / "begun").mkdir()
+    write_config(tmp_path / "begun" / "sweep.yaml", sweep)
     return tmp_path
 
 

@@ -14,7 +14,7 @@ from clip_hba_behavior.reproducibility.record.quarantine import FOLDER as QUARAN
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints, list_step_checkpoints
-from clip_hba_behavior.run.directory import RECORD_FILES, RunDirectory, is_temporary, is_tracked
+from clip_hba_behavior.run.directory import RECORD_FILES, SWEEP_FILE, RunDirectory, is_temporary, is_tracked
 
 REPORT = "report"
 BEST = "best.json"
@@ -42,7 +42,7 @@ def refuse_no_run(path: Path) -> RunDirectory:
         BadInputError: there is none, or it is still written, or lacks what a bundle needs.
     """
     run = RunDirectory.at(path)
-    if (run.path / "sweep.yaml").is_file() or run.path.is_file():
+    if (run.path / SWEEP_FILE).is_file() or run.path.is_file():
         raise BadInputError(
             f"{path} is no run\n  make a bundle of each run of a sweep; list them: "
             f"{command_line('runs', path if path.is_dir() else path.parent)}"

@@ -18,7 +18,7 @@ from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.files import published_directory
 from clip_hba_behavior.reproducibility.state.process import join_command
 from clip_hba_behavior.run.advice import command_line
-from clip_hba_behavior.run.directory import RunDirectory, is_tracked
+from clip_hba_behavior.run.directory import SWEEP_FILE, RunDirectory, is_tracked
 from clip_hba_behavior.run.event_file import FOLDER, refuse_foreign, refuse_no_tensorboard, write_events
 from clip_hba_behavior.run.listing import read_loop_record
 from clip_hba_behavior.run.log import session
@@ -94,7 +94,7 @@ def publish(asked: Path, to: str, out: Path | None) -> int:
 
 def _runs_of(asked: Path) -> tuple[dict[str, Path], list[str]]:
     """Return the runs that are meant, by their name below --out, and what there is not yet of them."""
-    if asked.is_file() or (asked / "sweep.yaml").is_file():
+    if asked.is_file() or (asked / SWEEP_FILE).is_file():
         plans = [plan for _, _, plan in plans_of([Source("sweep", asked)])]
         paths = {run.name: plan.path(run.name) for plan in plans for run in plan.runs()}
         begun = {name: path for name, path in paths.items() if RunDirectory(path).results_file.is_file()}

@@ -11,7 +11,7 @@ from clip_hba_behavior.reproducibility.record.ledger import read_ledger
 from clip_hba_behavior.reproducibility.record.lines import read_lines
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.advice import command_line
-from clip_hba_behavior.run.directory import RunDirectory, is_tracked
+from clip_hba_behavior.run.directory import SWEEP_FILE, RunDirectory, is_tracked
 from clip_hba_behavior.run.names import names_of
 from clip_hba_behavior.run.results import METRICS, RESULTS, parse_row
 from clip_hba_behavior.verification.results_table import read_results_table
@@ -89,7 +89,7 @@ def _source_of(path: Path) -> Source:
             "  expected: the directory of a run or of a sweep, a sweep's YAML file, or a results CSV\n"
             f"  list the runs and sweeps that there are: {command_line('runs', path.parent)}"
         )
-    if (path / "sweep.yaml").is_file():
+    if (path / SWEEP_FILE).is_file():
         return Source("sweep", path)
     if is_tracked(path):
         raise BadInputError(
@@ -99,7 +99,7 @@ def _source_of(path: Path) -> Source:
     run = RunDirectory.at(path)
     if not run.config_file.is_file():
         raise BadInputError(
-            f"there is neither a run nor a sweep in {path}: it has no config.yaml and no sweep.yaml\n"
+            f"there is neither a run nor a sweep in {path}: it has no config.yaml and no {SWEEP_FILE}\n"
             f"  list the runs below it: {command_line('runs', path)}"
         )
     return Source("run", path if run.path == path.absolute() else path.parent)  # its dora_params was named

@@ -22,6 +22,7 @@ from clip_hba_behavior.run.results import RESULTS_NAME
 
 # Of another run's history, with lines that it has still to repeat; its checkpoints follow.
 RECORD_FILES = tuple(f"{name}{end}" for name in (LEDGER_NAME, RESULTS_NAME) for end in ("", ".pending", ".aside"))
+SWEEP_FILE = "sweep.yaml"  # the copy in a sweep's directory, which is known by it
 
 
 # What `environment.json` must hold; keys that came later may be absent.

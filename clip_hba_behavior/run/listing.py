@@ -15,7 +15,7 @@ from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.untrusted import MIB, open_text, quote
 from clip_hba_behavior.run.advice import command_line
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
-from clip_hba_behavior.run.directory import RunDirectory, is_tracked
+from clip_hba_behavior.run.directory import SWEEP_FILE, RunDirectory, is_tracked
 from clip_hba_behavior.run.results import RESULTS, parse_row
 
 _STOPPED = "Stopped early after epoch"  # what the log of such a run ends with
@@ -78,7 +78,7 @@ def _list(directory: Path, root: Path) -> Iterator[Listed]:
     if (directory / "config.yaml").is_file() and (directory / "dora_params").is_dir():
         yield _run(directory, name)
         return
-    if (directory / "sweep.yaml").is_file():
+    if (directory / SWEEP_FILE).is_file():
         files = [each for each in directory.rglob("*") if each.is_file()]
         yield Listed(name, "sweep", _sweep_state(directory), **_sizes(files))
     for each in sorted(directory.iterdir()):

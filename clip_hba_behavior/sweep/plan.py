@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from clip_hba_behavior.config import Config, PerturbType, make_config, read_config_file
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.checkpoint_files import list_checkpoints
-from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.directory import SWEEP_FILE, RunDirectory
 from clip_hba_behavior.run.names import names_of
 from clip_hba_behavior.wrong_keys import explain, suggestion
 
@@ -317,6 +317,10 @@ def read_sweep_file(path: Path) -> SweepFile:
     Raises:
         BadInputError: names every wrong key with its value and what is allowed.
     """
+    if path.is_dir():
+        copy = path / SWEEP_FILE
+        hint = f"give the copy of it that is there: {copy}" if copy.is_file() else "give the file's own path"
+        raise BadInputError(f"{path} is a directory: expected the YAML file of a sweep\n  {hint}")
     return make_sweep_file(read_config_file(path, "YAML file of a sweep at the path"))
 
 

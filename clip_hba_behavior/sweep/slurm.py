@@ -14,12 +14,13 @@ from typing import Any
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.reproducibility.state.files import publish, replace
 from clip_hba_behavior.run.advice import command_line, go_on_with
+from clip_hba_behavior.run.directory import SWEEP_FILE
 from clip_hba_behavior.sweep import cluster
 from clip_hba_behavior.sweep.cluster import Task, coming_back
 from clip_hba_behavior.sweep.plan import Plan, Run, make_sweep_file
 from clip_hba_behavior.sweep.sizing import Shares, counted, seconds_per_epoch, share_out
 from clip_hba_behavior.sweep.status import status_of
-from clip_hba_behavior.sweep.sweep import SWEEP_FILE, Chain, Sweep
+from clip_hba_behavior.sweep.sweep import Chain, Sweep
 
 CHAINS, SAMPLES = "chains.json", "samples.json"  # what an array's tasks do
 MAX_ARRAY = 1000  # MaxArraySize's default

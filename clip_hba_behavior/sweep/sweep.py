@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clip_hba_behavior.reproducibility.state.process import usable_cores
-from clip_hba_behavior.run.directory import RunDirectory
+from clip_hba_behavior.run.directory import SWEEP_FILE, RunDirectory
 from clip_hba_behavior.sweep.plan import Plan, Run, SweepFile, make_plan, read_sweep_file
 
-SWEEP_FILE = "sweep.yaml"  # the copy in the sweep's directory
 Chain = tuple[int, tuple[Run, ...]]  # which of the plans, and runs that one process executes in turn
 
 

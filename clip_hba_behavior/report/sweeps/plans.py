@@ -6,6 +6,7 @@ from pathlib import Path
 from clip_hba_behavior.report.sources import Source
 from clip_hba_behavior.reproducibility.state.errors import BadInputError
 from clip_hba_behavior.run.advice import command_line
+from clip_hba_behavior.run.directory import SWEEP_FILE
 from clip_hba_behavior.run.names import names_of
 from clip_hba_behavior.sweep.plan import Plan, read_sweep_file
 from clip_hba_behavior.sweep.sweep import make_sweep
@@ -21,7 +22,7 @@ def plans_of(sources: Sequence[Source]) -> list[tuple[Path, str, Plan]]:
     """
     found: list[tuple[Path, str, Plan]] = []
     for source, name in zip(sources, names_of([each.path for each in sources]), strict=True):
-        file = source.path / "sweep.yaml" if source.path.is_dir() else source.path
+        file = source.path / SWEEP_FILE if source.path.is_dir() else source.path
         asked = read_sweep_file(file)
         if source.path.is_dir():
             asked = asked.model_copy(update={"directory": str(source.path)})
