@@ -3,6 +3,7 @@
 What needs torch or draws is imported once the checks are done: a wrong path is told at once.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -70,11 +71,14 @@ def report(
                 draw(figure)
         # torch's threads would spin while they wait for each other, on the core of the process that draws
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        gc.disable()  # imports leave little garbage, and to look for it again and again takes a tenth of the time
         # only now: the process that draws has something to do meanwhile
         from clip_hba_behavior.report.run_page import Request, run_page
         from clip_hba_behavior.report.runs_page import runs_page
         from clip_hba_behavior.report.site import render_site
 
+        gc.freeze()  # what is there now stays
+        gc.enable()
         if of_one_run:
             page, left_out = run_page(records[0], Request(keys, device, split_half, certificates), here, draw)
         else:
