@@ -9,7 +9,7 @@ PEERS := benchmarks/peers/.venv
 demo: $(STAMP)  ## train on the synthetic data set, resume in a new process, compare the bits
 	$(VENV)/bin/clip-hba demo
 
-test: $(STAMP)  ## the quick tests, 20 minutes on 2 cores
+test: $(STAMP)  ## the quick tests, ten minutes on 2 cores
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not system"
 
 test-system: $(STAMP)  ## the slow ones; one cluster of SLURM at a time

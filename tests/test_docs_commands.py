@@ -162,8 +162,13 @@ def make_old_checkpoints(reader: Reader) -> None:
     shutil.rmtree(gone)
 
 
-@pytest.mark.parametrize("data", ["small data", pytest.param("as it stands", marks=pytest.mark.system)])
-@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("../README", "small data"),
+        *(pytest.param(name, "as it stands", marks=pytest.mark.system) for name in DOCUMENTS),
+    ],
+)
 def test_every_command_of_the_document_does_what_it_says(
     name: str, data: str, reader: Reader, small_config: dict[str, Any]
 ) -> None:

@@ -16,6 +16,8 @@ from clip_hba_behavior.run.checkpoint import read_checkpoint
 from fresh_process import Outcome
 from run_tools import rewrite_state, write_config
 
+pytestmark = pytest.mark.system
+
 Called = Callable[..., Outcome]
 Change = Callable[[dict[str, Any]], None]
 
@@ -248,7 +250,6 @@ def test_a_native_run_is_trained_again_on_the_same_machine(
     assert "reproducible: 3 of 3 epochs" in outcome.output
 
 
-@pytest.mark.system
 def test_a_run_that_changed_on_its_way_keeps_the_states_around_the_change(
     train: Callable[..., Path], call: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

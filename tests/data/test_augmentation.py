@@ -264,6 +264,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.system
 def test_the_runs_signals_end_neither_a_worker_nor_the_fork_server(paths: list[Path], tmp_path: Path) -> None:
     """In a process of its own, whose fork server no other test shares."""
     script = tmp_path / "script.py"
@@ -302,6 +303,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(("how", "expected"), [("error", "stopped\n"), ("kill", None)])
 def test_a_process_that_leaves_early_leaves_no_worker_and_no_traceback(
     tmp_path: Path, paths: list[Path], how: str, expected: str | None

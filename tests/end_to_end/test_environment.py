@@ -121,6 +121,7 @@ def test_what_an_old_run_did_not_record_is_not_taken_for_changed(
 # --- the program --------------------------------------------------------------------------------------
 
 
+@pytest.mark.system
 def test_other_sources_are_recorded_and_named_and_refuse_nothing(
     clip_hba: ClipHba, another_program: Callable[..., Outcome], small_config: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -208,6 +209,7 @@ def test_another_trajectory_version_is_refused_and_allowed_only_on_record(
 # --- environment variables ----------------------------------------------------------------------------
 
 
+@pytest.mark.system
 def test_a_variable_that_changes_bits_is_refused_and_allowed_only_on_record(
     clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,7 @@ def rest_of_the_run(trainer: Trainer, states: list[TrainingState] | None = None)
     return entries
 
 
+@pytest.mark.system
 def test_restoring_the_state_before_any_step_gives_the_same_rest(small_config: dict[str, Any]) -> None:
     """Every step of two epochs, with dropout and augmentation, and other worker processes afterwards."""
     keys = small_config | RANDOM_EVERYWHERE
@@ -262,6 +263,7 @@ def test_anothers_config_file_is_not_taken_for_ones_own(
 POLICIES = {"all": [0, 1, 2, 3, 4, 5, 6], "last 2": [0, 5, 6], "every 3": [0, 3, 6], "best": [0, 6]}
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_policy_keeps_what_it_says_the_first_the_best_and_the_newest(
     policy: str, clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path
@@ -307,6 +309,7 @@ DRIFTS: dict[str, Callable[[dict[str, Any]], None]] = {
 }
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("key", DRIFTS)
 def test_drift_is_refused_and_allowed_only_on_record(
     key: str, clip_hba: ClipHba, small_config: dict[str, Any], tmp_path: Path

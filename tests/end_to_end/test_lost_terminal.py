@@ -17,6 +17,8 @@ from fresh_process import Outcome
 from run_tools import write_config
 from terminal_tools import clip_hba_on_terminal
 
+pytestmark = pytest.mark.system
+
 CLIP_HBA = [sys.executable, "-m", "clip_hba_behavior"]
 
 
@@ -110,7 +112,6 @@ def test_sighup_saves_and_leaves_with_75(slow: Path, tmp_path: Path) -> None:
     assert f"go on with: clip-hba resume {run}" in said
 
 
-@pytest.mark.system
 def test_nohup_outlives_a_sighup(small_config: dict[str, Any], tmp_path: Path) -> None:
     config, run = write_config(tmp_path / "config.yaml", small_config, epochs=30), tmp_path / "run"
     with subprocess.Popen(

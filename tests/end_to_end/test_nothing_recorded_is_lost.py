@@ -109,6 +109,7 @@ def quarantined(run: Path, name: str) -> dict[str, Any]:
     return record
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("how", [torn, zeroed, doubled, out_of_order])
 def test_one_damaged_line_of_the_ledger_costs_no_other_and_is_made_again(
     how: Callable[[Lines], Lines], run: Path, five_epochs: Path, clip_hba: ClipHba
@@ -234,6 +235,7 @@ def is_kept(line: str, run: Path) -> bool:
     return any(line.encode() in path.read_bytes() for path in files_of(run))
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("where", MISMATCHES)
 def test_a_mismatch_is_refused_each_time_until_it_is_accepted_on_record(
     where: str, run: Path, clip_hba: ClipHba
@@ -284,6 +286,7 @@ def test_accepting_a_mismatch_that_there_is_not_is_refused_and_changes_nothing(
 # --- an allowed change leaves a run verifiable ------------------------------------------------------------
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("change", ["lr=0.01", "num_threads=2", "eval_batch_size=5"])
 def test_a_run_that_went_on_under_allowed_settings_is_verified(change: str, run: Path, clip_hba: ClipHba) -> None:
     arguments = ["--set", change, "--set", "epochs=5", "--allow", change.partition("=")[0]]
@@ -335,6 +338,7 @@ def written_by_another(reference: Path, path: Path, form: str, factor: float = 1
     return path
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("form", ["epochs from 1", "epochs from 0"])
 def test_a_results_table_of_another_program_is_consistent_and_the_largest_difference_named(
     form: str, reference: Path, reconstructed: Path, clip_hba: ClipHba, tmp_path: Path

@@ -101,6 +101,7 @@ def wait_for_epoch(run: Path, epoch: int, process: "subprocess.Popen[bytes]") ->
         time.sleep(0.002)
 
 
+@pytest.mark.system
 def test_without_what_linux_has_a_killed_run_is_resumed_verified_and_the_same(
     baseline: Path, tmp_path: Path
 ) -> None:

@@ -105,6 +105,7 @@ def test_a_cache_serves_every_machine(
     assert listed.output.count(f"used by {first}") == 2, listed.output
 
 
+@pytest.mark.system
 def test_a_run_goes_on_on_another_machine_and_is_verified_there(
     clip_hba: ClipHba, keys: dict[str, Any], baseline: Path, tmp_path: Path
 ) -> None:

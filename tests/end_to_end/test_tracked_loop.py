@@ -16,6 +16,8 @@ from clip_hba_behavior.reproducibility import diff
 from clip_hba_behavior.reproducibility.record.tracked import TrackedFiles
 from fresh_process import call, start
 
+pytestmark = pytest.mark.system
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 EPOCHS = 3
 
@@ -136,7 +138,6 @@ def test_killed_at_a_few_instants_the_run_is_the_uninterrupted_one(uninterrupted
     assert_same(tmp_path, uninterrupted)
 
 
-@pytest.mark.system
 @pytest.mark.timeout(1200)
 def test_killed_at_fifty_random_instants_the_run_is_the_uninterrupted_one(
     uninterrupted: Path, tmp_path: Path

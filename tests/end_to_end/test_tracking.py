@@ -21,6 +21,8 @@ from fresh_process import Outcome
 from run_tools import differences, trained, write_config
 from tracker_tools import Watching, recorded, served
 
+pytestmark = pytest.mark.system
+
 ClipHba = Callable[..., Outcome]
 
 

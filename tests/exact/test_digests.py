@@ -68,6 +68,7 @@ def test_every_public_function_has_a_digest() -> None:
         assert parts.get(name, name) in GOLDEN
 
 
+@pytest.mark.system
 def test_the_script_tells_what_differs_on_the_simplest_processor(tmp_path: Path) -> None:
     expected = tmp_path / "expected.txt"
     lines = [f"{digest}  {name}" for name, digest in GOLDEN.items()]

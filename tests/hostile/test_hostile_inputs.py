@@ -41,6 +41,7 @@ def check(found: dict[str, object], message: str) -> None:
     assert int(str(found["grown"])) < 300 * MIB, found
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("reader", "message", "build"),
     [

@@ -54,7 +54,8 @@ def test_a_step_is_as_accurate_as_float32s_own(standin: tuple[Clip, Data], layer
     assert max(ratios.values()) < ALLOWED, ratios
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, pytest.param(0.01, marks=pytest.mark.system)])
+@pytest.mark.system
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
 def test_parameters_after_many_steps_are_as_accurate_as_float32s_own(
     standin: tuple[Clip, Data], weight_decay: float
 ) -> None:

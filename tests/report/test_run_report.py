@@ -57,6 +57,7 @@ def reported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "first"
 
 
+@pytest.mark.system
 def test_the_same_run_gives_the_same_bytes_over_an_older_report(
     run: Path, reported: Path, clip_hba: ClipHba, tmp_path: Path
 ) -> None:

@@ -20,6 +20,8 @@ from clip_hba_behavior.run.directory import RunDirectory
 from clip_hba_behavior.run.results import COLUMNS
 from fresh_process import Outcome
 
+pytestmark = pytest.mark.system
+
 ClipHba = Callable[..., Outcome]
 
 

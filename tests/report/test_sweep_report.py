@@ -34,6 +34,8 @@ from fresh_process import Outcome
 from run_tools import trained
 from sweep_tools import write_sweep
 
+pytestmark = pytest.mark.system
+
 ClipHba = Callable[..., Outcome]
 
 
@@ -407,7 +409,6 @@ def test_a_report_of_several_sweeps_needs_a_place(sweep: Path, own_sweep: Path, 
     assert "say where it goes: clip-hba report" in outcome.output
 
 
-@pytest.mark.system
 @pytest.mark.timeout(1200)
 def test_a_browser_shows_every_figure_of_sweeps_and_asks_no_network(
     sweep: Path, own_sweep: Path, clip_hba: ClipHba, tmp_path: Path

@@ -10,6 +10,8 @@ from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpo
 from fresh_process import Outcome
 from sweep_tools import epochs_on_disk, table, write_sweep
 
+pytestmark = pytest.mark.system
+
 ClipHba = Callable[..., Outcome]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet
+import pytest
 import yaml
 
 import fresh_process
@@ -140,6 +141,7 @@ def test_a_run_that_continues_a_shorter_one_is_the_run_from_the_baseline(
         assert states[0].state_digest == states[1].state_digest
 
 
+@pytest.mark.system
 def test_a_sweep_that_is_killed_and_resumed_gives_the_same_table(
     baseline: Path, clip_hba: ClipHba, tmp_path: Path
 ) -> None:

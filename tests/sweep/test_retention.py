@@ -17,6 +17,8 @@ from clip_hba_behavior.verification.state_request import missing_state
 from fresh_process import Outcome
 from sweep_tools import epochs_on_disk, write_sweep
 
+pytestmark = pytest.mark.system
+
 ClipHba = Callable[..., Outcome]
 LAST = 6
 KEYS = {"epochs": [2, 4], "kinds": ["random_target"], "lengths": [1, 2], "processes": 2}
@@ -52,7 +54,6 @@ def test_in_portable_arithmetic_few_states_stay_and_the_table_is_the_same(
     assert bytes_of_checkpoints(tmp_path / "few") < 0.8 * bytes_of_checkpoints(tmp_path / "everything")
 
 
-@pytest.mark.system
 def test_what_comes_later_makes_the_states_that_it_needs(
     portable: Path, clip_hba: ClipHba, tmp_path: Path
 ) -> None:
@@ -69,7 +70,6 @@ def test_what_comes_later_makes_the_states_that_it_needs(
     assert 3 in epochs_on_disk(tmp_path / "few")["e002_random_target_l2_s0"]
 
 
-@pytest.mark.system
 def test_a_baseline_that_kept_few_states_gives_the_same_sweep(
     portable: Path, clip_hba: ClipHba, tmp_path: Path
 ) -> None:
@@ -109,7 +109,6 @@ def test_the_plan_tells_disk_and_time_of_both_retentions(
     assert "keep_checkpoints is all" in outcome.output
 
 
-@pytest.mark.system
 @pytest.mark.timeout(1200)
 def test_any_of_fifty_random_states_of_a_sweep_is_made_again_bit_for_bit(
     portable: Path, clip_hba: ClipHba, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -14,6 +14,8 @@ from fresh_process import Outcome
 from sweep_tools import write_sweep
 from verification import sabotage
 
+pytestmark = pytest.mark.system
+
 ClipHba = Callable[..., Outcome]
 
 

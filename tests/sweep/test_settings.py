@@ -72,6 +72,7 @@ def test_wrong_settings_are_refused_with_their_name_when_the_file_is_read(
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("keep", ["last 1", "best"])
 def test_a_shorter_run_keeps_the_state_that_a_longer_one_begins_with(
     keep: str, baseline: Path, clip_hba: ClipHba, tmp_path: Path

@@ -17,6 +17,8 @@ from clip_hba_behavior.sweep.sweep import make_sweep, read_sweep
 from fresh_process import Outcome
 from sweep_tools import table, write_sweep
 
+pytestmark = pytest.mark.system
+
 ClipHba = Callable[..., Outcome]
 
 
@@ -181,7 +183,6 @@ def test_what_is_done_is_not_done_again_and_a_damaged_run_is_named(
     assert "1 of 1 sampled epochs are reproducible" in outcome.output
 
 
-@pytest.mark.system
 def test_the_report_shows_what_that_of_several_sweeps_shows(two: Path, clip_hba: ClipHba, tmp_path: Path) -> None:
     outcome = clip_hba("report", two, "--out", tmp_path / "report")
     assert outcome.code == 0, outcome.output

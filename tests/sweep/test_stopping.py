@@ -17,6 +17,8 @@ from fresh_process import Outcome
 from run_tools import write_config
 from sweep_tools import clip_hba_with_signal, epochs_on_disk, write_sweep
 
+pytestmark = pytest.mark.system
+
 ClipHba = Callable[..., Outcome]
 CHAIN = {"epochs": [2], "kinds": ["random_target"], "controls": False}
 

@@ -19,6 +19,8 @@ from clip_hba_behavior.sweep.sweep import read_sweep
 from fresh_process import Outcome
 from sweep_tools import clip_hba_with_signal, epochs_on_disk, table, write_sweep
 
+pytestmark = pytest.mark.system
+
 ClipHba = Callable[..., Outcome]
 CHAIN = {"epochs": [2], "kinds": ["random_target"], "controls": False}
 

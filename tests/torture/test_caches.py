@@ -14,6 +14,8 @@ from run_tools import write_config
 from torture.faults import Fault
 from torture.runs import begin, must_end_as, start_or_resume
 
+pytestmark = pytest.mark.system
+
 ClipHba = Callable[..., Outcome]
 
 

@@ -106,6 +106,7 @@ def train(clip_hba: ClipHba, tmp_path: Path, small_config: dict[str, Any], rule:
     return tmp_path / rule
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("rule", LATER_RULES)
 @pytest.mark.parametrize("epoch", [0, 2])
 def test_resume_under_a_later_rule_equals_the_uninterrupted_run(
@@ -137,6 +138,7 @@ def test_a_run_trains_and_draws_by_its_rule(
     assert checkpoints[4].provenance["config"]["batch_order"] == rule
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("rule", RULES)
 def test_a_state_within_an_epoch_goes_on_in_that_epochs_order(
     rule: BatchOrder, clip_hba: ClipHba, tmp_path: Path, small_config: dict[str, Any]

@@ -29,6 +29,7 @@ def contents(cache: Path) -> dict[str, bytes]:
     return {str(path.relative_to(cache)): path.read_bytes() for path in cache.rglob("*") if path.is_file()}
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("arithmetic", ["native", "portable"])
 def test_the_cache_has_the_same_bytes_for_any_number_of_reading_processes(
     small_config: dict[str, Any], tmp_path: Path, arithmetic: str, caplog: pytest.LogCaptureFixture

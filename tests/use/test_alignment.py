@@ -62,6 +62,7 @@ def held_out(run: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     return predictions, read_human_rdm(data / "RDM48_triplet.mat")
 
 
+@pytest.mark.system
 def test_the_command_gives_rho_as_recorded_with_test_interval_and_dimensions(run: Path, clip_hba: ClipHba) -> None:
     rows = recorded(run)
     done = clip_hba("alignment", run, "--permutations", 199, "--json")

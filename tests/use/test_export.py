@@ -40,9 +40,12 @@ FORMATS = list(WRITERS)
 HERE = Session(logging.getLogger("test"))
 CLOSE = 1e-5  # of the largest prediction
 
-pytestmark = pytest.mark.filterwarnings(  # PEFT 0.21 with transformers 5.23
-    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-)
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.filterwarnings(  # PEFT 0.21 with transformers 5.23
+        "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+    ),
+]
 
 
 @pytest.fixture(autouse=True)

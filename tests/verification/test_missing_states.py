@@ -21,6 +21,8 @@ from clip_hba_behavior.verification.state_request import missing_state
 from fresh_process import Outcome
 from run_tools import differences
 
+pytestmark = pytest.mark.system
+
 ClipHba = Callable[..., Outcome]
 LAST = 6
 

@@ -29,6 +29,8 @@ from fresh_process import Outcome
 from run_tools import finished, recorded_run_keys, write_config
 from verification import sabotage
 
+pytestmark = pytest.mark.system
+
 ClipHba = Callable[..., Outcome]
 
 
@@ -112,7 +114,6 @@ def test_epochs_without_a_kept_state_between_them_are_trained_in_a_row(
     assert "the replay did not reach the state after epoch 3" in output
 
 
-@pytest.mark.system
 def test_old_checkpoints_are_completed_from_the_seed_as_by_one_process(
     reference: Path, things: Path, clip_hba: ClipHba, tmp_path: Path
 ) -> None:

@@ -16,6 +16,8 @@ from clip_hba_behavior.reproducibility.state.rng import capture_rng_state, resto
 from clip_hba_behavior.training.state import TrainingState
 from clip_hba_behavior.verification.quick import QuickResult, verify_quick
 
+pytestmark = pytest.mark.system
+
 SCRIPT = Path(training_scripts.__path__[0]) / "test_checkpoint_quick.py"
 
 

@@ -17,6 +17,8 @@ from clip_hba_behavior.run.checkpoint_files import checkpoint_path, list_checkpo
 from fresh_process import Outcome
 from run_tools import finished, recorded_run_keys, write_config
 
+pytestmark = pytest.mark.system
+
 ClipHba = Callable[..., Outcome]
 
 

@@ -14,6 +14,8 @@ from run_tools import write_config
 from verification import sabotage
 from verification.sabotage import PARAMETER
 
+pytestmark = pytest.mark.system
+
 ClipHba = Callable[..., Outcome]
 IMAGE = "drawn_0007.png"  # one that trains
 

@@ -26,6 +26,7 @@ def stopped(keys: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> P
     return directory / "run"
 
 
+@pytest.mark.system
 def test_early_stopping_of_a_fork_is_off_inherited_or_fresh(
     stopped: Path, clip_hba: ClipHba, tmp_path: Path
 ) -> None:

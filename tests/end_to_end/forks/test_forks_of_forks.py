@@ -7,6 +7,7 @@ import pytest
 from fork_tools import KINDS, ClipHba, batches, forked, later, parent_of, state_of
 
 
+@pytest.mark.system
 def test_a_fork_of_a_fork_has_its_own_perturbation_and_its_parents_other_keys(
     baseline: Path, clip_hba: ClipHba, tmp_path: Path
 ) -> None:
@@ -29,6 +30,7 @@ def test_a_fork_of_a_fork_has_its_own_perturbation_and_its_parents_other_keys(
     assert parent_of(calm)["run"] == str(fork)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("kind", ["random_target", "earlier label_shuffle"])
 def test_a_longer_window_can_go_on_from_a_shorter_ones_end(
     kind: str, baseline: Path, clip_hba: ClipHba, tmp_path: Path

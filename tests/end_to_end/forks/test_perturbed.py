@@ -40,6 +40,7 @@ def test_an_unperturbed_fork_repeats_its_baseline_byte_for_byte(
     assert parent["state_digest"] == read_checkpoint(first).state_digest
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_perturbed_fork_is_verified_resumed_and_back_in_its_baselines_order(
     kind: str, baseline: Path, clip_hba: ClipHba, tmp_path: Path
@@ -179,6 +180,7 @@ def test_images_are_perturbed_between_augmented_epochs(
     assert clip_hba("verify", "checkpoints", fork).code == 0
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("augmentation", [[], ["random_resized_crop"]])
 def test_a_reordered_epoch_has_the_same_images_and_targets_in_another_order(
     augmentation: list[str], keys: dict[str, Any], clip_hba: ClipHba, tmp_path: Path
@@ -229,6 +231,7 @@ def test_the_images_of_a_reordered_batch_are_derived_from_the_random_states_alon
     assert [trainer._batch_digest(rows, targets[rows]) for rows in calm] == batches(baseline)[2]
 
 
+@pytest.mark.system
 def test_many_forks_in_one_process_are_those_of_a_process_each(
     baseline: Path, clip_hba: ClipHba, tmp_path: Path
 ) -> None:

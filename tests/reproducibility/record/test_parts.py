@@ -227,6 +227,7 @@ def many_parts() -> dict[str, Any]:
     return {"model": parameters, "optimizer": torch.optim.AdamW(parameters, 0.1)}
 
 
+@pytest.mark.system
 def test_a_model_of_thousands_of_parameters_is_saved_and_loaded(tmp_path: Path) -> None:
     parts = many_parts()
     sum(each.sum() for each in parts["model"]).backward()

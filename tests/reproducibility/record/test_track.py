@@ -78,6 +78,7 @@ def test_extended_epoch_by_epoch_the_run_is_the_uninterrupted_one(
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(("before", "after", "context"), [(0, 2, "fork"), (2, 0, "fork"), (2, 1, "spawn")])
 def test_the_number_of_a_loaders_workers_may_change_at_a_resume(
     before: int, after: int, context: str, uninterrupted: Path, tmp_path: Path

@@ -264,6 +264,7 @@ def test_a_damaged_state_is_not_called_equal(tmp_path: Path) -> None:
     assert "equal in all of 4 epochs that both have, but for what is damaged\nproblem: B: " in str(found)
 
 
+@pytest.mark.system
 def test_a_long_list_in_a_part_does_not_outgrow_the_ledgers_lines(tmp_path: Path) -> None:
     values = [0.5] * 40_000
 
@@ -321,6 +322,7 @@ def test_a_lost_closing_line_is_noted_and_is_no_difference(tmp_path: Path) -> No
 # --- runs by the rules of an earlier version ------------------------------------------------------------
 
 
+@pytest.mark.system
 def test_an_earlier_versions_run_goes_on_by_its_own_rules(tmp_path: Path) -> None:
     def loop(directory: Path, track: Callable[..., Any] = track, epochs: int = NUM_EPOCHS) -> None:
         torch.manual_seed(0)
