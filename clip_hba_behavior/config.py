@@ -27,6 +27,8 @@ PerturbType = Literal["none", "random_target", "label_shuffle", "image_noise", "
 PerturbDistribution = Literal["normal", "target"]
 PerturbRule = Literal["philox", "earlier"]
 DATA_KEYS = ("csv_file", "img_dir", "inference_csv_file", "RDM48_triplet_dir", "prompts_file")
+# where data and backbone are
+WHERE_KEYS = (*DATA_KEYS, "image_suffix", "backbone", "tokenizer", "trust_backbone_file")
 
 PERTURB_KEYS = (
     "perturb_type",
@@ -48,11 +50,7 @@ _UNUSED_BY: dict[PerturbType, tuple[str, ...]] = {
 # Keys that do not shape a run's trajectory, in any arithmetic. Paths count by
 # the digests of what is there, which are recorded and compared on their own.
 FREE_KEYS = {
-    *DATA_KEYS,
-    "image_suffix",
-    "backbone",
-    "tokenizer",
-    "trust_backbone_file",
+    *WHERE_KEYS,
     "epochs",
     "early_stopping_patience",
     "num_workers",

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clip_hba_behavior.config import DATA_KEYS, Config, make_config
+from clip_hba_behavior.config import WHERE_KEYS, Config, make_config
 from clip_hba_behavior.reproducibility.record.signals import stopping_on_signals
 from clip_hba_behavior.reproducibility.state.system import locked_directory
 from clip_hba_behavior.run.checkpoint_files import position_in_name
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from clip_hba_behavior.training.inputs import Inputs
 
 _SECONDS_BETWEEN_TRIES = 0.1
-_WHERE = (*DATA_KEYS, "image_suffix", "backbone", "tokenizer", "trust_backbone_file", "cache_dir")
+_WHERE = (*WHERE_KEYS, "cache_dir")
 
 
 def make_again(
